@@ -1,0 +1,6 @@
+//! Formats of image layers: bytes in, structures out, no I/O.
+
+#![forbid(unsafe_code)]
+
+pub mod toc;
+pub mod tree;

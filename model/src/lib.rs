@@ -1,0 +1,9 @@
+//! Names for the things all other rooms talk about. No I/O, no clock.
+
+#![forbid(unsafe_code)]
+
+mod class;
+mod digest;
+
+pub use class::Class;
+pub use digest::{Digest, DigestError, chain_id, chain_ids};
