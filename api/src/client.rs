@@ -20,10 +20,11 @@ pub fn connect(socket: &Path) -> Connect {
     let socket = socket.to_owned();
     let path = socket.clone();
     // The URI is never resolved: the connector below decides where the bytes go.
-    let channel = Endpoint::from_static("http://unix.invalid").connect_with_connector_lazy(tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    }));
+    let channel =
+        Endpoint::from_static("http://unix.invalid").connect_with_connector_lazy(tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        }));
     Connect { socket, channel }
 }
 
