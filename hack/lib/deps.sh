@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# Debian's packages that the build, the tests and the demo use; installed once, and nothing is asked when all are there.
+# shellcheck source=hack/lib/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# gcc, libc6-dev: linking, and the C in some crates. patchelf: lib/sid.sh. The rest: what silk is tested with.
+BUILD_PACKAGES=(ca-certificates curl git gcc g++ libc6-dev make pkg-config patchelf jq python3 shellcheck)
+RUN_PACKAGES=(containerd runc docker-registry buildah skopeo debootstrap debian-archive-keyring
+    xz-utils zstd iproute2 procps util-linux)
+
+apt_get() {
+    DEBIAN_FRONTEND=noninteractive apt-get -y -q -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 "$@"
+}
+
+# Installs the packages that are missing. Services of theirs are not started: silk starts its own, in scratch directories.
+install_packages() {
+    local missing=() p policy=/usr/sbin/policy-rc.d made=
+    for p in "$@"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    need_root
+    say "installing ${missing[*]}"
+    if [ ! -e "$policy" ]; then
+        made=1
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    quietly "apt-get update" apt_get update
+    quietly "apt-get install" apt_get install --no-install-recommends "${missing[@]}"
+    [ -z "$made" ] || rm -f "$policy"
+}
