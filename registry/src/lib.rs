@@ -1,1 +1,21 @@
-//! (skeleton)
+//! One OCI distribution conversation done right: hosts, credentials, tokens, redirects, ranges, retries.
+//!
+//! A [`Registry`] is made once a process. A pull asks it for a [`Repository`], reads [`Manifest`]s from it, and opens a
+//! [`Blob`] a layer, whose byte ranges arrive as [`BlobStream`]s that survive cut connections, stalls, expired
+//! signatures and mirrors that fall away. Nothing here proves a blob's digest: the reader hashes what it receives.
+//!
+//! All waiting is asynchronous and has a deadline; memory is bounded by the connections in use.
+
+#![forbid(unsafe_code)]
+
+mod blob;
+mod config;
+mod error;
+mod reference;
+mod repository;
+
+pub use blob::{Blob, BlobStream, Ranges};
+pub use config::Config;
+pub use error::{Asked, CertificateFault, Error, Result, Said, Transport};
+pub use reference::{Reference, ReferenceError, Selector};
+pub use repository::{Manifest, Object, Registry, Repository};

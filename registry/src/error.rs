@@ -1,0 +1,374 @@
+//! Everything that can go wrong in a conversation with a registry, in words that help kubelet's user.
+//!
+//! No message holds a credential, a token or the query of a URL (storage signatures live there).
+
+use std::{error::Error as StdError, fmt, io, ops::Range, path::PathBuf, time::Duration};
+
+use reqwest::StatusCode;
+use serde::Deserialize;
+use silk_model::{Class, Digest};
+
+use crate::ReferenceError;
+
+/// The longest piece of a registry's own words that goes into a message, in characters.
+const MAX_WORDS: usize = 256;
+
+/// Whom silk asked, and for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// `host` or `host:port` of the registry, mirror, storage or token server.
+    pub host: String,
+    /// The thing asked for, for messages: `manifest latest of library/app`.
+    pub what: String,
+}
+
+/// Why a registry's answer is no use.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The text is no image reference.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// A setting that must not be zero is.
+    #[error("registry setting {field} is 0: give it a positive value or leave it out")]
+    ZeroSetting {
+        /// Its name in the configuration file.
+        field: &'static str,
+    },
+    /// A certificate or key named by `hosts.toml` cannot be used.
+    #[error("cannot use the certificate or key {}: {cause}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: CertificateFault,
+    },
+    /// `hosts.toml` leaves no host for this.
+    #[error("no host in hosts.toml of {registry} has the capability to {needs}")]
+    NoHost {
+        /// The registry as the reference names it.
+        registry: String,
+        /// `pull`, or `pull and resolve`.
+        needs: &'static str,
+    },
+    /// The HTTP client cannot be made.
+    #[error("cannot set up a client for registry {host}: {cause}")]
+    Client {
+        /// Whom it was for.
+        host: String,
+        /// The library's reason.
+        #[source]
+        cause: Transport,
+    },
+    /// 401 or 403 after all credentials were tried.
+    #[error("registry {} refused silk: {status} for {}{said}: {hint}", asked.host, asked.what)]
+    Denied {
+        /// Whom, what.
+        asked: Asked,
+        /// 401 or 403.
+        status: StatusCode,
+        /// The registry's own words.
+        said: Said,
+        /// What to look at.
+        hint: String,
+    },
+    /// 404 or 410.
+    #[error("registry {} has no {}: {status}{said}", asked.host, asked.what)]
+    NotFound {
+        /// Whom, what.
+        asked: Asked,
+        /// 404 or 410.
+        status: StatusCode,
+        /// The registry's own words.
+        said: Said,
+    },
+    /// Any other status that is no success.
+    #[error("registry {} answered {status} for {}{said}", asked.host, asked.what)]
+    Status {
+        /// Whom, what.
+        asked: Asked,
+        /// The status.
+        status: StatusCode,
+        /// The registry's own words.
+        said: Said,
+        /// How long the registry asks us to wait.
+        retry_after: Option<Duration>,
+    },
+    /// No connection, or it broke before the head of the answer.
+    #[error("registry {} cannot be reached for {}: {cause}", asked.host, asked.what)]
+    Unreachable {
+        /// Whom, what.
+        asked: Asked,
+        /// The network's reason.
+        #[source]
+        cause: Transport,
+    },
+    /// The head of the answer did not come in time.
+    #[error("registry {} did not answer within {:.1} s for {}", asked.host, after.as_secs_f64(), asked.what)]
+    NoAnswer {
+        /// Whom, what.
+        asked: Asked,
+        /// How long silk waited.
+        after: Duration,
+    },
+    /// The body ended or broke too early.
+    #[error("registry {} cut {} at byte {at}{}", asked.host, asked.what, cause.as_ref().map(|c| format!(": {c}")).unwrap_or_default())]
+    Cut {
+        /// Whom, what.
+        asked: Asked,
+        /// The first byte that is missing.
+        at: u64,
+        /// The network's reason; none if the body simply ended.
+        #[source]
+        cause: Option<Transport>,
+    },
+    /// No byte of the body came in time.
+    #[error("registry {} sent no byte of {} for {:.1} s (at byte {at})", asked.host, asked.what, after.as_secs_f64())]
+    Stalled {
+        /// Whom, what.
+        asked: Asked,
+        /// The first byte that is missing.
+        at: u64,
+        /// How long silk waited.
+        after: Duration,
+    },
+    /// The registry has another length for the blob than the manifest.
+    #[error("registry {} holds {actual} bytes as {}, but the manifest says {expected}", asked.host, asked.what)]
+    WrongSize {
+        /// Whom, what.
+        asked: Asked,
+        /// By the manifest.
+        expected: u64,
+        /// By the registry.
+        actual: u64,
+    },
+    /// More bytes came than were promised.
+    #[error("registry {} sent more than the {expected} bytes due of {}", asked.host, asked.what)]
+    Overlong {
+        /// Whom, what.
+        asked: Asked,
+        /// Bytes that were due.
+        expected: u64,
+    },
+    /// The answer to a range request is of another range.
+    #[error("registry {} answered bytes {}-{} of {} with Content-Range {got:?}", asked.host, wanted.start, wanted.end - 1, asked.what)]
+    WrongRange {
+        /// Whom, what.
+        asked: Asked,
+        /// The bytes asked for.
+        wanted: Range<u64>,
+        /// The header, shortened.
+        got: String,
+    },
+    /// 416: the registry says the blob does not reach that far.
+    #[error("registry {} cannot serve bytes {}-{} of {}: {}", asked.host, wanted.start, wanted.end - 1, asked.what, StatusCode::RANGE_NOT_SATISFIABLE)]
+    RangeRefused {
+        /// Whom, what.
+        asked: Asked,
+        /// The bytes asked for.
+        wanted: Range<u64>,
+    },
+    /// The bytes are not those of the digest.
+    #[error("registry {} sent {actual} as {}", asked.host, asked.what)]
+    WrongDigest {
+        /// Whom, what (its digest is in the words).
+        asked: Asked,
+        /// The digest of what came.
+        actual: Digest,
+    },
+    /// A manifest or token that is larger than any honest one.
+    #[error("registry {} sent more than {limit} bytes as {}", asked.host, asked.what)]
+    TooLarge {
+        /// Whom, what.
+        asked: Asked,
+        /// The most silk takes, in bytes.
+        limit: usize,
+    },
+    /// A redirect that leads nowhere.
+    #[error("registry {} redirected silk without end or without a usable address for {}", asked.host, asked.what)]
+    Redirect {
+        /// Whom, what.
+        asked: Asked,
+    },
+    /// A token server that sent no token.
+    #[error("token server {} sent no usable token for {}", asked.host, asked.what)]
+    NoToken {
+        /// Whom, what.
+        asked: Asked,
+    },
+    /// A read outside of the blob.
+    #[error("bytes {}..{} asked for of blob {digest}, which has {size}", wanted.start, wanted.end)]
+    OutOfBounds {
+        /// The bytes asked for.
+        wanted: Range<u64>,
+        /// Of which blob.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// The last of several failures; nothing more will be tried.
+    #[error("{last} (gave up after {attempts} attempts in {:.0} s)", after.as_secs_f64())]
+    GaveUp {
+        /// Attempts in a row without progress.
+        attempts: u32,
+        /// Since the last progress.
+        after: Duration,
+        /// How the last one failed.
+        #[source]
+        last: Box<Error>,
+    },
+}
+
+/// What is wrong with a certificate file.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateFault {
+    /// It cannot be read.
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    /// It is not PEM, or has no certificate or key in it.
+    #[error("no certificate or no private key in it")]
+    Empty,
+    /// The TLS library refuses it.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+}
+
+/// A failure of the network or the TLS below HTTP, printed with all its causes and without the URL.
+#[derive(Debug)]
+pub struct Transport(reqwest::Error);
+
+/// What a registry said in an error's body, shortened; empty if it said nothing that fits a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Said(String);
+
+/// A `Result` of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+// === impl Error ===
+
+impl Error {
+    /// What kind of trouble this is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Reference(error) => error.class(),
+            Self::ZeroSetting { .. } | Self::OutOfBounds { .. } | Self::Certificate { .. } => Class::Invalid,
+            Self::NoHost { .. } => Class::Unsupported,
+            Self::Client { .. } => Class::Internal,
+            Self::Denied { .. } => Class::Denied,
+            Self::NotFound { .. } => Class::NotFound,
+            Self::Status { status, .. } if is_transient(*status) => Class::Transient,
+            Self::Status { .. } | Self::Redirect { .. } | Self::NoToken { .. } | Self::WrongRange { .. } => {
+                Class::Unsupported
+            }
+            Self::Unreachable { .. } | Self::NoAnswer { .. } | Self::Cut { .. } | Self::Stalled { .. } => {
+                Class::Transient
+            }
+            Self::WrongSize { .. }
+            | Self::Overlong { .. }
+            | Self::RangeRefused { .. }
+            | Self::WrongDigest { .. }
+            | Self::TooLarge { .. } => Class::Corrupt,
+            Self::GaveUp { last, .. } => last.class(),
+        }
+    }
+}
+
+/// Statuses that another try may not see again: RFC 9110 15.5.9, RFC 6585 4, and the server's own trouble. 501 and 505
+/// say "never".
+pub(crate) fn is_transient(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error() && !matches!(status.as_u16(), 501 | 505)
+}
+
+// === impl Transport ===
+
+impl Transport {
+    pub(crate) fn new(error: reqwest::Error) -> Self {
+        Self(error.without_url())
+    }
+
+    /// Whether no connection came about at all: refused, unknown name, TLS.
+    pub(crate) fn is_connect(&self) -> bool {
+        self.0.is_connect()
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The library's own sentence ("error sending request") says less than its causes.
+        let mut cause = self.0.source();
+        if cause.is_none() {
+            return write!(f, "{}", self.0);
+        }
+        let mut last = String::new();
+        while let Some(error) = cause {
+            let words = error.to_string();
+            if !last.ends_with(&words) {
+                write!(f, "{}{words}", if last.is_empty() { "" } else { ": " })?;
+            }
+            last = words;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Transport {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
+}
+
+// === impl Said ===
+
+impl Said {
+    /// From an error's body: the OCI distribution specification's `{"errors": [{"code", "message"}]}` ("Error Codes"),
+    /// or the OAuth2 `{"error", "error_description"}` of token servers, or the `<Code>`/`<Message>` of object stores.
+    pub(crate) fn parse(body: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Body {
+            #[serde(default)]
+            errors: Vec<Entry>,
+            #[serde(default)]
+            error: String,
+            #[serde(default)]
+            error_description: String,
+            #[serde(default)]
+            details: String,
+        }
+        #[derive(Deserialize)]
+        struct Entry {
+            #[serde(default)]
+            code: String,
+            #[serde(default)]
+            message: String,
+        }
+        if let Ok(body) = serde_json::from_slice::<Body>(body) {
+            return match body.errors.first() {
+                Some(entry) => Self::of(&entry.code, &entry.message),
+                None if body.error_description.is_empty() => Self::of(&body.error, &body.details),
+                None => Self::of(&body.error, &body.error_description),
+            };
+        }
+        let text = String::from_utf8_lossy(body);
+        let tag = |name: &str| {
+            let (_, rest) = text.split_once(&format!("<{name}>"))?;
+            Some(rest.split_once('<')?.0.to_owned())
+        };
+        Self::of(&tag("Code").unwrap_or_default(), &tag("Message").unwrap_or_default())
+    }
+
+    fn of(code: &str, message: &str) -> Self {
+        let joint = if code.is_empty() || message.is_empty() { "" } else { ": " };
+        Self(shorten(&format!("{code}{joint}{message}")))
+    }
+}
+
+/// At most [`MAX_WORDS`] characters, none of them a control character: this goes into logs and terminals.
+pub(crate) fn shorten(text: &str) -> String {
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_WORDS).collect()
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, " ({})", self.0) }
+    }
+}
