@@ -2,5 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod erofs;
 pub mod toc;
 pub mod tree;

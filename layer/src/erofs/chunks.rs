@@ -1,0 +1,178 @@
+//! A regular file as chunks: of which size, and where each one's bytes are.
+
+use crate::tree::{Source, SourceExtent};
+
+use super::{
+    MAX_COPIED, MAX_FILE_CHUNKS,
+    disk::{BLOCK, BLOCK_BITS, MAX_CHUNK_BITS, NULL_ADDR},
+};
+
+/// Why a file has no chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Misfit {
+    /// Extents out of order or out of bounds.
+    Extent,
+    /// Longer than 2^63 - 1, or beyond the reach of a block address.
+    Range,
+    /// Too many chunks, or too much to copy, at any chunk size.
+    Scattered,
+}
+
+/// A file's chunk size, and what it costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Chunks are of `1 << bits` bytes; the last is shorter.
+    pub bits: u32,
+    /// How many there are.
+    pub chunks: u64,
+    /// Bytes of those that must be copied, each rounded up to blocks.
+    pub copied: u64,
+}
+
+/// Where a chunk's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chunk {
+    /// Nowhere: zeros.
+    Hole,
+    /// In a data file, from this block on.
+    Direct(Source, u32),
+    /// At no one address: to be copied into the image.
+    Copied,
+}
+
+/// A file: its length and its extents with neighbours joined.
+#[derive(Debug)]
+pub(super) struct File {
+    size: u64,
+    extents: Vec<SourceExtent>,
+}
+
+impl File {
+    /// Checks the extents: sorted, apart, within the file, and within reach. `None` for an empty file.
+    pub(super) fn new(size: u64, extents: &[SourceExtent]) -> Result<Option<Self>, Misfit> {
+        let mut joined: Vec<SourceExtent> = Vec::with_capacity(extents.len());
+        let mut end = 0;
+        for extent in extents.iter().filter(|e| e.len > 0) {
+            let stop = extent.logical.checked_add(extent.len).ok_or(Misfit::Extent)?;
+            if extent.logical < end || stop > size {
+                return Err(Misfit::Extent);
+            }
+            let last_block = extent.offset.checked_add(extent.len).ok_or(Misfit::Range)?.div_ceil(BLOCK);
+            if last_block > u64::from(NULL_ADDR) {
+                return Err(Misfit::Range);
+            }
+            end = stop;
+            match joined.last_mut() {
+                Some(last)
+                    if last.source == extent.source
+                        && last.logical + last.len == extent.logical
+                        && last.offset + last.len == extent.offset =>
+                {
+                    last.len += extent.len;
+                }
+                _ => joined.push(*extent),
+            }
+        }
+        if i64::try_from(size).is_err() {
+            return Err(Misfit::Range);
+        }
+        Ok((size > 0).then_some(Self { size, extents: joined }))
+    }
+
+    /// The chunk size at which indexes and copies take the least room together: the whole file in one chunk for all but
+    /// sparse files, the largest that divides all boundaries for well-formed sparse ones.
+    pub(super) fn shape(&self) -> Result<Shape, Misfit> {
+        let whole = self.size.next_power_of_two().trailing_zeros().clamp(BLOCK_BITS, MAX_CHUNK_BITS);
+        let mut best: Option<(u64, Shape)> = None;
+        for bits in (BLOCK_BITS..=whole).rev() {
+            let chunks = self.size.div_ceil(1 << bits);
+            let indexes = chunks * 8;
+            if chunks > MAX_FILE_CHUNKS || best.is_some_and(|(cost, _)| cost <= indexes) {
+                break;
+            }
+            let copied = self.copied(bits);
+            let cost = indexes + copied;
+            if copied <= MAX_COPIED && best.is_none_or(|(least, _)| cost < least) {
+                best = Some((cost, Shape { bits, chunks, copied }));
+            }
+        }
+        best.map(|(_, shape)| shape).ok_or(Misfit::Scattered)
+    }
+
+    /// How many bytes must be copied with chunks of this size: those of chunks that an extent starts or ends inside of,
+    /// and of all chunks of an extent that lies between blocks.
+    fn copied(&self, bits: u32) -> u64 {
+        let last = (self.size - 1) >> bits;
+        let (mut chunks, mut next, mut tail) = (0, 0, false);
+        let mut count = |from: u64, to: u64| {
+            let from = from.max(next);
+            if from <= to {
+                chunks += to - from + 1;
+                next = to + 1;
+                tail |= to == last;
+            }
+        };
+        for extent in &self.extents {
+            let end = extent.logical + extent.len;
+            let (first, final_) = (extent.logical >> bits, (end - 1) >> bits);
+            if !aligned(extent) {
+                count(first, final_);
+                continue;
+            }
+            if !extent.logical.is_multiple_of(1 << bits) {
+                count(first, first);
+            }
+            if end != self.size && !end.is_multiple_of(1 << bits) {
+                count(final_, final_);
+            }
+        }
+        let short = (last + 1 << bits) - self.size.next_multiple_of(BLOCK);
+        // At most MAX_FILE_CHUNKS chunks of at most 2^40 bytes.
+        (chunks << bits) - if tail { short } else { 0 }
+    }
+
+    /// The chunks of `1 << bits` bytes in order.
+    pub(super) fn chunks(&self, bits: u32) -> impl Iterator<Item = Chunk> {
+        let mut at = 0;
+        (0..self.size.div_ceil(1 << bits)).map(move |nr| {
+            let start = nr << bits;
+            let end = (start + (1 << bits)).min(self.size);
+            while self.extents.get(at).is_some_and(|e| e.logical + e.len <= start) {
+                at += 1;
+            }
+            match self.extents.get(at) {
+                Some(e) if e.logical >= end => Chunk::Hole,
+                None => Chunk::Hole,
+                Some(e) if aligned(e) && e.logical <= start && e.logical + e.len >= end => {
+                    // `File::new` has checked that block addresses fit.
+                    Chunk::Direct(e.source, ((e.offset + (start - e.logical)) / BLOCK) as u32)
+                }
+                Some(_) => Chunk::Copied,
+            }
+        })
+    }
+
+    /// The sources that some chunk points into.
+    pub(super) fn direct_sources(&self, bits: u32) -> impl Iterator<Item = Source> {
+        self.chunks(bits).filter_map(|chunk| match chunk {
+            Chunk::Direct(source, _) => Some(source),
+            Chunk::Hole | Chunk::Copied => None,
+        })
+    }
+
+    /// The extents, joined.
+    pub(super) fn extents(&self) -> &[SourceExtent] {
+        &self.extents
+    }
+
+    /// Bytes from the start of chunk `nr` to its end.
+    pub(super) fn range(&self, bits: u32, nr: u64) -> std::ops::Range<u64> {
+        let start = nr << bits;
+        start..(start + (1 << bits)).min(self.size)
+    }
+}
+
+/// Whether a block of the file is a block of the data file.
+fn aligned(extent: &SourceExtent) -> bool {
+    extent.offset % BLOCK == extent.logical % BLOCK
+}

@@ -1,0 +1,328 @@
+//! The structures of `fs/erofs/erofs_fs.h`, encoded. All numbers are little-endian.
+
+use crate::{toc::Time, tree::NodeKind};
+
+use super::Device;
+
+/// Block size: what a tar aligns its members to, and the smallest that the kernel takes (from Linux 6.4).
+pub(super) const BLOCK: u64 = 512;
+/// `blkszbits`.
+pub(super) const BLOCK_BITS: u32 = BLOCK.trailing_zeros();
+/// Inode numbers count these, from the image's first byte (`meta_blkaddr` is 0).
+pub(super) const SLOT: u64 = 32;
+/// `sizeof(struct erofs_inode_extended)`.
+pub(super) const INODE: u64 = 64;
+/// `EROFS_SUPER_OFFSET`.
+const SUPER_OFFSET: usize = 1024;
+/// `sizeof(struct erofs_super_block)`; the device table follows it.
+const SUPER: usize = 128;
+/// `sizeof(struct erofs_deviceslot)`.
+const DEVICE_SLOT: usize = 128;
+/// `EROFS_SUPER_MAGIC_V1`.
+const MAGIC: u32 = 0xE0F5_E1E2;
+/// `EROFS_FEATURE_COMPAT_SB_CHKSUM | EROFS_FEATURE_COMPAT_MTIME`.
+const FEATURE_COMPAT: u32 = 0x1 | 0x2;
+/// `EROFS_FEATURE_INCOMPAT_CHUNKED_FILE`.
+const CHUNKED_FILE: u32 = 0x4;
+/// `EROFS_FEATURE_INCOMPAT_DEVICE_TABLE`.
+const DEVICE_TABLE: u32 = 0x8;
+/// `EROFS_CHUNK_FORMAT_INDEXES`.
+const CHUNK_INDEXES: u32 = 0x20;
+/// `EROFS_CHUNK_FORMAT_BLKBITS_MASK`: chunks are at most 512 << 31 bytes.
+pub(super) const MAX_CHUNK_BITS: u32 = BLOCK_BITS + 0x1f;
+/// `EROFS_NULL_ADDR`: a chunk that is a hole.
+pub(super) const NULL_ADDR: u32 = u32::MAX;
+/// Volume name of the images that this writer makes; raised when their content changes for the same tree, so that older
+/// ones are made anew.
+const VOLUME: [u8; 16] = *b"silk-layer-1\0\0\0\0";
+
+/// How many bytes of an image [`inspect`] wants.
+pub const HEAD_LEN: usize = SUPER_OFFSET + BLOCK as usize;
+
+/// What the head of an image says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Length of the whole image in bytes.
+    pub size: u64,
+    /// As given to [`super::Plan::new`].
+    pub uuid: [u8; 16],
+    /// How many `device=` options the image wants.
+    pub devices: u16,
+}
+
+/// An image that is not (or no longer) one of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// Shorter than [`HEAD_LEN`].
+    #[error("the metadata image is shorter than its superblock")]
+    Short,
+    /// No EROFS, or its checksum is wrong.
+    #[error("the metadata image's superblock is damaged")]
+    Damaged,
+    /// Written by another version.
+    #[error("the metadata image was written by another version of silk")]
+    Version,
+}
+
+/// Checks the head of an image that [`super::Plan::write`] has made. A whole image of the stated size was synced before
+/// it got its name, so head and size tell whether it is there.
+pub fn inspect(head: &[u8]) -> Result<Head, HeadError> {
+    let sum: &[u8; BLOCK as usize] =
+        head.get(SUPER_OFFSET..HEAD_LEN).and_then(|b| b.try_into().ok()).ok_or(HeadError::Short)?;
+    let u32_at = |at: usize| u32::from_le_bytes([sum[at], sum[at + 1], sum[at + 2], sum[at + 3]]);
+    let mut cleared = *sum;
+    cleared[4..8].fill(0);
+    if u32_at(0) != MAGIC || u32_at(4) != checksum(&cleared) {
+        return Err(HeadError::Damaged);
+    }
+    if sum[64..80] != VOLUME {
+        return Err(HeadError::Version);
+    }
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&sum[48..64]);
+    let devices = u16::from_le_bytes([sum[86], sum[87]]);
+    Ok(Head { size: u64::from(u32_at(36)) * BLOCK, uuid, devices })
+}
+
+/// The kernel's `crc32c(~0, ...)`, which lacks the final inversion of the usual one. With blocks of at most 1024 bytes
+/// it covers one block from the superblock on (`erofs_superblock_csum_verify`).
+fn checksum(block: &[u8; BLOCK as usize]) -> u32 {
+    !crc32c::crc32c(block)
+}
+
+/// Where the first inode starts: at the block behind the device table, so that the checksum covers no inode.
+pub(super) fn inodes_start(devices: usize) -> u64 {
+    (SUPER_OFFSET + SUPER + devices * DEVICE_SLOT).next_multiple_of(BLOCK as usize) as u64
+}
+
+/// What the superblock says of this image.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Super {
+    pub root_nid: u16,
+    pub inodes: u64,
+    pub blocks: u32,
+    pub uuid: [u8; 16],
+}
+
+/// The image from its first byte up to [`inodes_start`].
+pub(super) fn head(it: Super, devices: &[Device]) -> Vec<u8> {
+    let mut head = vec![0; SUPER_OFFSET];
+    put32(&mut head, MAGIC);
+    put32(&mut head, 0); // checksum, below
+    put32(&mut head, FEATURE_COMPAT);
+    head.extend([BLOCK_BITS as u8, 0]); // blkszbits, sb_extslots
+    put16(&mut head, it.root_nid);
+    put64(&mut head, it.inodes);
+    head.extend([0; 12]); // build_time, build_time_nsec: for compact inodes
+    put32(&mut head, it.blocks);
+    head.extend([0; 8]); // meta_blkaddr, xattr_blkaddr
+    head.extend(it.uuid);
+    head.extend(VOLUME);
+    let incompat = if devices.is_empty() { CHUNKED_FILE } else { CHUNKED_FILE | DEVICE_TABLE };
+    put32(&mut head, incompat);
+    put16(&mut head, 0); // compression
+    put16(&mut head, devices.len() as u16);
+    put16(&mut head, ((SUPER_OFFSET + SUPER) / DEVICE_SLOT) as u16); // devt_slotoff
+    head.resize(SUPER_OFFSET + SUPER, 0);
+    for device in devices {
+        put_device(&mut head, device);
+    }
+    head.resize(inodes_start(devices.len()) as usize, 0);
+    let mut sum = [0; BLOCK as usize];
+    sum.copy_from_slice(&head[SUPER_OFFSET..HEAD_LEN]);
+    head[SUPER_OFFSET + 4..SUPER_OFFSET + 8].copy_from_slice(&checksum(&sum).to_le_bytes());
+    head
+}
+
+fn put_device(out: &mut Vec<u8>, device: &Device) {
+    let start = out.len();
+    if let Some(tag) = &device.tag {
+        out.extend(tag.hex().as_bytes());
+    }
+    out.resize(start + 64, 0);
+    // A size that does not fit is clipped: the field only feeds statfs, and no chunk's address goes beyond it.
+    put32(out, u32::try_from(device.size.div_ceil(BLOCK)).unwrap_or(u32::MAX));
+    out.resize(start + DEVICE_SLOT, 0); // mapped_blkaddr 0: chunks name their device
+}
+
+/// `EROFS_INODE_*` and what goes with it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Layout {
+    /// Contents in whole blocks, from this one on.
+    Plain { block: u32 },
+    /// Contents right behind the attributes.
+    Inline,
+    /// A list of chunks of `1 << bits` bytes behind the attributes.
+    Chunks { bits: u32 },
+    /// A device's number, or nothing.
+    Special { rdev: u32 },
+}
+
+/// The parts of an inode that are not in the tree's node.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inode {
+    pub layout: Layout,
+    pub size: u64,
+    pub ino: u32,
+    pub nlink: u32,
+    pub xattr_len: usize,
+}
+
+/// `struct erofs_inode_extended`.
+pub(super) fn put_inode(out: &mut Vec<u8>, node: &crate::tree::Node, it: Inode) {
+    let (layout, union) = match it.layout {
+        Layout::Plain { block } => (0, block),
+        Layout::Special { rdev } => (0, rdev),
+        Layout::Inline => (2, 0),
+        Layout::Chunks { bits } => (4, (bits - BLOCK_BITS) | CHUNK_INDEXES),
+    };
+    let Time { secs, nanos } = node.mtime;
+    put16(out, 1 | layout << 1); // EROFS_INODE_LAYOUT_EXTENDED
+    put16(out, xattr_count(it.xattr_len));
+    put16(out, (file_type_bits(&node.kind) | node.mode & 0o7777) as u16);
+    put16(out, 0);
+    put64(out, it.size);
+    put32(out, union);
+    put32(out, it.ino);
+    put32(out, node.uid);
+    put32(out, node.gid);
+    put64(out, secs as u64); // time64_t: negative seconds are before 1970
+    put32(out, nanos);
+    put32(out, it.nlink);
+    out.extend([0; 16]);
+}
+
+/// `struct erofs_inode_chunk_index`. Device 0 is the image itself.
+pub(super) fn put_chunk(out: &mut Vec<u8>, device: u16, block: u32) {
+    put16(out, 0);
+    put16(out, device);
+    put32(out, block);
+}
+
+/// `S_IFMT` of an inode.
+fn file_type_bits(kind: &NodeKind) -> u32 {
+    match kind {
+        NodeKind::Fifo => 0o010_000,
+        NodeKind::Char(..) => 0o020_000,
+        NodeKind::Dir(_) => 0o040_000,
+        NodeKind::Block(..) => 0o060_000,
+        NodeKind::File { .. } => 0o100_000,
+        NodeKind::Symlink(_) => 0o120_000,
+    }
+}
+
+/// `FT_*`, the kinds in a directory entry.
+pub(super) fn entry_type(kind: &NodeKind) -> u8 {
+    match kind {
+        NodeKind::File { .. } => 1,
+        NodeKind::Dir(_) => 2,
+        NodeKind::Char(..) => 3,
+        NodeKind::Block(..) => 4,
+        NodeKind::Fifo => 5,
+        NodeKind::Symlink(_) => 7,
+    }
+}
+
+/// The kernel's `new_encode_dev`: 12 bits of major, 20 of minor. Higher bits are lost, as in mknod(2), which takes the
+/// same form.
+pub(super) fn rdev(major: u32, minor: u32) -> u32 {
+    let (major, minor) = (major & 0xfff, minor & 0xf_ffff);
+    minor & 0xff | major << 8 | (minor & !0xff) << 12
+}
+
+/// `struct erofs_xattr_ibody_header`.
+const XATTR_HEADER: usize = 12;
+/// `i_xattr_icount` is 16 bits wide: the header and 65,534 times four bytes.
+const XATTR_MAX: usize = XATTR_HEADER + 4 * (u16::MAX as usize - 1);
+
+/// Attributes of one name the format cannot hold.
+pub(super) struct XattrTooLong;
+
+/// `EROFS_XATTR_INDEX_*` and the rest of the name. `None` for a namespace that the kernel does not know: no file
+/// system would take it, and containerd drops what is refused with ENOTSUP.
+fn xattr_index(name: &[u8]) -> Option<(u8, &[u8])> {
+    const PREFIXES: [(&[u8], u8); 3] = [(b"user.", 1), (b"trusted.", 4), (b"security.", 6)];
+    match name {
+        b"system.posix_acl_access" => Some((2, b"")),
+        b"system.posix_acl_default" => Some((3, b"")),
+        _ => PREFIXES.iter().find_map(|(prefix, index)| Some((*index, name.strip_prefix(*prefix)?))),
+    }
+}
+
+/// Bytes of one attribute in the inode's body; 0 when it is left out.
+pub(super) fn xattr_len(name: &[u8], value: &[u8]) -> Result<usize, XattrTooLong> {
+    let Some((index, rest)) = xattr_index(name) else { return Ok(0) };
+    let empty = rest.is_empty() && !matches!(index, 2 | 3);
+    if empty || rest.len() > 255 || value.len() > usize::from(u16::MAX) {
+        return Err(XattrTooLong);
+    }
+    Ok((4 + rest.len() + value.len()).next_multiple_of(4))
+}
+
+/// Length of the whole body for attributes of `sum` bytes.
+pub(super) fn xattr_body_len(sum: usize) -> Result<usize, XattrTooLong> {
+    match sum {
+        0 => Ok(0),
+        _ if XATTR_HEADER + sum > XATTR_MAX => Err(XattrTooLong),
+        _ => Ok(XATTR_HEADER + sum),
+    }
+}
+
+/// `i_xattr_icount`.
+fn xattr_count(body: usize) -> u16 {
+    if body == 0 { 0 } else { ((body - XATTR_HEADER) / 4 + 1) as u16 }
+}
+
+/// The body, whose length [`xattr_body_len`] has found not to be 0.
+pub(super) fn put_xattr_header(out: &mut Vec<u8>) {
+    out.extend([0; XATTR_HEADER]); // no name filter, nothing shared
+}
+
+/// One attribute of a body.
+pub(super) fn put_xattr(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    let Some((index, rest)) = xattr_index(name) else { return };
+    out.extend([rest.len() as u8, index]);
+    put16(out, value.len() as u16);
+    out.extend(rest);
+    out.extend(value);
+    let padding = (rest.len() + value.len()).next_multiple_of(4) - rest.len() - value.len();
+    out.extend([0; 4].iter().take(padding));
+}
+
+pub(super) fn put16(out: &mut Vec<u8>, n: u16) {
+    out.extend(n.to_le_bytes());
+}
+
+pub(super) fn put32(out: &mut Vec<u8>, n: u32) {
+    out.extend(n.to_le_bytes());
+}
+
+pub(super) fn put64(out: &mut Vec<u8>, n: u64) {
+    out.extend(n.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_are_encoded_as_the_kernel_does() {
+        assert_eq!(rdev(0, 0), 0);
+        assert_eq!(rdev(1, 3), 0x103);
+        assert_eq!(rdev(259, 0x12345), 0x1231_0345);
+        assert_eq!(rdev(4096, 1 << 20), 0, "as mknod(2) cuts them");
+    }
+
+    #[test]
+    fn a_head_is_recognised_and_a_damaged_one_is_not() {
+        let it = Super { root_nid: 36, inodes: 1, blocks: 8, uuid: [7; 16] };
+        let image = head(it, &[]);
+        assert_eq!(inspect(&image), Ok(Head { size: 4096, uuid: [7; 16], devices: 0 }));
+        for at in [1024, 1028, 1060, 1100, 1535] {
+            let mut bad = image.clone();
+            bad[at] ^= 1;
+            assert_eq!(inspect(&bad), Err(HeadError::Damaged), "{at}");
+        }
+        assert_eq!(inspect(&image[..1535]), Err(HeadError::Short));
+    }
+}
