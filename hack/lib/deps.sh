@@ -3,11 +3,6 @@
 # shellcheck source=hack/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# gcc, libc6-dev: linking, and the C in some crates. patchelf: lib/sid.sh. The rest: what silk is tested with.
-BUILD_PACKAGES=(ca-certificates curl git gcc g++ libc6-dev make pkg-config patchelf jq python3 shellcheck)
-RUN_PACKAGES=(containerd runc docker-registry buildah skopeo debootstrap debian-archive-keyring
-    xz-utils zstd iproute2 procps util-linux)
-
 apt_get() {
     DEBIAN_FRONTEND=noninteractive apt-get -y -q -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 "$@"
 }
@@ -29,4 +24,15 @@ install_packages() {
     quietly "apt-get update" apt_get update
     quietly "apt-get install" apt_get install --no-install-recommends "${missing[@]}"
     [ -z "$made" ] || rm -f "$policy"
+}
+
+# gcc and libc6-dev: linking, and the C in some crates. patchelf: lib/sid.sh. jq, python3, shellcheck: the checks.
+install_build_packages() {
+    install_packages ca-certificates curl git gcc g++ libc6-dev make pkg-config patchelf jq python3 shellcheck
+}
+
+# What silk is run with.
+install_run_packages() {
+    install_packages containerd runc docker-registry buildah skopeo debootstrap debian-archive-keyring \
+        xz-utils zstd procps util-linux
 }

@@ -21,6 +21,7 @@ sid_apt() {
 sid_lists() {
     [ -z "$(find "$SID/apt/updated" -mtime -1 2>/dev/null)" ] || return 0
     local uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    # shellcheck disable=SC2016  # apt's own variable
     uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | sort -u | head -n1)
     [ -n "$uri" ] || die "apt knows no Debian repository here: run apt-get update"
     mkdir -p "$SID/apt/lists/partial" "$SID/apt/cache/archives/partial"
@@ -75,7 +76,7 @@ sid_fit() {
     local tree=$1 libs loader program library
     libs=$(dirname "$(find "$tree/usr/lib" -name libc.so.6 | head -n1)")
     for program in "$tree"/usr/bin/* "$tree"/usr/sbin/*; do
-        [ -f "$program" ] && [ ! -L "$program" ] && ldd "$program" 2>&1 | grep -q 'not found' || continue
+        if [ ! -f "$program" ] || [ -L "$program" ] || ! ldd "$program" 2>&1 | grep -q 'not found'; then continue; fi
         loader=$(basename "$(patchelf --print-interpreter "$program")")
         patchelf --set-interpreter "$libs/$loader" --force-rpath --set-rpath "$libs" "$program"
     done

@@ -1,0 +1,85 @@
+# shellcheck shell=bash
+# Real images for tests, demo and benchmarks, built from the recipes under hack/images and kept in the cache as OCI layouts.
+#
+# A recipe is a folder with a Containerfile; all but `debian` start from `debian`, which is made by debootstrap. Builds reach packages
+# as this machine does: its Debian repositories, its certificates, its proxy and index settings are mounted in and leave no trace.
+# shellcheck source=hack/lib/deps.sh
+. "$(dirname "${BASH_SOURCE[0]}")/deps.sh"
+
+RECIPES=$SILK_TOP/hack/images
+
+# Lines `URI SUITE COMPONENT` of the Debian repositories that this machine uses.
+debian_repositories() {
+    # shellcheck disable=SC2016  # apt's own variables
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 'Origin: Debian' | sort -u
+}
+
+# Writes into folder $1 what a build needs of this machine: apt/ (mounted at /etc/apt) and env/ (at /run/build).
+write_machine() {
+    local name
+    mkdir -p "$1/apt/preferences.d" "$1/env"
+    debian_repositories | sed 's/^/deb /' >"$1/apt/sources.list"
+    cp -rL /etc/apt/apt.conf.d /etc/apt/trusted.gpg.d "$1/apt/"
+    cp -L /etc/ssl/certs/ca-certificates.crt "$1/env/"
+    echo 'Acquire::https::CAInfo "/run/build/ca-certificates.crt";' >"$1/apt/apt.conf.d/99build"
+    {
+        printf 'export %s=/run/build/ca-certificates.crt\n' SSL_CERT_FILE PIP_CERT NODE_EXTRA_CA_CERTS NPM_CONFIG_CAFILE
+        for name in http_proxy https_proxy no_proxy PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_DEFAULT_TIMEOUT NPM_CONFIG_REGISTRY; do
+            [ -z "${!name:-}" ] || printf 'export %s=%q\n' "$name" "${!name}"
+        done
+    } >"$1/env/env"
+    # pip keeps its index in a file on some machines; credentials in users' own files are not taken.
+    [ ! -r /etc/pip.conf ] || { cp /etc/pip.conf "$1/env/" && echo 'export PIP_CONFIG_FILE=/run/build/pip.conf' >>"$1/env/env"; }
+}
+
+# Makes the tar of a minimal system of the machine's own release.
+debian_rootfs() {
+    local target=$1 tar=$2 uri suite
+    suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    uri=$(debian_repositories | awk -v suite="$suite" '$2 == suite { print $1; exit }')
+    quietly "debootstrap" debootstrap --variant=minbase "$suite" "$target" "$uri"
+    rm -rf "$target"/var/lib/apt/lists/* "$target"/var/cache/apt/archives/*.deb "$target"/var/log/*
+    tar -C "$target" --numeric-owner --sort=name --xattrs -cf "$tar" .
+}
+
+# A build's identity: its recipe, its base and the release it is made on. Packages' versions are those of the day it was built.
+recipe_hash() {
+    {
+        cat /etc/os-release "${BASH_SOURCE[0]}"
+        find "$RECIPES/debian" "$RECIPES/$1" -type f -print0 | sort -z | xargs -0 sha256sum
+    } | sha256sum | cut -c1-16
+}
+
+# build_image NAME: builds the image unless the cache has it; prints the path of its OCI layout (tag latest).
+build_image() {
+    local name=$1 layout work from=() base
+    layout=$SILK_CACHE/images/$name-$(recipe_hash "$name")
+    if [ ! -e "$layout" ]; then
+        if [ "$name" != debian ]; then
+            base=$(build_image debian)
+            from=(--from "oci:$base:latest")
+        fi
+        say "building image $name"
+        mkdir -p "$SILK_CACHE/images"
+        work=$(mktemp -d "$SILK_CACHE/images/.build-XXXXXX")
+        cp -r "$RECIPES/$name" "$work/context"
+        [ "$name" != debian ] || debian_rootfs "$work/rootfs" "$work/context/rootfs.tar"
+        write_machine "$work"
+        run_buildah "$work" bud --layers --isolation chroot --network host --pull-never "${from[@]}" --tag "$name" \
+            -v "$work/apt:/etc/apt:ro" -v "$work/env:/run/build:ro" "$work/context"
+        run_buildah "$work" push --format oci "$name" "oci:$work/layout:latest"
+        umount "$work/storage/overlay" 2>/dev/null || true
+        mv "$work/layout" "$layout"
+        rm -rf "$work"
+    fi
+    printf '%s\n' "$layout"
+}
+
+# Buildah with storage of its own, so that nothing of the machine's is touched. Policy: what we built ourselves needs no signature.
+run_buildah() {
+    local work=$1
+    shift
+    echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$work/policy.json"
+    quietly "buildah $1" buildah --root "$work/storage" --runroot "$work/run" --storage-driver overlay "$1" \
+        --signature-policy "$work/policy.json" "${@:2}"
+}
