@@ -23,7 +23,7 @@ mod disk;
 mod place;
 mod write;
 
-pub use disk::{HEAD_LEN, Head, HeadError, inspect};
+pub use disk::{Head, HeadError, inspect};
 
 /// Most chunks of one file: 64 MiB of indexes. A whole file is one chunk; only sparse ones have more. A file of
 /// 4 GiB that alternates between data and hole at every 512 bytes just fits.
@@ -37,6 +37,12 @@ pub const MAX_CHUNKS: u64 = 1 << 24;
 /// copies a few kilobytes if anything.
 pub const MAX_COPIED: u64 = 128 << 20;
 
+/// Most data files of one image. More layers than an overlay can have (500).
+pub const MAX_DEVICES: usize = 1000;
+
+/// How much of an image [`inspect`] may need: the superblock and a full device table.
+pub const MAX_HEAD: usize = 1024 + 128 * (1 + MAX_DEVICES);
+
 /// A data file that the tree's extents may point into.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
@@ -44,8 +50,9 @@ pub struct Device {
     pub source: Source,
     /// Length of the tar in bytes. The file itself must be padded with zeros to a multiple of 512 at least.
     pub size: u64,
-    /// The layer's diff ID, written into the device's slot for whoever inspects the image. The kernel ignores it.
-    pub tag: Option<Digest>,
+    /// The layer's diff ID. It is written into the device's slot, so that [`inspect`] can tell which layers an image
+    /// needs; the kernel goes by the order of its options.
+    pub layer: Digest,
 }
 
 /// Where every inode, directory and chunk of an image goes.
@@ -165,8 +172,10 @@ pub enum ErofsError {
         /// Its length.
         size: u64,
     },
-    /// The layer as a whole needs more chunks, copies or metadata than the limits allow.
-    #[error("the layer needs more than {MAX_CHUNKS} file pieces, {MAX_COPIED} bytes of copies or 2 TiB of metadata")]
+    /// The layer as a whole needs more chunks, copies, data files or metadata than the limits allow.
+    #[error(
+        "the layer needs more than {MAX_CHUNKS} file pieces, {MAX_COPIED} bytes of copies, {MAX_DEVICES} layers or 2 TiB of metadata"
+    )]
     TooLarge,
 }
 

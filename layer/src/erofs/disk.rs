@@ -1,5 +1,7 @@
 //! The structures of `fs/erofs/erofs_fs.h`, encoded. All numbers are little-endian.
 
+use silk_model::Digest;
+
 use crate::{toc::Time, tree::NodeKind};
 
 use super::Device;
@@ -36,27 +38,27 @@ pub(super) const NULL_ADDR: u32 = u32::MAX;
 /// ones are made anew.
 const VOLUME: [u8; 16] = *b"silk-layer-1\0\0\0\0";
 
-/// How many bytes of an image [`inspect`] wants.
-pub const HEAD_LEN: usize = SUPER_OFFSET + BLOCK as usize;
+/// How many bytes the checksum covers, from the image's start.
+const SUMMED: usize = SUPER_OFFSET + BLOCK as usize;
 
 /// What the head of an image says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// Length of the whole image in bytes.
     pub size: u64,
     /// As given to [`super::Plan::new`].
     pub uuid: [u8; 16],
-    /// How many `device=` options the image wants.
-    pub devices: u16,
+    /// The layers whose data files the image wants as `device=` options, in this order.
+    pub devices: Vec<Digest>,
 }
 
 /// An image that is not (or no longer) one of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
-    /// Shorter than [`HEAD_LEN`].
-    #[error("the metadata image is shorter than its superblock")]
+    /// Shorter than its superblock or its device table.
+    #[error("the metadata image is cut off")]
     Short,
-    /// No EROFS, or its checksum is wrong.
+    /// No EROFS, its checksum is wrong, or a device is no layer.
     #[error("the metadata image's superblock is damaged")]
     Damaged,
     /// Written by another version.
@@ -64,24 +66,33 @@ pub enum HeadError {
     Version,
 }
 
-/// Checks the head of an image that [`super::Plan::write`] has made. A whole image of the stated size was synced before
-/// it got its name, so head and size tell whether it is there.
-pub fn inspect(head: &[u8]) -> Result<Head, HeadError> {
-    let sum: &[u8; BLOCK as usize] =
-        head.get(SUPER_OFFSET..HEAD_LEN).and_then(|b| b.try_into().ok()).ok_or(HeadError::Short)?;
+/// Reads the head of an image that [`super::Plan::write`] has made: `image` is all of it, or at least
+/// [`super::MAX_HEAD`] bytes. Tells whether it is one, not whether what follows the head is whole.
+pub fn inspect(image: &[u8]) -> Result<Head, HeadError> {
+    let mut sum = [0; BLOCK as usize];
+    sum.copy_from_slice(image.get(SUPER_OFFSET..SUMMED).ok_or(HeadError::Short)?);
     let u32_at = |at: usize| u32::from_le_bytes([sum[at], sum[at + 1], sum[at + 2], sum[at + 3]]);
-    let mut cleared = *sum;
-    cleared[4..8].fill(0);
-    if u32_at(0) != MAGIC || u32_at(4) != checksum(&cleared) {
-        return Err(HeadError::Damaged);
-    }
-    if sum[64..80] != VOLUME {
-        return Err(HeadError::Version);
-    }
+    let (magic, expected, blocks) = (u32_at(0), u32_at(4), u32_at(36));
+    let count = usize::from(u16::from_le_bytes([sum[86], sum[87]]));
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&sum[48..64]);
-    let devices = u16::from_le_bytes([sum[86], sum[87]]);
-    Ok(Head { size: u64::from(u32_at(36)) * BLOCK, uuid, devices })
+    let ours = sum[64..80] == VOLUME;
+    sum[4..8].fill(0);
+    if magic != MAGIC || expected != checksum(&sum) {
+        return Err(HeadError::Damaged);
+    }
+    if !ours {
+        return Err(HeadError::Version);
+    }
+    let table = image.get(SUPER_OFFSET + SUPER..).and_then(|rest| rest.get(..count * DEVICE_SLOT));
+    let devices = table.ok_or(HeadError::Short)?.chunks_exact(DEVICE_SLOT).map(device_tag);
+    Ok(Head { size: u64::from(blocks) * BLOCK, uuid, devices: devices.collect::<Result<_, _>>()? })
+}
+
+/// The layer in a device's slot.
+fn device_tag(slot: &[u8]) -> Result<Digest, HeadError> {
+    let hex = std::str::from_utf8(&slot[..64]).map_err(|_| HeadError::Damaged)?;
+    format!("sha256:{hex}").parse().map_err(|_| HeadError::Damaged)
 }
 
 /// The kernel's `crc32c(~0, ...)`, which lacks the final inversion of the usual one. With blocks of at most 1024 bytes
@@ -129,17 +140,14 @@ pub(super) fn head(it: Super, devices: &[Device]) -> Vec<u8> {
     }
     head.resize(inodes_start(devices.len()) as usize, 0);
     let mut sum = [0; BLOCK as usize];
-    sum.copy_from_slice(&head[SUPER_OFFSET..HEAD_LEN]);
+    sum.copy_from_slice(&head[SUPER_OFFSET..SUMMED]);
     head[SUPER_OFFSET + 4..SUPER_OFFSET + 8].copy_from_slice(&checksum(&sum).to_le_bytes());
     head
 }
 
 fn put_device(out: &mut Vec<u8>, device: &Device) {
     let start = out.len();
-    if let Some(tag) = &device.tag {
-        out.extend(tag.hex().as_bytes());
-    }
-    out.resize(start + 64, 0);
+    out.extend(device.layer.hex().as_bytes()); // tag: 64 bytes
     // A size that does not fit is clipped: the field only feeds statfs, and no chunk's address goes beyond it.
     put32(out, u32::try_from(device.size.div_ceil(BLOCK)).unwrap_or(u32::MAX));
     out.resize(start + DEVICE_SLOT, 0); // mapped_blkaddr 0: chunks name their device
@@ -316,13 +324,16 @@ mod tests {
     #[test]
     fn a_head_is_recognised_and_a_damaged_one_is_not() {
         let it = Super { root_nid: 36, inodes: 1, blocks: 8, uuid: [7; 16] };
-        let image = head(it, &[]);
-        assert_eq!(inspect(&image), Ok(Head { size: 4096, uuid: [7; 16], devices: 0 }));
+        let layers: Vec<_> = (0..5u8).map(|n| Digest::of(&[n])).collect();
+        let devices = layers.iter().map(|layer| Device { source: crate::tree::Source::Own, size: 1, layer: *layer });
+        let image = head(it, &devices.collect::<Vec<_>>());
+        assert_eq!(inspect(&image), Ok(Head { size: 4096, uuid: [7; 16], devices: layers }));
         for at in [1024, 1028, 1060, 1100, 1535] {
             let mut bad = image.clone();
             bad[at] ^= 1;
             assert_eq!(inspect(&bad), Err(HeadError::Damaged), "{at}");
         }
         assert_eq!(inspect(&image[..1535]), Err(HeadError::Short));
+        assert_eq!(inspect(&image[..1700]), Err(HeadError::Short));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::tree::{Node, NodeId, NodeKind, Source, SourceExtent, Tree};
 
 use super::{
-    Device, ErofsError, MAX_CHUNKS, MAX_COPIED, Plan,
+    Device, ErofsError, MAX_CHUNKS, MAX_COPIED, MAX_DEVICES, Plan,
     chunks::{File, Misfit},
     dirs,
     disk::{self, BLOCK, INODE, SLOT},
@@ -57,6 +57,10 @@ pub(super) fn plan<'t>(tree: &'t Tree, devices: &[Device], uuid: [u8; 16]) -> Re
     pass.walk()?;
     let (used, copied) = pass.check(devices)?;
     let devices: Vec<Device> = devices.iter().filter(|d| used.contains_key(&d.source)).cloned().collect();
+    // Also keeps the root's number within the superblock's 16 bits: it stands right behind the table.
+    if devices.len() > MAX_DEVICES {
+        return Err(ErofsError::TooLarge);
+    }
     let blocks = pass.place(devices.len())?;
     let sources = devices.iter().map(|d| d.source).collect();
     Ok(Plan { tree, devices, sources, uuid, order: pass.order, placed: pass.placed, blocks, copied })
@@ -154,8 +158,6 @@ impl Pass<'_> {
             self.placed[id as usize].nid = u32::try_from(at / SLOT).map_err(|_| ErofsError::TooLarge)?;
             at = body.end(at);
         }
-        // The superblock has 16 bits for the root's number, which thousands of data files would push beyond.
-        u16::try_from(self.placed[0].nid).map_err(|_| ErofsError::TooLarge)?;
         let mut block = at.div_ceil(BLOCK);
         for nr in 0..self.order.len() {
             let id = self.order[nr];

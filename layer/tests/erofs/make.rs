@@ -7,6 +7,7 @@ use silk_layer::{
     toc::Time,
     tree::{Node, NodeId, NodeKind, Source, SourceExtent, Tree},
 };
+use silk_model::Digest;
 
 /// A tree and the bytes that its files are made of. Sources share the bytes, each with its own variation.
 pub struct Make {
@@ -65,7 +66,13 @@ impl Make {
     }
 
     pub fn devices(&self) -> Vec<Device> {
-        SOURCES.map(|source| Device { source, size: self.data.len() as u64, tag: None }).to_vec()
+        SOURCES
+            .map(|source| Device {
+                source,
+                size: self.data.len() as u64,
+                layer: Digest::of(format!("{source:?}").as_bytes()),
+            })
+            .to_vec()
     }
 
     /// A source's whole data file.
