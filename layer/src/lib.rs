@@ -1,7 +1,13 @@
 //! Formats of image layers: bytes in, structures out, no I/O.
+//!
+//! A blob is decompressed ([`decode`]), its tar is read as it streams by ([`tar`]) into a table of contents ([`toc`]);
+//! from that follows the tree that containerd would unpack ([`tree`]), which becomes a file system image ([`erofs`]).
 
 #![forbid(unsafe_code)]
 
+pub mod decode;
 pub mod erofs;
+pub mod media;
+pub mod tar;
 pub mod toc;
 pub mod tree;

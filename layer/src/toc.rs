@@ -4,6 +4,11 @@
 //! directories that are implied) is worked out by [`crate::tree`]. All offsets are bytes into the layer's
 //! uncompressed tar, which is its data file on disk.
 
+mod bytes;
+mod codec;
+
+pub use codec::{HEADER_LEN, MAGIC, MAX_UNFOLDED, TocError, VERSION, decode, encode};
+
 use serde::{Deserialize, Serialize};
 
 /// Everything a layer's tar contains.
@@ -19,6 +24,7 @@ pub struct Toc {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The path as the archive spells it (after PAX and GNU long names), not cleaned, not necessarily UTF-8.
+    #[serde(with = "bytes")]
     pub path: Vec<u8>,
     /// What the member is.
     pub kind: Kind,
@@ -56,9 +62,9 @@ pub enum Kind {
     /// A directory.
     Dir,
     /// A symbolic link and its target.
-    Symlink(Vec<u8>),
+    Symlink(#[serde(with = "bytes")] Vec<u8>),
     /// A hard link and the path (as the archive spells it) of the member it is another name of.
-    Hardlink(Vec<u8>),
+    Hardlink(#[serde(with = "bytes")] Vec<u8>),
     /// A character device.
     Char {
         /// Major number.

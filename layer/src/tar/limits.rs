@@ -1,0 +1,35 @@
+//! How large an archive may be before silk refuses it.
+
+/// Bounds on what one layer may make the scanner keep. [`Limits::default`] holds the values in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Members in a layer. The largest layers we know of hold some 1.5 million.
+    pub entries: u64,
+    /// Bytes in one PAX header, GNU long name or sparse map: Go's `maxSpecialFileSize`, which is libarchive's too.
+    pub special_bytes: u64,
+    /// Bytes in a path or a link's target. Linux takes 4095 (`PATH_MAX` with its NUL), so containerd cannot make more.
+    pub path_bytes: u64,
+    /// Bytes of names and values of one member's extended attributes. ext4 holds about 4 KiB an inode, Linux 64 KiB a
+    /// value; EROFS about 256 KiB an inode.
+    pub xattr_bytes: u64,
+    /// Regions in one sparse file: Go's `maxSparseFileEntries`.
+    pub extents: u64,
+    /// Length of a file, holes included: 16 TiB, the longest file of ext4 with blocks of 4 KiB.
+    pub file_bytes: u64,
+    /// Bytes of memory for the whole table; a million members take about 200 MiB.
+    pub memory: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            entries: 4_000_000,
+            special_bytes: 1 << 20,
+            path_bytes: 4095,
+            xattr_bytes: 128 << 10,
+            extents: 1 << 20,
+            file_bytes: 16 << 40,
+            memory: 1 << 30,
+        }
+    }
+}
