@@ -1,1 +1,275 @@
-//! (skeleton)
+//! Layers on disk: either whole and verified, or known holes.
+//!
+//! ```text
+//! <root>/silk.redb                               what is known of every layer (and, in tables of its own, the snapshots)
+//! <root>/layers/sha256/<diff ID>/data            the layer's uncompressed tar, verbatim, zeros left out as holes
+//! <root>/layers/sha256/<diff ID>/toc             its table of contents (docs/formats/toc.md)
+//! <root>/layers/sha256/<diff ID>/erofs*          metadata images made from it (docs/formats/erofs.md)
+//! ```
+//!
+//! A layer's bytes are written once, in order, by one [`LayerWriter`]; [`LayerWriter::finish`] accepts them only when
+//! `sha256(data)` is the diff ID. The database record is what makes a layer exist: files without one are leftovers and are
+//! deleted when the store opens. A record is *durable* after its files were synced; one that is not is believed only
+//! during the boot that wrote it, so a host that loses power fetches again instead of serving what never reached the disk.
+//!
+//! The store knows no network and never decides what to evict by itself: `silkd` tells it which layers snapshots use.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod error;
+mod evict;
+mod fsck;
+mod record;
+mod writer;
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+pub use config::Config;
+pub use error::StoreError;
+pub use evict::{Evicted, Unused};
+pub use fsck::{Finding, Proof};
+pub use record::{Facts, LayerRecord};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use silk_layer::toc::Toc;
+use silk_model::Digest;
+pub use writer::LayerWriter;
+
+/// Diff ID to [`LayerRecord`].
+const LAYERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("layers");
+
+/// The layers below one root directory. Cheap to share behind an [`Arc`]; all methods block for disk I/O.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    db: Arc<Database>,
+    config: Config,
+    /// Identifies this boot of the host: see the crate's text on durability.
+    boot: [u8; 16],
+    /// Every record, so that answering "is it here?" reads no disk.
+    records: Mutex<HashMap<Digest, LayerRecord>>,
+    /// Layers that have a writer.
+    writing: Mutex<HashMap<Digest, ()>>,
+}
+
+impl Store {
+    /// Opens or creates the store below `root` and deletes what an earlier process left half-made.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another process has it open, else what the file system or the database says.
+    pub fn open(root: &Path, config: Config) -> Result<Self, StoreError> {
+        let layers = root.join("layers/sha256");
+        fs::create_dir_all(&layers).map_err(|e| StoreError::io("create", &layers, e))?;
+        let path = root.join("silk.redb");
+        let db = Database::create(&path).map_err(|e| StoreError::opening(&path, e))?;
+        let write = db.begin_write().map_err(StoreError::db)?;
+        write.open_table(LAYERS).map_err(StoreError::db)?;
+        write.commit().map_err(StoreError::db)?;
+        let store = Self {
+            root: root.to_owned(),
+            db: Arc::new(db),
+            config,
+            boot: boot_id()?,
+            records: Mutex::default(),
+            writing: Mutex::default(),
+        };
+        store.load()?;
+        store.sweep()?;
+        Ok(store)
+    }
+
+    /// The database, for the tables of other rooms.
+    pub fn database(&self) -> Arc<Database> {
+        Arc::clone(&self.db)
+    }
+
+    /// The configuration the store was opened with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of a layer, whether it exists or not.
+    pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.root.join("layers/sha256").join(diff_id.hex())
+    }
+
+    /// What is known of a layer; [`LayerRecord::whole`] says whether its bytes are here.
+    pub fn record(&self, diff_id: &Digest) -> Option<LayerRecord> {
+        self.records().get(diff_id).cloned()
+    }
+
+    /// Length of the layer's tar in bytes when all of it is here and proved.
+    pub fn size(&self, diff_id: &Digest) -> Option<u64> {
+        self.records().get(diff_id).filter(|r| r.whole).map(|r| r.facts.size)
+    }
+
+    /// Are all bytes of the layer here and proved?
+    pub fn whole(&self, diff_id: &Digest) -> bool {
+        self.size(diff_id).is_some()
+    }
+
+    /// All records, in no order.
+    pub fn list(&self) -> Vec<(Digest, LayerRecord)> {
+        self.records().iter().map(|(id, record)| (*id, record.clone())).collect()
+    }
+
+    /// The table of contents of a layer whose names are known.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] when they are not; [`StoreError::Toc`] when the file is damaged.
+    pub fn toc(&self, diff_id: &Digest) -> Result<Toc, StoreError> {
+        let path = self.layer_path(diff_id).join("toc");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Absent(*diff_id)),
+            Err(e) => return Err(StoreError::io("read", &path, e)),
+        };
+        silk_layer::toc::decode(&bytes).map_err(|source| StoreError::Toc { path, source })
+    }
+
+    /// Notes that a layer was used now, for the order of eviction.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn touch(&self, diff_ids: &[Digest]) -> Result<(), StoreError> {
+        let now = record::now();
+        let mut changed = Vec::new();
+        {
+            let mut records = self.records();
+            for id in diff_ids {
+                // Once a minute is exact enough for an order, and spares the disk a commit a container.
+                if let Some(record) = records.get_mut(id).filter(|r| r.last_used + 60 <= now) {
+                    record.last_used = now;
+                    changed.push((*id, record.clone()));
+                }
+            }
+        }
+        self.persist(&changed)
+    }
+
+    fn records(&self) -> MutexGuard<'_, HashMap<Digest, LayerRecord>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes records in one durable transaction and takes them into memory.
+    fn persist(&self, changed: &[(Digest, LayerRecord)]) -> Result<(), StoreError> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let write = self.db.begin_write().map_err(StoreError::db)?;
+        {
+            let mut table = write.open_table(LAYERS).map_err(StoreError::db)?;
+            for (id, record) in changed {
+                table.insert(id.as_bytes(), record.encode().as_slice()).map_err(StoreError::db)?;
+            }
+        }
+        write.commit().map_err(StoreError::db)?;
+        self.records().extend(changed.iter().cloned());
+        Ok(())
+    }
+
+    fn forget(&self, ids: &[Digest]) -> Result<(), StoreError> {
+        let write = self.db.begin_write().map_err(StoreError::db)?;
+        {
+            let mut table = write.open_table(LAYERS).map_err(StoreError::db)?;
+            for id in ids {
+                table.remove(id.as_bytes()).map_err(StoreError::db)?;
+            }
+        }
+        write.commit().map_err(StoreError::db)?;
+        let mut records = self.records();
+        for id in ids {
+            records.remove(id);
+        }
+        Ok(())
+    }
+
+    /// Reads all records; those whose bytes cannot be trusted after a restart lose them.
+    fn load(&self) -> Result<(), StoreError> {
+        let read = self.db.begin_read().map_err(StoreError::db)?;
+        let table = read.open_table(LAYERS).map_err(StoreError::db)?;
+        let mut changed = Vec::new();
+        for row in table.iter().map_err(StoreError::db)? {
+            let (key, value) = row.map_err(StoreError::db)?;
+            let id = Digest::new(*key.value());
+            let Some(mut record) = LayerRecord::decode(value.value()) else {
+                tracing::warn!(diff_id = %id, "dropped a layer's record of an unknown version: the layer is fetched again");
+                continue;
+            };
+            if record.whole && !self.trusted(&id, &record) {
+                tracing::warn!(diff_id = %id, "a layer's bytes did not survive the restart: it is fetched again");
+                record.whole = false;
+                changed.push((id, record.clone()));
+            }
+            self.records().insert(id, record);
+        }
+        drop((table, read));
+        self.persist(&changed)
+    }
+
+    fn trusted(&self, id: &Digest, record: &LayerRecord) -> bool {
+        let here =
+            fs::metadata(self.layer_path(id).join("data")).is_ok_and(|m| m.len() == writer::padded(record.facts.size));
+        here && (record.durable || record.boot == self.boot)
+    }
+
+    /// Deletes files that no record speaks for.
+    fn sweep(&self) -> Result<(), StoreError> {
+        let dir = self.root.join("layers/sha256");
+        for entry in fs::read_dir(&dir).map_err(|e| StoreError::io("list", &dir, e))? {
+            let path = entry.map_err(|e| StoreError::io("list", &dir, e))?.path();
+            let id = path.file_name().and_then(|n| n.to_str()).and_then(|hex| format!("sha256:{hex}").parse().ok());
+            match id.and_then(|id: Digest| self.record(&id)) {
+                None => remove_dir(&path)?,
+                Some(record) if !record.whole => drop_data(&path)?,
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Deletes the bytes of a layer and what points into them; its names stay.
+fn drop_data(dir: &Path) -> Result<(), StoreError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(StoreError::io("list", dir, e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|e| StoreError::io("list", dir, e))?.path();
+        if path.file_name().is_some_and(|name| name != "toc") {
+            fs::remove_file(&path).map_err(|e| StoreError::io("delete", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_dir(dir: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("delete", dir, e)),
+        _ => Ok(()),
+    }
+}
+
+/// The kernel's random identity of this boot (random(4), `/proc/sys/kernel/random/boot_id`).
+fn boot_id() -> Result<[u8; 16], StoreError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = fs::read_to_string(path).map_err(|e| StoreError::io("read", path, e))?;
+    let mut id = [0; 16];
+    id.copy_from_slice(&Digest::of(text.trim().as_bytes()).as_bytes()[..16]);
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,2 +1,70 @@
-//! (skeleton)
-fn main() {}
+//! silkd, the daemon: reads its configuration, joins the rooms, serves containerd and the operator until it is told to stop.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod contents;
+mod control;
+mod daemon;
+mod docs;
+mod janitor;
+mod layers;
+mod notify;
+mod socket;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+
+use crate::config::Config;
+
+/// Decoding allocates in a few threads and frees in others; this allocator gives such memory back, where glibc's arenas
+/// keep it (measured while pulling ten layers: see ARCHITECTURE.md, "Dependencies").
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const CONFIG: &str = "/etc/silk/config.toml";
+
+/// containerd proxy snapshotter that streams image layers.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Configuration file [default: /etc/silk/config.toml, which need not exist]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where layers and snapshots live; overrides the configuration
+    #[arg(long)]
+    root: Option<PathBuf>,
+    /// The unix socket to serve; overrides the configuration
+    #[arg(long)]
+    address: Option<PathBuf>,
+    /// Print docs/config.md and exit
+    #[arg(long)]
+    print_config_docs: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    if arguments.print_config_docs {
+        print!("{}", docs::page());
+        return Ok(());
+    }
+    let named = arguments.config.is_some();
+    let path = arguments.config.unwrap_or_else(|| CONFIG.into());
+    let mut config = Config::load(&path, named)?;
+    config.root = arguments.root.unwrap_or(config.root);
+    config.address = arguments.address.unwrap_or(config.address);
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
+        .with_context(|| format!("`log = {:?}` is no log filter", config.log))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("silk-async")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(daemon::run(config));
+    // A pull's blocking threads end with their streams; waiting for a slow disk is not worth a late stop.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    outcome
+}

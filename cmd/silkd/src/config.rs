@@ -1,0 +1,70 @@
+//! The configuration file: nests what each room declares of its own, and is the only reader of it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `/etc/silk/config.toml`. All fields have defaults; unknown ones are errors.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where layers, snapshots and the database live. kubelet measures this file system when containerd's `exports.root`
+    /// names it.
+    pub root: PathBuf,
+    /// The unix socket for containerd and for `silk`, made with mode 0600.
+    pub address: PathBuf,
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,silk_registry=debug`.
+    pub log: String,
+    /// The containerd that silk serves.
+    pub containerd: Containerd,
+    /// How silk talks to registries.
+    pub registry: silk_registry::Config,
+    /// How layers travel.
+    pub pull: silk_pull::Config,
+    /// How much disk unused layers may take.
+    pub store: silk_store::Config,
+    /// How layers are shown.
+    pub mount: silk_mount::Config,
+}
+
+/// `[containerd]`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Containerd {
+    /// containerd's own socket: silk reads manifests and configurations from its content store.
+    pub address: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/silk".into(),
+            address: "/run/silk/silk.sock".into(),
+            log: "info".into(),
+            containerd: Containerd::default(),
+            registry: silk_registry::Config::default(),
+            pull: silk_pull::Config::default(),
+            store: silk_store::Config::default(),
+            mount: silk_mount::Config::default(),
+        }
+    }
+}
+
+impl Default for Containerd {
+    fn default() -> Self {
+        Self { address: "/run/containerd/containerd.sock".into() }
+    }
+}
+
+impl Config {
+    /// Reads the file; one that is not there is the defaults only where nobody named it.
+    pub fn load(path: &Path, named: bool) -> anyhow::Result<Self> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => toml::from_str(&text).with_context(|| format!("{} cannot be used", path.display())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !named => Ok(Self::default()),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The unix socket that containerd and the operator's tool connect to.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::Path,
+};
+
+use anyhow::{Context, bail};
+use tokio::net::UnixListener;
+
+/// Binds `path` with mode 0600. A socket that nobody listens on any more is replaced.
+///
+/// Must run in the runtime.
+pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => bail!("another process serves {}: is a second silkd running?", path.display()),
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(_) => fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?,
+    }
+    // Bound under a name of its own and renamed, so that nobody connects before the mode is right.
+    let fresh = path.with_extension("new");
+    let _ = fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh).with_context(|| format!("cannot bind {}", fresh.display()))?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))
+        .and_then(|()| fs::rename(&fresh, path))
+        .with_context(|| format!("cannot set up {}", path.display()))?;
+    Ok(listener)
+}

@@ -1,0 +1,66 @@
+//! `[pull]` of the configuration file.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How layers travel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Layers that are decoded at the same time, over all images; 0 means one more than there are cores: a layer keeps a
+    /// core busy with inflating and about half of one with digesting and writing.
+    pub layers_at_once: usize,
+    /// Bytes of compressed data that may be in flight or waiting for a decoder, over all layers. Resident memory of a pull
+    /// is about this plus 3 MiB for each layer that is decoded.
+    pub bytes_in_flight: u32,
+    /// Bytes of one range request. Layers up to this size are fetched with one request. Large enough that the request's
+    /// round trip (20 ms) is small against its transfer at 80 MiB/s (50 ms) once two are under way.
+    pub range_bytes: u32,
+    /// Range requests of one layer that may be under way at once. Two are always; more only while the decoder waits for
+    /// bytes, that is, while fewer do not fill the link.
+    pub ranges_at_once: usize,
+    /// Milliseconds that the first Prepare of an image may spend on learning that the registry answers and lets silk in.
+    /// Without an answer by then, containerd pulls the image itself.
+    pub first_contact_millis: u64,
+    /// The largest layer silk decodes, in uncompressed bytes for each compressed byte. deflate cannot exceed 1032; real
+    /// layers stay below 20, so 200 refuses bombs only. Layers below `expansion_floor_bytes` are never refused.
+    pub max_expansion: u64,
+    /// Uncompressed bytes that any layer may have, whatever its ratio.
+    pub expansion_floor_bytes: u64,
+    /// Seconds to wait before a failed image may be pulled again, doubled at each failure in a row up to
+    /// `retry_max_secs`.
+    pub retry_min_secs: u64,
+    /// See `retry_min_secs`.
+    pub retry_max_secs: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            layers_at_once: 0,
+            bytes_in_flight: 48 << 20,
+            range_bytes: 4 << 20,
+            ranges_at_once: 6,
+            first_contact_millis: 1000,
+            max_expansion: 200,
+            expansion_floor_bytes: 1 << 30,
+            retry_min_secs: 1,
+            retry_max_secs: 8,
+        }
+    }
+}
+
+impl Config {
+    /// The most uncompressed bytes a blob of `compressed` bytes may become.
+    pub(crate) fn decoded_limit(&self, compressed: u64) -> u64 {
+        compressed.saturating_mul(self.max_expansion).max(self.expansion_floor_bytes)
+    }
+
+    /// The resolved [`Config::layers_at_once`].
+    pub(crate) fn decoders(&self) -> usize {
+        match self.layers_at_once {
+            0 => std::thread::available_parallelism().map_or(2, usize::from) + 1,
+            n => n,
+        }
+    }
+}

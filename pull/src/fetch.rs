@@ -1,0 +1,188 @@
+//! A blob as an ordered stream of bytes, fetched by parallel ranges within a memory window.
+//!
+//! Ranges are requested in order and delivered in order; each delivers its bytes as they come, so the first byte of a range
+//! does not wait for its last. How many are under way adapts: as long as the consumer waits for bytes, one more is added
+//! at every range that ends. Memory is bounded by permits for every byte of every range under way, taken in order, so
+//! that the range at the head of a blob always has its own and always moves.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use silk_registry::{Blob, Error, Ranges};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinHandle,
+};
+
+use crate::Config;
+
+/// Pieces that may wait between the network and the decoder once their range's permits are given back. A piece is what one
+/// read of the socket gave, at most a few tens of KiB.
+const PIECES: usize = 16;
+
+/// The pieces of a blob, in order; an error is the last.
+pub(crate) type Pieces = mpsc::Receiver<Result<Bytes, Error>>;
+
+/// Memory for bytes in flight, over all layers.
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    permits: Arc<Semaphore>,
+    range: u64,
+    ranges_at_once: usize,
+}
+
+impl Window {
+    pub(crate) fn new(config: &Config) -> Self {
+        // A window smaller than one range would never open.
+        let permits = config.bytes_in_flight.max(config.range_bytes) as usize;
+        Self {
+            permits: Arc::new(Semaphore::new(permits)),
+            range: u64::from(config.range_bytes.max(1)),
+            ranges_at_once: config.ranges_at_once.max(1),
+        }
+    }
+}
+
+/// Starts to fetch `size` bytes of `blob`; `received` counts them as they come. Dropping the receiver ends it.
+pub(crate) fn start(blob: Blob, size: u64, window: Window, received: Arc<AtomicU64>) -> Pieces {
+    let (to, pieces) = mpsc::channel(PIECES);
+    tokio::spawn(async move {
+        if size <= window.range {
+            whole(&blob, size, &to, &received).await;
+        } else {
+            InRanges { blob, size, window, received, next: 0, under_way: VecDeque::new(), width: 2 }.run(&to).await;
+        }
+    });
+    pieces
+}
+
+type To = mpsc::Sender<Result<Bytes, Error>>;
+
+/// One request for everything; the channel's bound holds the socket back.
+async fn whole(blob: &Blob, size: u64, to: &To, received: &AtomicU64) {
+    let mut stream = blob.read(0..size);
+    loop {
+        let piece = match stream.next().await {
+            Ok(None) => return,
+            Ok(Some(bytes)) => {
+                received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Ok(bytes)
+            }
+            Err(error) => Err(error),
+        };
+        let last = piece.is_err();
+        if to.send(piece).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+struct UnderWay {
+    pieces: mpsc::UnboundedReceiver<Result<Bytes, Error>>,
+    task: JoinHandle<()>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct InRanges {
+    blob: Blob,
+    size: u64,
+    window: Window,
+    received: Arc<AtomicU64>,
+    next: u64,
+    under_way: VecDeque<UnderWay>,
+    width: usize,
+}
+
+impl InRanges {
+    async fn run(mut self, to: &To) {
+        // The first range alone finds out whether the server knows ranges: asking for several of one that does not would
+        // send the whole blob several times.
+        self.add(true).await;
+        let mut first = true;
+        while let Some(mut head) = self.under_way.pop_front() {
+            let began = Instant::now();
+            let mut waited = Duration::ZERO;
+            loop {
+                let asked = Instant::now();
+                let Some(piece) = head.pieces.recv().await else { break };
+                waited += asked.elapsed();
+                if std::mem::take(&mut first) && self.blob.ranges() == Ranges::Unsupported {
+                    drop(head);
+                    return whole(&self.blob, self.size, to, &self.received).await;
+                }
+                let last = piece.is_err();
+                if to.send(piece).await.is_err() || last {
+                    return;
+                }
+                self.fill().await;
+            }
+            drop(head);
+            // More than a third of the time spent waiting for bytes: the link, not the decoder, is what is slow.
+            if waited * 3 > began.elapsed() {
+                self.width = (self.width + 1).min(self.window.ranges_at_once);
+            }
+            self.fill().await;
+            if self.under_way.is_empty() {
+                self.add(true).await;
+            }
+        }
+    }
+
+    /// Starts ranges while the width and the window allow, without waiting.
+    async fn fill(&mut self) {
+        while self.under_way.len() + 1 < self.width && self.add(false).await {}
+    }
+
+    /// Starts the next range; waits for memory only if told to.
+    async fn add(&mut self, wait: bool) -> bool {
+        let range = self.next..self.size.min(self.next + self.window.range);
+        if range.is_empty() {
+            return false;
+        }
+        let permits = Arc::clone(&self.window.permits);
+        let bytes = u32::try_from(range.end - range.start).expect("a range is configured as a u32");
+        let permit = if wait {
+            permits.acquire_many_owned(bytes).await.ok()
+        } else {
+            permits.try_acquire_many_owned(bytes).ok()
+        };
+        let Some(permit) = permit else { return false };
+        self.next = range.end;
+        let (to, pieces) = mpsc::unbounded_channel();
+        let task = tokio::spawn(one(self.blob.clone(), range, to, Arc::clone(&self.received)));
+        self.under_way.push_back(UnderWay { pieces, task, _permit: permit });
+        true
+    }
+}
+
+async fn one(blob: Blob, range: Range<u64>, to: mpsc::UnboundedSender<Result<Bytes, Error>>, received: Arc<AtomicU64>) {
+    let mut stream = blob.read(range);
+    loop {
+        let piece = match stream.next().await {
+            Ok(None) => return,
+            Ok(Some(bytes)) => {
+                received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Ok(bytes)
+            }
+            Err(error) => Err(error),
+        };
+        let last = piece.is_err();
+        if to.send(piece).is_err() || last {
+            return;
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! Images: claimed, pulled, waited for, tried again.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use silk_model::Digest;
+use silk_registry::{Object, Reference, Registry, Repository};
+use silk_store::{LayerRecord, Store, StoreError};
+use tokio::{
+    sync::{OnceCell, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    Config, Contents, ImageError, ImageSpec, LayerError, LayerSpec, Refused, ShowError,
+    layer::Layers,
+    records::{Records, key},
+    resolve,
+};
+
+mod status;
+pub use status::{ImageStatus, LayerStatus};
+
+/// Refusals that are remembered for `silk explain`.
+const REFUSALS: usize = 64;
+
+/// A claim is followed by its snapshot within milliseconds; a minute covers a node that is starved of everything.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// What the puller needs of others.
+#[derive(Debug, Clone)]
+pub struct Seams {
+    /// Manifests and configurations.
+    pub contents: Arc<dyn Contents>,
+    /// Makes whole layers mountable.
+    pub show: Arc<dyn Show>,
+}
+
+/// Shows a chain of whole layers, or says why it cannot be shown.
+pub trait Show: fmt::Debug + Send + Sync + 'static {
+    /// Can this kernel show layers at all? The reason when it cannot.
+    fn possible(&self) -> Result<(), String>;
+
+    /// Mounts the layers of a chain, base first. Blocks; idempotent.
+    fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError>;
+}
+
+/// containerd prepares a layer of an image.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The image's reference.
+    pub reference: String,
+    /// The manifest's digest.
+    pub manifest: Digest,
+    /// The blob.
+    pub blob: Digest,
+    /// The chain ID that the snapshot will have.
+    pub chain_id: Digest,
+    /// How many layers lie below.
+    pub below: usize,
+}
+
+/// The layer that a [`Claim`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    /// The layer.
+    pub diff_id: Digest,
+    /// Is it the image's last?
+    pub top: bool,
+}
+
+/// How far an image is.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// Known, not asked for since the daemon started.
+    Idle,
+    /// On its way since then.
+    Pulling(Instant),
+    /// Whole, proved and mountable; how long that took.
+    Ready(Duration),
+    /// Not here, and why.
+    Failed(Failure),
+}
+
+/// A pull that failed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Why.
+    pub error: ImageError,
+    at: Instant,
+    in_a_row: u32,
+}
+
+#[derive(Debug)]
+struct Image {
+    spec: OnceCell<Arc<ImageSpec>>,
+    state: watch::Sender<State>,
+    /// When containerd last prepared one of its layers: the snapshot of a claim comes a moment after it.
+    claimed: Mutex<Instant>,
+}
+
+impl Image {
+    fn new(spec: Option<ImageSpec>) -> Arc<Self> {
+        let spec = spec.map_or_else(OnceCell::new, |spec| OnceCell::new_with(Some(Arc::new(spec))));
+        Arc::new(Self { spec, state: watch::Sender::new(State::Idle), claimed: Mutex::new(Instant::now()) })
+    }
+}
+
+/// Pulls images, each layer once. Cheap to share behind an [`Arc`].
+#[derive(Debug)]
+pub struct Puller {
+    config: Config,
+    registry: Registry,
+    store: Arc<Store>,
+    layers: Arc<Layers>,
+    seams: Seams,
+    records: Records,
+    images: Mutex<HashMap<String, Arc<Image>>>,
+    refusals: Mutex<VecDeque<status::Refusal>>,
+}
+
+impl Puller {
+    /// A puller that knows the images claimed before the daemon's last stop; none is started.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn new(config: Config, registry: Registry, store: Arc<Store>, seams: Seams) -> Result<Arc<Self>, StoreError> {
+        let (records, specs) = Records::open(store.database())?;
+        let images =
+            specs.into_iter().map(|s| (key(&s.manifest, &s.reference), Image::new(Some(s)))).collect::<HashMap<_, _>>();
+        Ok(Arc::new(Self {
+            layers: Layers::new(Arc::clone(&store), config.clone()),
+            config,
+            registry,
+            store,
+            seams,
+            records,
+            images: Mutex::new(images),
+            refusals: Mutex::default(),
+        }))
+    }
+
+    /// Takes a layer that containerd prepares, and starts its image if it is not on its way. The first claim of an image
+    /// may take [`Config::first_contact_millis`]; later ones do no I/O.
+    ///
+    /// # Errors
+    /// Why silk leaves the image to containerd.
+    pub async fn claim(self: &Arc<Self>, claim: Claim) -> Result<Claimed, Refused> {
+        let outcome = self.try_claim(&claim).await;
+        if let Err(reason) = &outcome {
+            tracing::warn!(image = claim.reference, %reason, "left to containerd");
+            let mut refusals = lock(&self.refusals);
+            refusals.retain(|r| r.manifest != claim.manifest || r.reference != claim.reference);
+            refusals.truncate(REFUSALS - 1);
+            refusals.push_front(status::Refusal::new(&claim, reason));
+        }
+        outcome
+    }
+
+    async fn try_claim(self: &Arc<Self>, claim: &Claim) -> Result<Claimed, Refused> {
+        self.seams.show.possible().map_err(Refused::Kernel)?;
+        let name = key(&claim.manifest, &claim.reference);
+        let image = Arc::clone(lock(&self.images).entry(name).or_insert_with(|| Image::new(None)));
+        *lock(&image.claimed) = Instant::now();
+        let spec = image
+            .spec
+            .get_or_try_init(async || {
+                let spec =
+                    resolve::resolve(&self.seams.contents, &claim.namespace, &claim.reference, &claim.manifest).await;
+                spec.map(Arc::new)
+            })
+            .await;
+        let spec = match spec {
+            Ok(spec) => Arc::clone(spec),
+            Err(refused) => {
+                self.drop_unresolved();
+                return Err(refused);
+            }
+        };
+        let claimed = fits(&spec, claim)?;
+        let under_way = matches!(*image.state.borrow(), State::Pulling(_));
+        if !under_way {
+            if !self.whole(&spec) {
+                self.first_contact(&spec).await?;
+            }
+            self.records.put(&spec).map_err(|e| Refused::Registry(e.to_string()))?;
+            self.start(&image, &spec);
+        }
+        Ok(claimed)
+    }
+
+    /// Asks the registry for the manifest: does it answer, does it let us in?
+    async fn first_contact(&self, spec: &ImageSpec) -> Result<(), Refused> {
+        let deadline = Duration::from_millis(self.config.first_contact_millis);
+        let repository = self.repository(&spec.reference).await.map_err(|e| Refused::Registry(e.to_string()))?;
+        let asked = repository.check(Object::Manifest(spec.manifest), deadline).await;
+        asked.map_err(|e| Refused::Registry(e.to_string()))
+    }
+
+    async fn repository(&self, reference: &str) -> Result<Repository, LayerError> {
+        let reference: Reference = reference.parse()?;
+        Ok(self.registry.repository(&reference).await?)
+    }
+
+    fn whole(&self, spec: &ImageSpec) -> bool {
+        spec.layers.iter().all(|layer| self.store.whole(&layer.diff_id))
+    }
+
+    fn find(&self, manifest: &Digest, reference: &str) -> Option<(Arc<Image>, Arc<ImageSpec>)> {
+        let image = lock(&self.images).get(&key(manifest, reference)).cloned()?;
+        let spec = Arc::clone(image.spec.get()?);
+        Some((image, spec))
+    }
+
+    /// Waits until the image is ready. Starts its pull when it is neither here nor on its way, after a failure with
+    /// backoff. Dropping the future leaves the pull going for others.
+    ///
+    /// # Errors
+    /// Why the pull failed.
+    pub async fn ready(self: &Arc<Self>, manifest: &Digest, reference: &str) -> Result<(), ImageError> {
+        let (image, spec) = self.find(manifest, reference).ok_or_else(|| ImageError::Unknown(reference.to_owned()))?;
+        let mut state = image.state.subscribe();
+        let now = state.borrow_and_update().clone();
+        match now {
+            State::Ready(_) if self.whole(&spec) => return Ok(()),
+            State::Pulling(_) => {}
+            State::Failed(failure) => {
+                tokio::time::sleep_until((failure.at + self.backoff(failure.in_a_row)).into()).await;
+                self.start(&image, &spec);
+            }
+            State::Idle | State::Ready(_) => self.start(&image, &spec),
+        }
+        loop {
+            let now = state.borrow_and_update().clone();
+            match now {
+                State::Ready(_) => return Ok(()),
+                State::Failed(failure) => return Err(failure.error),
+                State::Idle | State::Pulling(_) => {}
+            }
+            // The sender lives in `image`, which this function holds.
+            let _ = state.changed().await;
+        }
+    }
+
+    /// How far the image is, without waiting. One that failed and whose backoff is over, or that lost a layer, is started
+    /// again.
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`].
+    pub fn state(self: &Arc<Self>, manifest: &Digest, reference: &str) -> Result<State, ImageError> {
+        let (image, spec) = self.find(manifest, reference).ok_or_else(|| ImageError::Unknown(reference.to_owned()))?;
+        let now = image.state.borrow().clone();
+        match &now {
+            State::Pulling(_) => {}
+            State::Ready(_) if self.whole(&spec) => {}
+            State::Failed(failure) if failure.at.elapsed() < self.backoff(failure.in_a_row) => {}
+            State::Idle | State::Ready(_) | State::Failed(_) => self.start(&image, &spec),
+        }
+        Ok(now)
+    }
+
+    fn backoff(&self, in_a_row: u32) -> Duration {
+        let factor = 1_u64.checked_shl(in_a_row.saturating_sub(1)).unwrap_or(u64::MAX);
+        Duration::from_secs(self.config.retry_min_secs.saturating_mul(factor).min(self.config.retry_max_secs))
+    }
+
+    /// Starts the image's pull unless it is under way.
+    fn start(self: &Arc<Self>, image: &Arc<Image>, spec: &Arc<ImageSpec>) {
+        let mut failures = 0;
+        let started = image.state.send_if_modified(|state| {
+            match state {
+                State::Pulling(_) => return false,
+                State::Failed(failure) => failures = failure.in_a_row,
+                State::Idle | State::Ready(_) => {}
+            }
+            *state = State::Pulling(Instant::now());
+            true
+        });
+        if !started {
+            return;
+        }
+        let (puller, image, spec) = (Arc::clone(self), Arc::clone(image), Arc::clone(spec));
+        tokio::spawn(async move {
+            let began = Instant::now();
+            let state = match puller.pull(&spec).await {
+                Ok(()) => State::Ready(began.elapsed()),
+                Err(error) => {
+                    tracing::error!(image = spec.reference, "{error}");
+                    State::Failed(Failure { error, at: Instant::now(), in_a_row: failures + 1 })
+                }
+            };
+            image.state.send_replace(state);
+            let store = Arc::clone(&puller.store);
+            let ids = spec.diff_ids();
+            let settled = tokio::task::spawn_blocking(move || store.settle(&ids)).await;
+            if let Ok(Err(error)) = settled {
+                tracing::warn!(image = spec.reference, %error, "layers could not be synced: fetched again after a host crash");
+            }
+        });
+    }
+
+    /// All layers at once, then the mounts.
+    async fn pull(self: &Arc<Self>, spec: &Arc<ImageSpec>) -> Result<(), ImageError> {
+        self.pull_layers(spec).await?;
+        let (show, ids) = (Arc::clone(&self.seams.show), spec.diff_ids());
+        let shown = tokio::task::spawn_blocking(move || show.show(&ids)).await.unwrap_or_else(|panic| {
+            Err(ShowError { diff_id: None, class: silk_model::Class::Internal, source: Box::new(panic) })
+        });
+        shown.map_err(|error| ImageError::Show {
+            image: spec.reference.clone(),
+            layer: error
+                .diff_id
+                .and_then(|id| spec.layers.iter().position(|l| l.diff_id == id))
+                .map(|i| format!("layer {} of {} ({}): ", i + 1, spec.layers.len(), spec.layers[i].blob))
+                .unwrap_or_default(),
+            source: Arc::new(error),
+        })
+    }
+
+    async fn pull_layers(self: &Arc<Self>, spec: &Arc<ImageSpec>) -> Result<(), ImageError> {
+        let missing = missing(spec, &self.store);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let fail = |index: usize, source| ImageError::Layer {
+            image: spec.reference.clone(),
+            number: index + 1,
+            count: spec.layers.len(),
+            blob: spec.layers[index].blob,
+            source,
+        };
+        let repository = self.repository(&spec.reference).await.map_err(|e| fail(missing[0].0, Arc::new(e)))?;
+        let mut pulls = JoinSet::new();
+        for (index, layer) in missing {
+            let (layers, repository) = (Arc::clone(&self.layers), repository.clone());
+            pulls.spawn(async move { layers.pull(&layer, &repository).await.map_err(|e| (index, e)) });
+        }
+        while let Some(ended) = pulls.join_next().await {
+            match ended {
+                Ok(Ok(())) => {}
+                // The others are no longer waited for: those not started yet never will be, those under way become cache.
+                Ok(Err((index, error))) => return Err(fail(index, error)),
+                Err(_) => return Err(fail(0, Arc::new(LayerError::Panicked))),
+            }
+        }
+        Ok(())
+    }
+
+    /// The layers of all images that silk knows: those that snapshots use, and those about to be.
+    pub fn wanted(&self) -> HashSet<Digest> {
+        let images = lock(&self.images);
+        images.values().filter_map(|i| i.spec.get()).flat_map(|spec| spec.diff_ids()).collect()
+    }
+
+    /// Forgets images that `keep` does not hold, that are not on their way and were not claimed within the last minute.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn retain(&self, keep: impl Fn(&ImageSpec) -> bool) -> Result<(), StoreError> {
+        let gone: Vec<_> = {
+            let images = lock(&self.images);
+            images
+                .iter()
+                .filter(|(_, image)| {
+                    let idle = !matches!(*image.state.borrow(), State::Pulling(_));
+                    idle && lock(&image.claimed).elapsed() > SETTLED && image.spec.get().is_some_and(|spec| !keep(spec))
+                })
+                .map(|(name, _)| name.clone())
+                .collect()
+        };
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.records.remove(&gone)?;
+        let mut images = lock(&self.images);
+        for name in &gone {
+            images.remove(name);
+        }
+        Ok(())
+    }
+
+    /// Images whose manifest could not be read leave no entry behind.
+    fn drop_unresolved(&self) {
+        lock(&self.images).retain(|_, image| image.spec.initialized() || Arc::strong_count(image) > 1);
+    }
+}
+
+/// The layers that are not here, each diff ID once, the largest first: the end of a pull is decided by its largest layer.
+fn missing(spec: &ImageSpec, store: &Store) -> Vec<(usize, LayerSpec)> {
+    let mut missing: Vec<(usize, LayerSpec)> = Vec::new();
+    for (index, layer) in spec.layers.iter().enumerate() {
+        if !store.whole(&layer.diff_id) && missing.iter().all(|(_, m)| m.diff_id != layer.diff_id) {
+            missing.push((index, layer.clone()));
+        }
+    }
+    missing.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size));
+    missing
+}
+
+/// Is the layer that containerd prepares the one that the manifest has there?
+fn fits(spec: &ImageSpec, claim: &Claim) -> Result<Claimed, Refused> {
+    let number = claim.below + 1;
+    let layer = spec.layers.get(claim.below).ok_or(Refused::Mismatch { number })?;
+    if layer.blob != claim.blob || spec.chain_ids()[claim.below] != claim.chain_id {
+        return Err(Refused::Mismatch { number });
+    }
+    Ok(Claimed { diff_id: layer.diff_id, top: number == spec.layers.len() })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn rate(bytes: u64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { bytes as f64 / time.as_secs_f64() }
+}
+
+fn record_rate(record: &LayerRecord) -> f64 {
+    rate(record.facts.blob_size, Duration::from_millis(record.facts.millis))
+}

@@ -1,0 +1,147 @@
+//! What the operator sees of images.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use silk_model::Digest;
+use silk_store::LayerRecord;
+
+use super::{Claim, Image, Puller, State, lock, rate, record_rate};
+use crate::{ImageSpec, LayerSpec, Refused};
+
+/// An image that silk left to containerd.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    namespace: String,
+    pub(super) reference: String,
+    pub(super) manifest: Digest,
+    reason: String,
+}
+
+impl Refusal {
+    pub(super) fn new(claim: &Claim, reason: &Refused) -> Self {
+        Self {
+            namespace: claim.namespace.clone(),
+            reference: claim.reference.clone(),
+            manifest: claim.manifest,
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// One image.
+#[derive(Debug, Clone)]
+pub struct ImageStatus {
+    /// containerd's namespace that asked first.
+    pub namespace: String,
+    /// The full reference.
+    pub reference: String,
+    /// The manifest's digest.
+    pub manifest: Digest,
+    /// "idle", "pulling", "ready", "failed" or "refused".
+    pub state: &'static str,
+    /// The cause when failed or refused.
+    pub error: Option<String>,
+    /// How long the pull has been going on, or took.
+    pub time: Duration,
+    /// Base first; none for a refused image.
+    pub layers: Vec<LayerStatus>,
+}
+
+/// One layer of an image.
+#[derive(Debug, Clone)]
+pub struct LayerStatus {
+    /// What the manifest says.
+    pub spec: LayerSpec,
+    /// "waiting", "pulling", "whole" or "absent".
+    pub state: &'static str,
+    /// Compressed bytes received.
+    pub received: u64,
+    /// Uncompressed bytes on disk.
+    pub written: u64,
+    /// The registry host the bytes came from; empty while none has.
+    pub source: String,
+    /// Compressed bytes a second.
+    pub rate: f64,
+    /// What the store knows of it.
+    pub record: Option<LayerRecord>,
+}
+
+impl Puller {
+    /// All images silk knows or refused, or those whose reference or manifest digest is `only`; sorted by reference.
+    pub fn status(&self, only: Option<&str>) -> Vec<ImageStatus> {
+        let wanted =
+            |reference: &str, manifest: &Digest| only.is_none_or(|o| o == reference || o == manifest.to_string());
+        let images: Vec<_> = lock(&self.images).values().cloned().collect();
+        let mut all: Vec<_> = images
+            .iter()
+            .filter_map(|image| image.spec.get().map(|spec| (image, spec)))
+            .filter(|(_, spec)| wanted(&spec.reference, &spec.manifest))
+            .map(|(image, spec)| self.image_status(image, spec))
+            .collect();
+        for refusal in lock(&self.refusals).iter() {
+            let newer = all.iter().any(|i| i.manifest == refusal.manifest && i.reference == refusal.reference);
+            if !newer && wanted(&refusal.reference, &refusal.manifest) {
+                all.push(ImageStatus {
+                    namespace: refusal.namespace.clone(),
+                    reference: refusal.reference.clone(),
+                    manifest: refusal.manifest,
+                    state: "refused",
+                    error: Some(refusal.reason.clone()),
+                    time: Duration::ZERO,
+                    layers: vec![],
+                });
+            }
+        }
+        all.sort_by(|a, b| (&a.reference, a.manifest).cmp(&(&b.reference, b.manifest)));
+        all
+    }
+
+    fn image_status(&self, image: &Image, spec: &ImageSpec) -> ImageStatus {
+        let (state, error, time) = match &*image.state.borrow() {
+            State::Idle if self.whole(spec) => ("ready", None, Duration::ZERO),
+            State::Idle => ("idle", None, Duration::ZERO),
+            State::Pulling(since) => ("pulling", None, since.elapsed()),
+            State::Ready(took) => ("ready", None, *took),
+            State::Failed(failure) => ("failed", Some(failure.error.to_string()), Duration::ZERO),
+        };
+        ImageStatus {
+            namespace: spec.namespace.clone(),
+            reference: spec.reference.clone(),
+            manifest: spec.manifest,
+            state,
+            error,
+            time,
+            layers: spec.layers.iter().map(|layer| self.layer_status(layer)).collect(),
+        }
+    }
+
+    fn layer_status(&self, spec: &LayerSpec) -> LayerStatus {
+        let record = self.store.record(&spec.diff_id);
+        let mut status = LayerStatus {
+            spec: spec.clone(),
+            state: "absent",
+            received: 0,
+            written: 0,
+            source: String::new(),
+            rate: 0.0,
+            record: record.clone(),
+        };
+        if let Some(record) = record.filter(|r| r.whole) {
+            status.state = "whole";
+            status.received = record.facts.blob_size;
+            status.written = record.facts.size;
+            status.rate = record_rate(&record);
+            status.source = record.facts.source;
+        } else if let Some(job) = self.layers.get(&spec.diff_id) {
+            status.state = "waiting";
+            status.received = job.received.load(Ordering::Relaxed);
+            status.written = job.written.load(Ordering::Relaxed);
+            if let Some((source, time)) = job.under_way() {
+                status.state = "pulling";
+                status.rate = rate(status.received, time);
+                status.source = source;
+            }
+        }
+        status
+    }
+}

@@ -1,0 +1,122 @@
+//! From a manifest in containerd's content store to the list of layers.
+
+use std::{fmt, sync::Arc};
+
+use futures::future::BoxFuture;
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageManifest};
+use serde::{Deserialize, Serialize};
+use silk_model::{Digest, chain_ids};
+
+use crate::error::Refused;
+
+/// The most bytes a manifest or configuration may have: containerd's own limit for manifests it fetches is 8 MiB.
+const MAX_DOCUMENT: u64 = 8 << 20;
+
+/// Where manifests and configurations are read from: containerd's content store.
+pub trait Contents: fmt::Debug + Send + Sync + 'static {
+    /// The blob `digest` as `namespace` sees it, at most `limit` bytes.
+    fn read<'a>(
+        &'a self,
+        namespace: &'a str,
+        digest: &'a Digest,
+        limit: u64,
+    ) -> BoxFuture<'a, Result<Vec<u8>, ContentsError>>;
+}
+
+/// The content store did not give a blob.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{digest}: {message}")]
+pub struct ContentsError {
+    /// The blob.
+    pub digest: Digest,
+    /// What containerd said.
+    pub message: String,
+}
+
+/// One layer of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerSpec {
+    /// Digest of the uncompressed tar.
+    pub diff_id: Digest,
+    /// Digest of the blob at the registry.
+    pub blob: Digest,
+    /// Bytes of the blob.
+    pub size: u64,
+    /// As the manifest says; the compression is detected from the bytes, as containerd does.
+    pub media_type: String,
+}
+
+/// An image as silk pulls it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSpec {
+    /// containerd's namespace that asked first.
+    pub namespace: String,
+    /// The full reference.
+    pub reference: String,
+    /// Digest of the manifest (of the platform's, where the image is an index).
+    pub manifest: Digest,
+    /// Base first.
+    pub layers: Vec<LayerSpec>,
+}
+
+impl ImageSpec {
+    /// Diff IDs, base first.
+    pub fn diff_ids(&self) -> Vec<Digest> {
+        self.layers.iter().map(|l| l.diff_id).collect()
+    }
+
+    /// Chain IDs, base first.
+    pub fn chain_ids(&self) -> Vec<Digest> {
+        chain_ids(&self.diff_ids())
+    }
+}
+
+/// Reads and checks an image's manifest and configuration.
+pub(crate) async fn resolve(
+    contents: &Arc<dyn Contents>,
+    namespace: &str,
+    reference: &str,
+    manifest: &Digest,
+) -> Result<ImageSpec, Refused> {
+    let bytes = contents.read(namespace, manifest, MAX_DOCUMENT).await?;
+    let document: ImageManifest = parse("manifest", &bytes)?;
+    let config = digest("manifest", document.config())?;
+    let bytes = contents.read(namespace, &config, MAX_DOCUMENT).await?;
+    let config: ImageConfiguration = parse("configuration", &bytes)?;
+    let diff_ids = config.rootfs().diff_ids();
+    let descriptors = document.layers();
+    if descriptors.is_empty() || descriptors.len() != diff_ids.len() {
+        return Err(Refused::Malformed {
+            what: "configuration",
+            why: format!("it names {} diff IDs for the manifest's {} layers", diff_ids.len(), descriptors.len()),
+        });
+    }
+    let layers = descriptors.iter().zip(diff_ids).enumerate().map(|(i, (descriptor, diff_id))| {
+        let media_type = descriptor.media_type().to_string();
+        if !silk_layer::media::is_layer(&media_type) {
+            return Err(Refused::MediaType { number: i + 1, media_type });
+        }
+        let diff_id = diff_id
+            .parse()
+            .map_err(|e: silk_model::DigestError| Refused::Malformed { what: "configuration", why: e.to_string() })?;
+        Ok(LayerSpec { diff_id, blob: digest("manifest", descriptor)?, size: descriptor.size(), media_type })
+    });
+    Ok(ImageSpec {
+        namespace: namespace.to_owned(),
+        reference: reference.to_owned(),
+        manifest: *manifest,
+        layers: layers.collect::<Result<_, _>>()?,
+    })
+}
+
+fn parse<T: serde::de::DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, Refused> {
+    serde_json::from_slice(bytes).map_err(|e| Refused::Malformed { what, why: e.to_string() })
+}
+
+fn digest(what: &'static str, descriptor: &Descriptor) -> Result<Digest, Refused> {
+    descriptor
+        .digest()
+        .to_string()
+        .parse()
+        .map_err(|e: silk_model::DigestError| Refused::Malformed { what, why: e.to_string() })
+}

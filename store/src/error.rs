@@ -1,0 +1,82 @@
+//! What can go wrong with layers on disk.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use silk_model::{Class, Digest};
+
+/// An operation of the store that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The database refused.
+    #[error("silk's database: {0}")]
+    Db(#[source] Box<redb::Error>),
+    /// Another process has the database open.
+    #[error("{} is in use by another process: is a second silkd running on this root?", .0.display())]
+    Locked(PathBuf),
+    /// The bytes are not those the diff ID names.
+    #[error("the layer's uncompressed bytes have the digest {found}, not its diff ID {expected}")]
+    WrongDiffId {
+        /// The diff ID in the image's configuration.
+        expected: Digest,
+        /// The digest of what was decoded.
+        found: Digest,
+    },
+    /// The layer is not here.
+    #[error("layer {0} is not in the store")]
+    Absent(Digest),
+    /// The layer is being written by somebody else.
+    #[error("layer {0} is already being written")]
+    Busy(Digest),
+    /// The table of contents on disk cannot be read.
+    #[error("{} is damaged: {source}", path.display())]
+    Toc {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: silk_layer::toc::TocError,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+
+    pub(crate) fn db(error: impl Into<redb::Error>) -> Self {
+        Self::Db(Box::new(error.into()))
+    }
+
+    pub(crate) fn opening(path: &Path, error: redb::DatabaseError) -> Self {
+        match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => Self::Locked(path.to_owned()),
+            other => Self::db(other),
+        }
+    }
+
+    /// What kind of trouble it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
+                _ => Class::Internal,
+            },
+            Self::Db(_) | Self::Locked(_) => Class::Internal,
+            Self::WrongDiffId { .. } | Self::Toc { .. } => Class::Corrupt,
+            Self::Absent(_) => Class::NotFound,
+            Self::Busy(_) => Class::Transient,
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Dropping the data of layers that no snapshot uses.
+
+use silk_model::Digest;
+
+use crate::{Store, StoreError, drop_data, remove_dir};
+
+/// A layer that may be dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unused {
+    /// The layer.
+    pub diff_id: Digest,
+    /// Bytes of its data file.
+    pub bytes: u64,
+    /// Seconds since 1970.
+    pub last_used: u64,
+}
+
+/// What an eviction gave back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Evicted {
+    /// Layers whose data went.
+    pub layers: u32,
+    /// Bytes of their data files.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// The whole layers that `in_use` does not hold, longest unused first.
+    pub fn unused(&self, in_use: impl Fn(&Digest) -> bool) -> Vec<Unused> {
+        let mut unused: Vec<_> = self
+            .list()
+            .into_iter()
+            .filter(|(id, record)| record.whole && !in_use(id))
+            .map(|(diff_id, record)| Unused { diff_id, bytes: record.facts.size, last_used: record.last_used })
+            .collect();
+        unused.sort_by_key(|u| (u.last_used, u.diff_id));
+        unused
+    }
+
+    /// Drops a layer's data; its names and digests stay known. Readers that have it open keep their bytes.
+    ///
+    /// # Errors
+    /// What the database or the file system says. The record goes first: a failed delete is swept at the next start.
+    pub fn evict(&self, diff_id: &Digest) -> Result<Evicted, StoreError> {
+        let Some(mut record) = self.record(diff_id).filter(|r| r.whole) else { return Ok(Evicted::default()) };
+        record.whole = false;
+        record.durable = false;
+        let bytes = record.facts.size;
+        self.persist(&[(*diff_id, record)])?;
+        drop_data(&self.layer_path(diff_id))?;
+        self.forget_oldest()?;
+        Ok(Evicted { layers: 1, bytes })
+    }
+
+    /// How many bytes of unused layers must go so that the configured quota and the free share of the disk hold.
+    ///
+    /// # Errors
+    /// When the file system cannot be asked.
+    pub fn excess(&self, unused_bytes: u64) -> Result<u64, StoreError> {
+        let stat = rustix::fs::statvfs(&self.root).map_err(|e| StoreError::io("statvfs", &self.root, e.into()))?;
+        let free = stat.f_bavail * stat.f_frsize;
+        let wanted = stat.f_blocks * stat.f_frsize / 100 * u64::from(self.config.keep_free_percent);
+        let over_quota = unused_bytes.saturating_sub(self.config.cache_bytes);
+        Ok(over_quota.max(wanted.saturating_sub(free)).min(unused_bytes))
+    }
+
+    /// Forgets the layers without data that were unused longest, beyond the configured number.
+    fn forget_oldest(&self) -> Result<(), StoreError> {
+        let mut known: Vec<_> =
+            self.list().into_iter().filter(|(_, r)| !r.whole).map(|(id, r)| (r.last_used, id)).collect();
+        if known.len() <= self.config.known_layers {
+            return Ok(());
+        }
+        known.sort_unstable();
+        known.truncate(known.len() - self.config.known_layers);
+        let ids: Vec<_> = known.into_iter().map(|(_, id)| id).collect();
+        self.forget(&ids)?;
+        ids.iter().try_for_each(|id| remove_dir(&self.layer_path(id)))
+    }
+}

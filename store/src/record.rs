@@ -1,0 +1,57 @@
+//! The record of a layer in the database (docs/formats/store.md).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use silk_model::Digest;
+
+/// First byte of every record; a record of another version is forgotten and its layer fetched again.
+const VERSION: u8 = 1;
+
+/// What a complete pass over a layer has taught.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Length of the uncompressed tar in bytes.
+    pub size: u64,
+    /// Members of the archive.
+    pub entries: u64,
+    /// The compressed blob it came from.
+    pub blob: Digest,
+    /// Length of that blob in bytes.
+    pub blob_size: u64,
+    /// The registry host that sent it.
+    pub source: String,
+    /// Milliseconds from the first request to proof.
+    pub millis: u64,
+}
+
+/// What the store knows of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// All bytes are here and `sha256(data)` was the diff ID.
+    pub whole: bool,
+    /// The bytes were synced to disk.
+    pub durable: bool,
+    /// The boot that wrote the bytes.
+    pub boot: [u8; 16],
+    /// Seconds since 1970.
+    pub last_used: u64,
+    /// Learned while the layer streamed in.
+    pub facts: Facts,
+}
+
+impl LayerRecord {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![VERSION]).expect("a Vec takes any number of bytes")
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (version, rest) = bytes.split_first()?;
+        (*version == VERSION).then(|| postcard::from_bytes(rest).ok()).flatten()
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

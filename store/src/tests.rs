@@ -1,0 +1,147 @@
+//! The store against a temporary directory.
+
+use std::{fs, os::unix::fs::MetadataExt, sync::Arc};
+
+use silk_layer::toc::Toc;
+use silk_model::Digest;
+
+use super::*;
+
+fn facts(bytes: &[u8]) -> Facts {
+    Facts {
+        size: bytes.len() as u64,
+        entries: 0,
+        blob: Digest::of(b"blob"),
+        blob_size: 4,
+        source: "registry.example".into(),
+        millis: 1,
+    }
+}
+
+fn put(store: &Arc<Store>, bytes: &[u8]) -> Digest {
+    let id = Digest::of(bytes);
+    let mut writer = store.writer(id).unwrap();
+    for piece in bytes.chunks(300_000) {
+        writer.append(piece).unwrap();
+    }
+    writer.finish(&Toc { size: bytes.len() as u64, entries: vec![] }, facts(bytes)).unwrap();
+    id
+}
+
+fn open(root: &Path) -> Arc<Store> {
+    Arc::new(Store::open(root, Config::default()).unwrap())
+}
+
+#[test]
+fn a_layer_is_kept_verbatim_with_holes_and_found_again() {
+    let root = tempfile::tempdir().unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    bytes[..10].fill(7);
+    bytes.extend_from_slice(&[9; 1000]);
+    let store = open(root.path());
+    let id = put(&store, &bytes);
+    let path = store.layer_path(&id).join("data");
+    let read = fs::read(&path).unwrap();
+    assert_eq!(read[..bytes.len()], bytes);
+    assert_eq!(read.len() % 4096, 0);
+    assert!(
+        fs::metadata(&path).unwrap().blocks() * 512 <= 64 << 10,
+        "zeros take no space, but for the blocks that a cut divides"
+    );
+    store.settle(&[id]).unwrap();
+    drop(store);
+    let store = open(root.path());
+    assert_eq!(store.size(&id), Some(bytes.len() as u64));
+    assert!(store.record(&id).unwrap().durable);
+    assert_eq!(store.prove(&id).unwrap().finding, Finding::Good);
+    assert_eq!(store.toc(&id).unwrap().size, bytes.len() as u64);
+}
+
+#[test]
+fn wrong_bytes_and_an_abandoned_writer_leave_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let id = Digest::of(b"something else");
+    let mut writer = store.writer(id).unwrap();
+    writer.append(b"bytes").unwrap();
+    assert!(matches!(store.writer(id), Err(StoreError::Busy(_))));
+    let error = writer.finish(&Toc::default(), facts(b"bytes")).unwrap_err();
+    assert!(matches!(error, StoreError::WrongDiffId { .. }), "{error}");
+    assert!(!store.layer_path(&id).exists());
+    let mut writer = store.writer(id).unwrap();
+    writer.append(b"half").unwrap();
+    drop(writer);
+    assert!(!store.layer_path(&id).exists());
+    assert!(!store.whole(&id));
+}
+
+#[test]
+fn what_was_not_synced_is_believed_for_this_boot_only() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let id = put(&store, b"not synced");
+    drop(store);
+    let store = open(root.path());
+    assert!(store.whole(&id), "a restart of the daemon loses nothing");
+    let mut record = store.record(&id).unwrap();
+    record.boot = [1; 16];
+    store.persist(&[(id, record)]).unwrap();
+    drop(store);
+    let store = open(root.path());
+    assert!(!store.whole(&id), "a restart of the host does");
+    assert!(!store.layer_path(&id).join("data").exists());
+    assert!(store.layer_path(&id).join("toc").exists());
+}
+
+#[test]
+fn leftovers_of_a_killed_process_are_swept() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let id = put(&store, b"good");
+    let dir = store.layer_path(&Digest::of(b"half"));
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("data"), b"ha").unwrap();
+    drop(store);
+    let store = open(root.path());
+    assert!(!dir.exists());
+    assert!(store.whole(&id));
+}
+
+#[test]
+fn the_longest_unused_goes_first_and_its_names_stay() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let ids: Vec<_> = [b"a", b"b", b"c"].iter().map(|b| put(&store, *b)).collect();
+    for (age, id) in ids.iter().enumerate() {
+        let mut record = store.record(id).unwrap();
+        record.last_used = 100 - age as u64;
+        store.persist(&[(*id, record)]).unwrap();
+    }
+    let order: Vec<_> = store.unused(|id| *id == ids[1]).into_iter().map(|u| u.diff_id).collect();
+    assert_eq!(order, [ids[2], ids[0]]);
+    assert_eq!(store.evict(&ids[2]).unwrap(), Evicted { layers: 1, bytes: 1 });
+    assert_eq!(store.evict(&ids[2]).unwrap(), Evicted::default());
+    assert!(!store.whole(&ids[2]));
+    assert!(store.toc(&ids[2]).is_ok());
+    assert!(store.whole(&ids[0]));
+}
+
+#[test]
+fn a_flipped_byte_is_found() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let id = put(&store, b"a layer's bytes");
+    let path = store.layer_path(&id).join("data");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[3] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(matches!(store.prove(&id).unwrap().finding, Finding::Bad(_)));
+}
+
+#[test]
+fn a_second_daemon_is_told_so() {
+    let root = tempfile::tempdir().unwrap();
+    let _store = open(root.path());
+    let error = Store::open(root.path(), Config::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Locked(_)), "{error}");
+}

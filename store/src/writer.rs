@@ -1,0 +1,188 @@
+//! Writing a layer: bytes in order into its data file, then proof.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+};
+
+use sha2::{Digest as _, Sha256};
+use silk_layer::toc::{self, Toc};
+use silk_model::Digest;
+
+use crate::{Facts, LayerRecord, Store, StoreError, drop_data, record};
+
+/// Runs of zeros are looked for in pieces of this size, aligned to it: the file system's block, below which a hole saves
+/// nothing.
+const HOLE: usize = 4096;
+
+/// The length of the data file on disk: a multiple of 4096, so that a loop device of 512-byte blocks and readahead of whole
+/// pages both reach the tar's last byte.
+pub(crate) fn padded(size: u64) -> u64 {
+    size.next_multiple_of(HOLE as u64)
+}
+
+/// The only way bytes enter the store. Dropped before [`LayerWriter::finish`], it deletes what it wrote.
+#[derive(Debug)]
+pub struct LayerWriter {
+    store: Arc<Store>,
+    diff_id: Digest,
+    dir: PathBuf,
+    file: File,
+    path: PathBuf,
+    hasher: Sha256,
+    size: u64,
+    done: bool,
+}
+
+impl Store {
+    /// Starts a layer afresh. One writer a layer at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when it has a writer; what the file system says.
+    pub fn writer(self: &Arc<Self>, diff_id: Digest) -> Result<LayerWriter, StoreError> {
+        if self.writing.lock().unwrap_or_else(PoisonError::into_inner).insert(diff_id, ()).is_some() {
+            return Err(StoreError::Busy(diff_id));
+        }
+        let open = || {
+            let dir = self.layer_path(&diff_id);
+            fs::create_dir_all(&dir).map_err(|e| StoreError::io("create", &dir, e))?;
+            // Never truncate in place: an overlay of an evicted layer may still read the old file.
+            drop_data(&dir)?;
+            let path = dir.join("data");
+            let file = File::create_new(&path).map_err(|e| StoreError::io("create", &path, e))?;
+            Ok((dir, path, file))
+        };
+        match open() {
+            Ok((dir, path, file)) => Ok(LayerWriter {
+                store: Arc::clone(self),
+                diff_id,
+                dir,
+                file,
+                path,
+                hasher: Sha256::new(),
+                size: 0,
+                done: false,
+            }),
+            Err(e) => {
+                self.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&diff_id);
+                Err(e)
+            }
+        }
+    }
+}
+
+impl LayerWriter {
+    /// Appends bytes of the uncompressed tar. Blocks on the page cache, and on the disk when too much of it is dirty.
+    ///
+    /// # Errors
+    /// What the file system says; class `NoSpace` when the disk is full.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.hasher.update(bytes);
+        let mut from = 0;
+        while from < bytes.len() {
+            let at = self.size + from as u64;
+            let (run, zero) = next_run(&bytes[from..], at);
+            if !zero {
+                self.file
+                    .write_all_at(&bytes[from..from + run], at)
+                    .map_err(|e| StoreError::io("write", &self.path, e))?;
+            }
+            from += run;
+        }
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Bytes appended so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Proves the layer and makes it exist. It is not durable yet: see [`Store::settle`].
+    ///
+    /// # Errors
+    /// [`StoreError::WrongDiffId`] when the bytes are not the layer's; what the file system or the database says. After an
+    /// error nothing of the layer is left.
+    pub fn finish(mut self, toc: &Toc, facts: Facts) -> Result<(), StoreError> {
+        let found = Digest::new(std::mem::take(&mut self.hasher).finalize().into());
+        if found != self.diff_id {
+            return Err(StoreError::WrongDiffId { expected: self.diff_id, found });
+        }
+        self.file.set_len(padded(self.size)).map_err(|e| StoreError::io("extend", &self.path, e))?;
+        write_new(&self.dir.join("toc"), &toc::encode(toc))?;
+        let record =
+            LayerRecord { whole: true, durable: false, boot: self.store.boot, last_used: record::now(), facts };
+        self.store.persist(&[(self.diff_id, record)])?;
+        self.done = true;
+        Ok(())
+    }
+}
+
+impl Drop for LayerWriter {
+    fn drop(&mut self) {
+        if !self.done {
+            let known = self.store.record(&self.diff_id).is_some();
+            let cleaned = if known { drop_data(&self.dir) } else { crate::remove_dir(&self.dir) };
+            if let Err(error) = cleaned {
+                tracing::warn!(diff_id = %self.diff_id, %error, "left a half-made layer behind: deleted at the next start");
+            }
+        }
+        self.store.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.diff_id);
+    }
+}
+
+impl Store {
+    /// Makes whole layers durable: syncs their files and directories, then says so in the database. Blocks for as long
+    /// as the disk needs; call it where nothing waits.
+    ///
+    /// # Errors
+    /// What the file system or the database says: the layers stay usable for this boot.
+    pub fn settle(&self, diff_ids: &[Digest]) -> Result<(), StoreError> {
+        let mut changed = Vec::new();
+        for id in diff_ids {
+            let Some(mut record) = self.record(id).filter(|r| r.whole && !r.durable) else { continue };
+            let dir = self.layer_path(id);
+            for path in [dir.join("data"), dir.join("toc"), dir.clone(), self.root.join("layers/sha256")] {
+                sync(&path)?;
+            }
+            record.durable = true;
+            changed.push((*id, record));
+        }
+        // A layer that was evicted meanwhile must not come back to life.
+        changed.retain(|(id, _)| self.whole(id));
+        self.persist(&changed)
+    }
+}
+
+fn sync(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| StoreError::io("sync", path, e))
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    fs::write(path, bytes).map_err(|e| StoreError::io("write", path, e))
+}
+
+/// The length of the run at the start of `bytes` (which lie at `at` in the file) that is all zeros, or all not, in whole
+/// aligned blocks.
+fn next_run(bytes: &[u8], at: u64) -> (usize, bool) {
+    let mut len = 0;
+    let mut first = None;
+    while len < bytes.len() {
+        let room = HOLE - (at as usize + len) % HOLE;
+        let piece = &bytes[len..bytes.len().min(len + room)];
+        let zero = piece.len() == HOLE && is_zero(piece);
+        if *first.get_or_insert(zero) != zero {
+            break;
+        }
+        len += piece.len();
+    }
+    (len, first == Some(true))
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    // Compared with itself shifted by one, a block of equal bytes is equal: memcmp at full speed, and most blocks of a
+    // real layer differ within their first word.
+    block[0] == 0 && block[..block.len() - 1] == block[1..]
+}
