@@ -55,6 +55,9 @@ pub struct Device {
     pub layer: Digest,
 }
 
+/// Fills a buffer with the bytes of a data file from an offset on.
+pub type ReadData<'r> = dyn FnMut(Source, u64, &mut [u8]) -> io::Result<()> + 'r;
+
 /// Where every inode, directory and chunk of an image goes.
 #[derive(Debug)]
 pub struct Plan<'t> {
@@ -96,15 +99,10 @@ impl<'t> Plan<'t> {
         self.copied
     }
 
-    /// Writes the image. `read` fills a buffer from an offset of a data file; it is called only when
-    /// [`Plan::copied`] is not 0.
+    /// Writes the image. `read` is called only when [`Plan::copied`] is not 0.
     ///
     /// Errors are those of `out` and `read`.
-    pub fn write(
-        &self,
-        out: &mut impl io::Write,
-        read: &mut dyn FnMut(Source, u64, &mut [u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
+    pub fn write(&self, out: &mut impl io::Write, read: &mut ReadData<'_>) -> io::Result<()> {
         write::image(self, out, read)
     }
 }

@@ -1,1 +1,29 @@
-//! (skeleton)
+//! Shows whole layers as mounts that every image shares.
+//!
+//! A layer's *view* is its tree as an EROFS mount: metadata that silk writes (`<layer>/erofs*`), bytes from the layer's
+//! data file. [`Mounts`] does the mounting below `<root>/mnt`, over files where the kernel can and over loop devices
+//! where it cannot; [`Views`] decides which view of a layer an image needs, makes its metadata and has it mounted.
+//! An image is an overlay of what [`Views::lowers`] returns.
+//!
+//! Everything here blocks, for a disk or for another thread that does the same work, never for a network. Call it from
+//! threads that may block.
+
+#![forbid(unsafe_code)]
+
+mod chain;
+mod config;
+mod error;
+mod kernel;
+mod meta;
+mod mountinfo;
+mod mounts;
+mod probe;
+mod turns;
+mod view;
+mod views;
+
+pub use config::{Config, RungChoice};
+pub use error::{LayerError, MountError, ViewError};
+pub use mounts::{Mounts, Rung};
+pub use view::{Variant, View};
+pub use views::{LayerFiles, Views};

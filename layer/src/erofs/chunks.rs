@@ -126,7 +126,7 @@ impl File {
                 count(final_, final_);
             }
         }
-        let short = (last + 1 << bits) - self.size.next_multiple_of(BLOCK);
+        let short = ((last + 1) << bits) - self.size.next_multiple_of(BLOCK);
         // At most MAX_FILE_CHUNKS chunks of at most 2^40 bytes.
         (chunks << bits) - if tail { short } else { 0 }
     }

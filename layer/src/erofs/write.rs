@@ -2,10 +2,10 @@
 
 use std::io::{self, BufWriter, Write};
 
-use crate::tree::{Node, NodeId, NodeKind, Source};
+use crate::tree::{Node, NodeId, NodeKind};
 
 use super::{
-    Plan,
+    Plan, ReadData,
     chunks::{Chunk, File},
     dirs,
     disk::{self, BLOCK, Inode, Layout, NULL_ADDR, SLOT, Super},
@@ -15,10 +15,8 @@ use super::{
 /// Copies and the writer's buffer go in pieces of this size: large enough that system calls do not count.
 const PIECE: usize = 64 << 10;
 
-type Read<'a> = &'a mut dyn FnMut(Source, u64, &mut [u8]) -> io::Result<()>;
-
 /// See [`Plan::write`].
-pub(super) fn image(plan: &Plan<'_>, out: &mut impl Write, read: Read<'_>) -> io::Result<()> {
+pub(super) fn image(plan: &Plan<'_>, out: &mut impl Write, read: &mut ReadData<'_>) -> io::Result<()> {
     let mut out = Counted { out: BufWriter::with_capacity(PIECE, out), at: 0 };
     let root_nid = u16::try_from(plan.placed[0].nid).map_err(|_| broken())?;
     let it = Super { root_nid, inodes: plan.order.len() as u64, blocks: plan.blocks, uuid: plan.uuid };
@@ -136,7 +134,7 @@ fn indexes<W: Write>(
 }
 
 /// Writes what a node keeps in blocks of its own.
-fn contents<W: Write>(plan: &Plan<'_>, id: u32, out: &mut Counted<W>, read: Read<'_>) -> io::Result<()> {
+fn contents<W: Write>(plan: &Plan<'_>, id: u32, out: &mut Counted<W>, read: &mut ReadData<'_>) -> io::Result<()> {
     let (node, placed) = (&plan.tree.nodes[id as usize], &plan.placed[id as usize]);
     if matches!(node.kind, NodeKind::Char(..) | NodeKind::Block(..) | NodeKind::Fifo) {
         return Ok(());
@@ -160,7 +158,7 @@ fn contents<W: Write>(plan: &Plan<'_>, id: u32, out: &mut Counted<W>, read: Read
 }
 
 /// Copies the chunks that no address can say.
-fn copies<W: Write>(file: &File, bits: u32, out: &mut Counted<W>, read: Read<'_>) -> io::Result<()> {
+fn copies<W: Write>(file: &File, bits: u32, out: &mut Counted<W>, read: &mut ReadData<'_>) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     for (nr, chunk) in (0..).zip(file.chunks(bits)) {
         if chunk != Chunk::Copied {
@@ -178,7 +176,7 @@ fn copies<W: Write>(file: &File, bits: u32, out: &mut Counted<W>, read: Read<'_>
 }
 
 /// Fills `piece` with the file's bytes from `start` on.
-fn fill(file: &File, start: u64, piece: &mut [u8], read: Read<'_>) -> io::Result<()> {
+fn fill(file: &File, start: u64, piece: &mut [u8], read: &mut ReadData<'_>) -> io::Result<()> {
     piece.fill(0);
     let end = start + piece.len() as u64;
     let extents = file.extents();

@@ -1,0 +1,150 @@
+//! What can go wrong with mounts and with what they show.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use silk_layer::erofs::ErofsError;
+use silk_model::{Class, Digest};
+
+use crate::Rung;
+
+/// A mount that could not be made or taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel has no way to mount EROFS that silk knows.
+    #[error("this kernel cannot show silk's layers: {reason}")]
+    NoRung {
+        /// Why each way does not work.
+        reason: String,
+    },
+    /// The image wants other data files than were given. With none given the kernel would take its own blocks for theirs.
+    #[error("{} is no metadata image over {given} data files", meta.display())]
+    Devices {
+        /// The metadata image.
+        meta: PathBuf,
+        /// How many data files were given.
+        given: usize,
+    },
+    /// The kernel refused this mount.
+    #[error("cannot mount {} ({rung}): {source}{log}", meta.display())]
+    Refused {
+        /// The metadata image.
+        meta: PathBuf,
+        /// From what.
+        rung: Rung,
+        /// What the kernel said.
+        source: io::Error,
+        /// What it said besides, each line after a `; `.
+        log: String,
+    },
+}
+
+impl MountError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Io { action, path: path.to_owned(), source: source.into() }
+    }
+
+    /// What kind of trouble it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Io { source, .. } => io_class(source),
+            Self::NoRung { .. } => Class::Unsupported,
+            Self::Devices { .. } | Self::Refused { .. } => Class::Internal,
+        }
+    }
+}
+
+/// A layer that could not be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// Its bytes are not all here.
+    #[error("layer {0} is not whole")]
+    NotWhole(Digest),
+    /// Its table of contents cannot be had.
+    #[error("the contents of layer {layer}: {source}")]
+    Layer {
+        /// Which.
+        layer: Digest,
+        /// Why.
+        source: LayerError,
+    },
+    // TREE
+    /// Its tree fits in no metadata image.
+    #[error("layer {layer}: {source}")]
+    Erofs {
+        /// Which.
+        layer: Digest,
+        /// Why.
+        source: ErofsError,
+    },
+    /// Its metadata image cannot be written or read.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The mount failed.
+    #[error("layer {layer}: {source}")]
+    Mount {
+        /// Which.
+        layer: Digest,
+        /// Why.
+        source: MountError,
+    },
+}
+
+impl ViewError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// What kind of trouble it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::NotWhole(_) => Class::Precondition,
+            Self::Layer { source, .. } => source.class,
+            // TREE2
+            Self::Erofs { source, .. } => source.class(),
+            Self::Io { source, .. } => io_class(source),
+            Self::Mount { source, .. } => source.class(),
+        }
+    }
+}
+
+/// What whoever keeps the layers says when a table of contents cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct LayerError {
+    class: Class,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl LayerError {
+    /// Wraps the keeper's own error.
+    pub fn new(class: Class, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self { class, source: Box::new(source) }
+    }
+}
+
+fn io_class(error: &io::Error) -> Class {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
+        _ => Class::Internal,
+    }
+}

@@ -1,0 +1,204 @@
+//! The mounts below `<root>/mnt`: one a view, whoever made it, kept until somebody hides it.
+
+use std::{
+    collections::BTreeSet,
+    fmt, fs,
+    io::{self, ErrorKind},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{MountError, RungChoice, View, kernel, meta, mountinfo, probe, turns::Turns, view::NAME_LEN};
+
+/// What EROFS is mounted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rung {
+    /// Files: Linux 6.12 and later.
+    File,
+    /// Loop devices: Linux 6.4 and later.
+    Loop,
+    /// Not at all.
+    None,
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "EROFS from files",
+            Self::Loop => "EROFS over loop devices",
+            Self::None => "no EROFS",
+        })
+    }
+}
+
+/// The mounts of one silk root. One process a root.
+#[derive(Debug)]
+pub struct Mounts {
+    mnt: PathBuf,
+    rung: Rung,
+    reason: String,
+    shown: Mutex<BTreeSet<String>>,
+    turns: Turns<String>,
+}
+
+impl Mounts {
+    /// Finds out what the kernel can do, adopts the mounts of an earlier process and takes away what else it left.
+    ///
+    /// A kernel that can do nothing is no error: [`Mounts::rung`] says so, and [`Mounts::show`] fails.
+    ///
+    /// # Errors
+    /// When `<root>/mnt` cannot be made or read, or leftovers cannot be taken away.
+    pub fn open(root: &Path, choice: RungChoice) -> Result<Self, MountError> {
+        let mnt = root.join("mnt");
+        // Images' files with their owners and setuid bits are nobody's business on the host.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&mnt)
+            .map_err(|e| MountError::io("create", &mnt, e))?;
+        // The kernel lists mounts by their real paths.
+        let mnt = mnt.canonicalize().map_err(|e| MountError::io("resolve", &mnt, e))?;
+        let shown = adopt(&mnt)?;
+        let (rung, reason) = probe::probe(&mnt, choice)?;
+        tracing::info!(%rung, %reason, adopted = shown.len(), "layers are shown");
+        Ok(Self { mnt, rung, reason, shown: Mutex::new(shown), turns: Turns::default() })
+    }
+
+    /// What this kernel mounts from.
+    pub fn rung(&self) -> Rung {
+        self.rung
+    }
+
+    /// Why the ways before [`Mounts::rung`] do not work; empty when the first one does.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Where a view is or will be shown.
+    pub fn mountpoint(&self, view: &View) -> PathBuf {
+        self.mnt.join(view.name())
+    }
+
+    /// Whether a view is shown now.
+    pub fn is_shown(&self, view: &View) -> bool {
+        self.shown_set().contains(&view.name())
+    }
+
+    /// Shows a view: mounts `meta` with the data files `devices`, in the order of the image's device table. A view that
+    /// is shown already stays as it is. Returns the mount point.
+    ///
+    /// # Errors
+    /// When the kernel cannot, or refuses.
+    pub fn show(&self, view: &View, meta: &Path, devices: &[PathBuf]) -> Result<PathBuf, MountError> {
+        let name = view.name();
+        let target = self.mnt.join(&name);
+        self.turns.take(&name, || {
+            if self.shown_set().contains(&name) {
+                return Ok(target.clone());
+            }
+            if self.rung == Rung::None {
+                return Err(MountError::NoRung { reason: self.reason.clone() });
+            }
+            if meta::wanted(meta).is_none_or(|wanted| wanted.len() != devices.len()) {
+                return Err(MountError::Devices { meta: meta.to_owned(), given: devices.len() });
+            }
+            match fs::create_dir(&target) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(MountError::io("create", &target, e)),
+                _ => {}
+            }
+            if let Err(refused) = kernel::mount_erofs(self.rung, meta, devices, &target) {
+                let (rung, meta) = (self.rung, meta.to_owned());
+                remove_dir(&target)?;
+                return Err(MountError::Refused { meta, rung, source: refused.source, log: refused.log });
+            }
+            self.shown_set().insert(name.clone());
+            Ok(target.clone())
+        })
+    }
+
+    /// Takes a view away. Overlays that stand on it keep what they have: the file system lives as long as they do. A
+    /// view that is not shown is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn hide(&self, view: &View) -> Result<(), MountError> {
+        self.hide_name(&view.name())
+    }
+
+    /// As [`Mounts::hide`], by the mount point's name.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn hide_name(&self, name: &str) -> Result<(), MountError> {
+        self.turns.take(&name.to_owned(), || {
+            let target = self.mnt.join(name);
+            take_away(&target)?;
+            self.shown_set().remove(name);
+            Ok(())
+        })
+    }
+
+    /// Takes away all views whose name `keep` does not want. Returns their names.
+    ///
+    /// # Errors
+    /// The first refusal; others are taken away all the same.
+    pub fn hide_unknown(&self, keep: &dyn Fn(&str) -> bool) -> Result<Vec<String>, MountError> {
+        let unknown: Vec<String> = self.shown_set().iter().filter(|name| !keep(name)).cloned().collect();
+        let failed = unknown.iter().filter_map(|name| self.hide_name(name).err()).next();
+        failed.map_or(Ok(unknown), Err)
+    }
+
+    /// The names of all views that are shown, and where.
+    pub fn shown(&self) -> Vec<(String, PathBuf)> {
+        self.shown_set().iter().map(|name| (name.clone(), self.mnt.join(name))).collect()
+    }
+
+    fn shown_set(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The views that are mounted below `mnt`. Directories without a mount are removed, mounts that are no views too.
+fn adopt(mnt: &Path) -> Result<BTreeSet<String>, MountError> {
+    let mounted = mountinfo::below(mnt).map_err(|e| MountError::io("read", Path::new("/proc/self/mountinfo"), e))?;
+    let entries = fs::read_dir(mnt).map_err(|e| MountError::io("list", mnt, e))?;
+    let names: Vec<_> = entries
+        .map(|e| e.map(|e| e.file_name()))
+        .collect::<io::Result<_>>()
+        .map_err(|e| MountError::io("list", mnt, e))?;
+    let mut shown = BTreeSet::new();
+    for name in names {
+        let target = mnt.join(&name);
+        let view = name.to_str().filter(|n| is_name(n));
+        match view {
+            _ if name == probe::DIR => {}
+            Some(view) if mounted.iter().any(|m| m.point == target && m.fs_type == b"erofs") => {
+                shown.insert(view.to_owned());
+            }
+            _ => take_away(&target)?,
+        }
+    }
+    Ok(shown)
+}
+
+fn is_name(name: &str) -> bool {
+    name.len() == NAME_LEN && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+}
+
+fn take_away(target: &Path) -> Result<(), MountError> {
+    kernel::unmount_all(target).map_err(|e| MountError::io("unmount", target, e))?;
+    remove_dir(target)
+}
+
+/// What is not ours (a file, a directory with something in it) stays: an operator put it there.
+fn remove_dir(target: &Path) -> Result<(), MountError> {
+    match fs::remove_dir(target) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotADirectory | ErrorKind::DirectoryNotEmpty) => {
+            tracing::warn!(path = %target.display(), "is in the way of silk's mounts: please remove it");
+            Ok(())
+        }
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(MountError::io("remove", target, e)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,87 @@
+//! Tries what this kernel can do, by doing it: a tiny layer is mounted and its file read.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use silk_layer::{
+    erofs::{Device, Plan},
+    toc::Time,
+    tree::{Node, NodeId, NodeKind, Source, SourceExtent, Tree},
+};
+use silk_model::Digest;
+
+use crate::{MountError, Rung, RungChoice, kernel};
+
+/// Below `<root>/mnt`: no name of a view has a dot.
+pub(crate) const DIR: &str = ".probe";
+
+/// The first way that works, with why the ones before it (or all) do not.
+pub(crate) fn probe(mnt: &Path, choice: RungChoice) -> Result<(Rung, String), MountError> {
+    let dir = mnt.join(DIR);
+    clear(mnt)?;
+    let (image, data) = write(&dir).map_err(|e| MountError::io("write a probe in", &dir, e))?;
+    let rungs: &[Rung] = match choice {
+        RungChoice::Auto => &[Rung::File, Rung::Loop],
+        RungChoice::File => &[Rung::File],
+        RungChoice::Loop => &[Rung::Loop],
+    };
+    let mut reasons = Vec::new();
+    let mut found = Rung::None;
+    for rung in rungs {
+        match attempt(*rung, &dir, (&image, &data)) {
+            Ok(()) => {
+                found = *rung;
+                break;
+            }
+            Err(e) => reasons.push(format!("{rung}: {}{}", e.source, e.log)),
+        }
+    }
+    clear(mnt)?;
+    Ok((found, reasons.join("; ")))
+}
+
+/// Takes away what a probe, this one or one that was killed, left.
+pub(crate) fn clear(mnt: &Path) -> Result<(), MountError> {
+    let dir = mnt.join(DIR);
+    let target = dir.join("mnt");
+    kernel::unmount_all(&target).map_err(|e| MountError::io("unmount", &target, e))?;
+    match fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(MountError::io("remove", &dir, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Two blocks, of which the probe's file is the second.
+fn data() -> Vec<u8> {
+    (0..1024u32).map(|n| (n * 7 % 251) as u8).collect()
+}
+
+fn write(dir: &Path) -> io::Result<(PathBuf, PathBuf)> {
+    let node = |kind, mode| Node { kind, mode, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() };
+    let extent = SourceExtent { source: Source::Own, logical: 0, offset: 512, len: 512 };
+    let root = NodeKind::Dir(BTreeMap::from([(b"file".to_vec(), NodeId(1))]));
+    let file = NodeKind::File { size: 512, extents: vec![extent] };
+    let tree = Tree { nodes: vec![node(root, 0o755), node(file, 0o644)] };
+    let device = Device { source: Source::Own, size: 1024, layer: Digest::of(b"probe") };
+    let plan = Plan::new(&tree, &[device], [0; 16]).map_err(io::Error::other)?;
+    let mut image = Vec::new();
+    plan.write(&mut image, &mut |_, _, _| Err(io::ErrorKind::Unsupported.into()))?;
+    let mut bytes = data();
+    bytes.resize(4096, 0);
+    fs::create_dir_all(dir.join("mnt"))?;
+    let paths = (dir.join("erofs"), dir.join("data"));
+    fs::write(&paths.0, image)?;
+    fs::write(&paths.1, bytes)?;
+    Ok(paths)
+}
+
+fn attempt(rung: Rung, dir: &Path, (image, device): (&Path, &PathBuf)) -> Result<(), kernel::Refused> {
+    let target = dir.join("mnt");
+    kernel::mount_erofs(rung, image, std::slice::from_ref(device), &target)?;
+    let read = fs::read(target.join("file"));
+    kernel::unmount_all(&target)?;
+    if read? == data()[512..] { Ok(()) } else { Err(io::Error::other("the probe's file reads wrong").into()) }
+}

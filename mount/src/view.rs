@@ -1,0 +1,105 @@
+//! Which tree of a layer a mount shows, and the mount's name.
+
+use sha2::{Digest as _, Sha256};
+use silk_model::Digest;
+
+/// Letters in a mount point's name: 50 bits. A hundred names with `/var/lib/silk/mnt/` before and a colon after each
+/// take 2,900 bytes of the 4,096 that mount(2) passes on as options.
+pub(crate) const NAME_LEN: usize = 10;
+
+/// One way to show a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct View {
+    /// The layer.
+    pub diff_id: Digest,
+    /// On top of what.
+    pub variant: Variant,
+}
+
+/// What a layer's tree depends on, besides the layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// Nothing: the same tree on any layers.
+    Shared,
+    /// It asks for what is below it, and nothing is.
+    Base,
+    /// The layers below it, by their chain ID.
+    Chain(Digest),
+}
+
+impl View {
+    /// The mount point's name below `<root>/mnt`: the same in every process, so that an overlay's options are too.
+    pub fn name(&self) -> String {
+        const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        let hash = self.hash();
+        (0..NAME_LEN)
+            .map(|nr| {
+                let bit = nr * 5;
+                let pair = u16::from_be_bytes([hash[bit / 8], hash[bit / 8 + 1]]);
+                char::from(LETTERS[usize::from(pair >> (11 - bit % 8) & 31)])
+            })
+            .collect()
+    }
+
+    /// The file system's UUID: overlayfs tells lower layers apart by it.
+    pub(crate) fn uuid(&self) -> [u8; 16] {
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&self.hash()[16..]);
+        uuid
+    }
+
+    /// The metadata image's name in the layer's directory.
+    pub(crate) fn file_name(&self) -> String {
+        match self.variant {
+            Variant::Shared => "erofs".into(),
+            Variant::Base => "erofs-base".into(),
+            Variant::Chain(parent) => format!("erofs-{}", &parent.hex()[..16]),
+        }
+    }
+
+    /// The mount's name for a metadata image in a layer's directory; `None` for another file. So whoever removes a
+    /// layer needs to know nothing but its directory.
+    pub(crate) fn name_of_file(diff_id: &Digest, file_name: &str) -> Option<String> {
+        let variant = match file_name.strip_prefix("erofs")? {
+            "" => Variant::Shared,
+            "-base" => Variant::Base,
+            chain => {
+                let hex = chain.strip_prefix('-').filter(|hex| hex.len() == 16)?;
+                Variant::Chain(format!("sha256:{hex}{}", "0".repeat(48)).parse().ok()?)
+            }
+        };
+        Some(Self { diff_id: *diff_id, variant }.name())
+    }
+
+    /// Of the diff ID and of what [`View::file_name`] says: 64 bits of the parent's chain ID tell chains apart well
+    /// enough, as they come from the images of one node, and they can be read back from the file's name.
+    fn hash(&self) -> [u8; 32] {
+        Sha256::digest(format!("silk view 1 {} {}", self.diff_id, self.file_name())).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_short_and_the_same_for_ever() {
+        let diff_id = Digest::of(b"layer");
+        let views = [Variant::Shared, Variant::Base, Variant::Chain(Digest::of(b"chain"))]
+            .map(|variant| View { diff_id, variant });
+        assert_eq!(views.map(|v| v.name()), ["rdeofuhgkk", "hd7bxcr7zi", "3elgft2tmm"]);
+        for view in views {
+            assert_eq!(View::name_of_file(&diff_id, &view.file_name()), Some(view.name()));
+        }
+        assert_eq!(views.iter().map(View::uuid).collect::<HashSet<_>>().len(), 3);
+    }
+
+    #[test]
+    fn other_files_are_no_views() {
+        for name in ["data", "toc", "erofs.tmp", "erofs-", "erofs-xyz", "erofs-0123456789abcdeg", "depends"] {
+            assert_eq!(View::name_of_file(&Digest::of(b""), name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! From an image's layers to the directories of its overlay.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use silk_layer::{
+    erofs::{Device, Plan},
+    toc::Toc,
+    tree::Source,
+};
+use silk_model::{Digest, chain_ids};
+
+use crate::{LayerError, Mounts, Variant, View, ViewError, chain, meta, turns::Turns};
+
+/// Who keeps the layers.
+pub trait LayerFiles: Sync {
+    /// A layer's directory. It holds `data`, the tar padded with zeros to a multiple of 4096 bytes, and takes what this
+    /// room adds: `erofs*` and `depends`, which may be deleted whenever the layer is not shown.
+    fn layer_path(&self, diff_id: &Digest) -> PathBuf;
+
+    /// A layer's table of contents.
+    ///
+    /// # Errors
+    /// When it is not here or cannot be read.
+    fn toc(&self, diff_id: &Digest) -> Result<Toc, LayerError>;
+
+    /// Length of a layer's tar in bytes; `None` unless all of it is here and proved.
+    fn size(&self, diff_id: &Digest) -> Option<u64>;
+}
+
+/// The views of layers: which one an image needs, its metadata, its mount.
+#[derive(Debug)]
+pub struct Views {
+    mounts: Mounts,
+    turns: Turns<String>,
+    /// Whether a layer's tree depends on what is below it; an entry for each layer that was shown and not hidden since.
+    depends: Mutex<HashMap<Digest, bool>>,
+    /// Views of [`Variant::Chain`] with their images and the layers these point into, by the name of the mount.
+    chains: Mutex<HashMap<String, Wants>>,
+}
+
+#[derive(Debug)]
+struct Wants {
+    meta: PathBuf,
+    layers: Vec<Digest>,
+}
+
+impl Views {
+    /// Views over these mounts. Call [`Views::sweep`] before anything else.
+    pub fn new(mounts: Mounts) -> Self {
+        Self { mounts, turns: Turns::default(), depends: Mutex::default(), chains: Mutex::default() }
+    }
+
+    /// The mounts below.
+    pub fn mounts(&self) -> &Mounts {
+        &self.mounts
+    }
+
+    /// Shows all layers of a chain, base first, and returns their mount points in the order of overlayfs' `lowerdir`:
+    /// top first.
+    ///
+    /// # Errors
+    /// When a layer is not whole, has no tree, or cannot be mounted.
+    pub fn lowers(&self, files: &dyn LayerFiles, chain: &[Digest]) -> Result<Vec<PathBuf>, ViewError> {
+        let ids = chain_ids(chain);
+        (0..chain.len()).rev().map(|at| self.show_at(files, (chain, &ids), at)).collect()
+    }
+
+    /// Shows the top layer of a chain, base first, so that a later [`Views::lowers`] finds it shown. The layers below
+    /// must be whole only if the top one depends on them.
+    ///
+    /// # Errors
+    /// As [`Views::lowers`].
+    pub fn show_top(&self, files: &dyn LayerFiles, chain: &[Digest]) -> Result<Option<PathBuf>, ViewError> {
+        let ids = chain_ids(chain);
+        chain.len().checked_sub(1).map(|at| self.show_at(files, (chain, &ids), at)).transpose()
+    }
+
+    /// Takes away all views of a layer, and those of other layers that point into its data. Call it before the layer's
+    /// files are deleted: a mount keeps the space of deleted ones.
+    ///
+    /// # Errors
+    /// When the kernel refuses to unmount.
+    pub fn hide_layer(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Result<(), ViewError> {
+        let failed = |source| ViewError::Mount { layer: *diff_id, source };
+        for (_, name) in images(&files.layer_path(diff_id), diff_id)? {
+            self.mounts.hide_name(&name).map_err(failed)?;
+            self.chains().remove(&name);
+        }
+        let users: Vec<_> =
+            self.chains().iter().filter(|(_, w)| w.layers.contains(diff_id)).map(|(name, _)| name.clone()).collect();
+        for name in users {
+            self.mounts.hide_name(&name).map_err(failed)?;
+            if let Some(Wants { meta, .. }) = self.chains().remove(&name) {
+                remove_file(&meta)?;
+            }
+        }
+        self.depends().remove(diff_id);
+        Ok(())
+    }
+
+    /// Takes away the views that an earlier process left of layers that are not whole any more. `whole` are those
+    /// that are.
+    ///
+    /// # Errors
+    /// When a layer's directory cannot be read, or the kernel refuses to unmount.
+    pub fn sweep(&self, files: &dyn LayerFiles, whole: &[Digest]) -> Result<(), ViewError> {
+        let here: std::collections::HashSet<_> = whole.iter().collect();
+        let mut keep = std::collections::HashSet::new();
+        for diff_id in whole {
+            for (meta, name) in images(&files.layer_path(diff_id), diff_id)? {
+                let layers = meta::wanted(&meta).unwrap_or_default();
+                if layers.iter().all(|layer| here.contains(layer)) {
+                    if layers.iter().any(|layer| layer != diff_id) {
+                        self.chains().insert(name.clone(), Wants { meta, layers });
+                    }
+                    keep.insert(name);
+                } else {
+                    remove_file(&meta)?;
+                }
+            }
+        }
+        let hidden = self.mounts.hide_unknown(&|name| keep.contains(name));
+        let layer = whole.first().copied().unwrap_or(Digest::new([0; 32]));
+        let hidden = hidden.map_err(|source| ViewError::Mount { layer, source })?;
+        if !hidden.is_empty() {
+            tracing::info!(count = hidden.len(), "took away mounts of layers that are gone");
+        }
+        Ok(())
+    }
+
+    fn show_at(
+        &self,
+        files: &dyn LayerFiles,
+        (chain, ids): (&[Digest], &[Digest]),
+        at: usize,
+    ) -> Result<PathBuf, ViewError> {
+        let diff_id = chain[at];
+        let variant = match (self.depends_on_lower(files, &diff_id)?, at.checked_sub(1)) {
+            (false, _) => Variant::Shared,
+            (true, None) => Variant::Base,
+            (true, Some(below)) => Variant::Chain(ids[below]),
+        };
+        let view = View { diff_id, variant };
+        if self.mounts.is_shown(&view) {
+            return Ok(self.mounts.mountpoint(&view));
+        }
+        // Two that want the same view: the second finds the image made and the mount there.
+        self.turns.take(&view.name(), || self.show(files, &view, &chain[..=at]))
+    }
+
+    fn show(&self, files: &dyn LayerFiles, view: &View, chain: &[Digest]) -> Result<PathBuf, ViewError> {
+        let layer = view.diff_id;
+        files.size(&layer).ok_or(ViewError::NotWhole(layer))?;
+        let path = files.layer_path(&layer).join(view.file_name());
+        let layers = match meta::open(&path, view)? {
+            Some(layers) => layers,
+            None => make(files, view, chain, &path)?,
+        };
+        if let Some(gone) = layers.iter().find(|layer| files.size(layer).is_none()) {
+            return Err(ViewError::NotWhole(*gone));
+        }
+        let devices: Vec<_> = layers.iter().map(|layer| files.layer_path(layer).join("data")).collect();
+        if let Variant::Chain(_) = view.variant {
+            self.chains().insert(view.name(), Wants { meta: path.clone(), layers });
+        }
+        self.mounts.show(view, &path, &devices).map_err(|source| ViewError::Mount { layer, source })
+    }
+
+    /// Whether a layer's tree depends on what is below it. Found once, by decoding its table of contents, and kept
+    /// beside the layer; a file that a crash has emptied is written anew.
+    fn depends_on_lower(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Result<bool, ViewError> {
+        if let Some(known) = self.depends().get(diff_id) {
+            return Ok(*known);
+        }
+        let path = files.layer_path(diff_id).join("depends");
+        let depends = match fs::read(&path).ok().as_deref() {
+            Some(b"no\n") => false,
+            Some(b"yes\n") => true,
+            _ => {
+                let depends = chain::depends(&toc(files, diff_id)?);
+                let text = if depends { "yes\n" } else { "no\n" };
+                fs::write(&path, text).map_err(|e| ViewError::io("write", &path, e))?;
+                depends
+            }
+        };
+        self.depends().insert(*diff_id, depends);
+        Ok(depends)
+    }
+
+    fn depends(&self) -> MutexGuard<'_, HashMap<Digest, bool>> {
+        self.depends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn chains(&self) -> MutexGuard<'_, HashMap<String, Wants>> {
+        self.chains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes the metadata image of the top layer of `chain`. Returns the layers that it points into.
+fn make(files: &dyn LayerFiles, view: &View, chain: &[Digest], path: &Path) -> Result<Vec<Digest>, ViewError> {
+    let layer = view.diff_id;
+    let tree = match view.variant {
+        Variant::Shared | Variant::Base => chain::build(&layer, &toc(files, &layer)?, &[])?,
+        Variant::Chain(_) => chain::build_on(chain, &|diff_id| toc(files, diff_id))?,
+    };
+    let whose = |source| match source {
+        Source::Own => Some(layer),
+        Source::Below(n) => chain.len().checked_sub(1 + n as usize).and_then(|at| chain.get(at)).copied(),
+    };
+    let mut devices = Vec::new();
+    for source in chain::sources(&tree) {
+        let Some(layer) = whose(source) else { continue };
+        let size = files.size(&layer).ok_or(ViewError::NotWhole(layer))?;
+        devices.push(Device { source, size, layer });
+    }
+    let plan = Plan::new(&tree, &devices, view.uuid()).map_err(|source| ViewError::Erofs { layer, source })?;
+    let data = |source| files.layer_path(&whose(source).unwrap_or(layer)).join("data");
+    meta::write(path, &plan, &data)?;
+    Ok(plan.sources().iter().filter_map(|source| whose(*source)).collect())
+}
+
+fn toc(files: &dyn LayerFiles, layer: &Digest) -> Result<Toc, ViewError> {
+    files.toc(layer).map_err(|source| ViewError::Layer { layer: *layer, source })
+}
+
+/// The metadata images in a layer's directory, and the names of their mounts.
+fn images(dir: &Path, diff_id: &Digest) -> Result<Vec<(PathBuf, String)>, ViewError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(ViewError::io("list", dir, e)),
+    };
+    let mut images = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| ViewError::io("list", dir, e))?;
+        if let Some(name) = entry.file_name().to_str().and_then(|f| View::name_of_file(diff_id, f)) {
+            images.push((entry.path(), name));
+        }
+    }
+    Ok(images)
+}
+
+fn remove_file(path: &Path) -> Result<(), ViewError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ViewError::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,270 @@
+//! Mounts below a root: made, adopted, taken away, on every rung.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use silk_layer::{
+    erofs::{Device, Plan},
+    toc::Time,
+    tree::{Node, NodeId, NodeKind, Source, SourceExtent, Tree},
+};
+use silk_model::Digest;
+use silk_mount::{MountError, Mounts, Rung, RungChoice, Variant, View};
+
+const RUNGS: [RungChoice; 2] = [RungChoice::File, RungChoice::Loop];
+
+/// A root that takes its mounts with it, also when an assertion fails.
+struct Root(tempfile::TempDir);
+
+impl Root {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn open(&self, rung: RungChoice) -> Mounts {
+        Mounts::open(self.path(), rung).unwrap()
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        for point in mounted_below(self.path()) {
+            let _ = unmount(&point, UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn mounted_below(dir: &Path) -> Vec<PathBuf> {
+    let dir = dir.canonicalize().unwrap();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(&dir)).collect()
+}
+
+/// Waits until no loop device has a backing file below `dir`: whoever else looks at new devices (udev) may keep one a
+/// moment longer than its mount.
+fn no_loops_below(dir: &Path) {
+    let start = std::time::Instant::now();
+    while !loops_below(dir).is_empty() {
+        assert!(start.elapsed().as_secs() < 20, "{:?}", loops_below(dir));
+        std::thread::yield_now();
+    }
+}
+
+/// Backing files below `dir` of loop devices in use.
+fn loops_below(dir: &Path) -> Vec<String> {
+    let devices = fs::read_dir("/sys/block").unwrap().map(|e| e.unwrap().path());
+    let files = devices.filter_map(|d| fs::read_to_string(d.join("loop/backing_file")).ok());
+    files.filter(|file| file.starts_with(dir.to_str().unwrap())).collect()
+}
+
+/// A layer with one file whose content tells the number, and the view of it.
+fn layer(root: &Path, nr: u32) -> (View, PathBuf, PathBuf) {
+    let node = |kind, mode| Node { kind, mode, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() };
+    let content = format!("layer {nr}");
+    let extent = SourceExtent { source: Source::Own, logical: 0, offset: 512, len: content.len() as u64 };
+    let names = BTreeMap::from([(b"common".to_vec(), NodeId(1)), (format!("file-{nr}").into_bytes(), NodeId(1))]);
+    let file = NodeKind::File { size: content.len() as u64, extents: vec![extent] };
+    let tree = Tree { nodes: vec![node(NodeKind::Dir(names), 0o755), node(file, 0o644)] };
+    let view = View { diff_id: Digest::of(content.as_bytes()), variant: Variant::Shared };
+    let dir = root.join(format!("layer {nr}"));
+    fs::create_dir_all(&dir).unwrap();
+    let mut data = vec![0; 4096];
+    data[512..512 + content.len()].copy_from_slice(content.as_bytes());
+    fs::write(dir.join("data"), data).unwrap();
+    let device = Device { source: Source::Own, size: 1024, layer: view.diff_id };
+    let mut image = Vec::new();
+    let mut uuid = [0; 16];
+    uuid[..4].copy_from_slice(&nr.to_le_bytes());
+    let plan = Plan::new(&tree, &[device], uuid).unwrap();
+    plan.write(&mut image, &mut |_, _, _| Err(io::ErrorKind::Unsupported.into())).unwrap();
+    fs::write(dir.join("erofs"), image).unwrap();
+    (view, dir.join("erofs"), dir.join("data"))
+}
+
+#[test]
+fn privileged_a_view_is_shown_once_and_hidden_without_a_trace() {
+    for rung in RUNGS {
+        let root = Root::new();
+        let mounts = root.open(rung);
+        assert_eq!(mounts.rung(), if rung == RungChoice::File { Rung::File } else { Rung::Loop });
+        assert_eq!(mounts.reason(), "");
+        assert_eq!(mounted_below(root.path()), [] as [PathBuf; 0], "the probe is gone");
+        let (view, meta, data) = layer(root.path(), 1);
+        let point = mounts.show(&view, &meta, &[data.clone()]).unwrap();
+        assert_eq!(point, mounts.mountpoint(&view));
+        assert_eq!(mounts.show(&view, &meta, &[data]).unwrap(), point);
+        assert_eq!(mounted_below(root.path()).len(), 1);
+        assert_eq!(fs::read_to_string(point.join("file-1")).unwrap(), "layer 1");
+        assert!(fs::write(point.join("new"), "").is_err(), "read-only");
+        assert_eq!(loops_below(root.path()).len(), if rung == RungChoice::Loop { 2 } else { 0 });
+        assert_eq!(mounts.shown(), [(view.name(), point.clone())]);
+        mounts.hide(&view).unwrap();
+        mounts.hide(&view).unwrap();
+        assert!(!point.exists() && mounts.shown().is_empty() && !mounts.is_shown(&view));
+        assert_eq!(mounted_below(root.path()).len(), 0);
+        no_loops_below(root.path());
+    }
+}
+
+#[test]
+fn privileged_many_threads_make_one_mount() {
+    let root = Root::new();
+    let mounts = root.open(RungChoice::Auto);
+    let (view, meta, data) = layer(root.path(), 1);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| mounts.show(&view, &meta, &[data.clone()]).unwrap());
+        }
+    });
+    assert_eq!(mounted_below(root.path()).len(), 1);
+}
+
+#[test]
+fn privileged_a_new_process_adopts_mounts_and_clears_the_rest() {
+    for rung in RUNGS {
+        let root = Root::new();
+        let (kept, meta, data) = layer(root.path(), 1);
+        let mounts = root.open(rung);
+        let point = mounts.show(&kept, &meta, &[data.clone()]).unwrap();
+        let inode = fs::metadata(&point).unwrap().dev();
+        drop(mounts);
+        // What a killed process may leave: an empty directory, a probe, a foreign mount.
+        let mnt = root.path().join("mnt");
+        fs::create_dir(mnt.join("aaaaaaaaaa")).unwrap();
+        fs::create_dir_all(mnt.join(".probe/mnt")).unwrap();
+        mount("tmpfs", mnt.join(".probe/mnt"), "tmpfs", MountFlags::empty(), None).unwrap();
+        fs::create_dir(mnt.join("bbbbbbbbbb")).unwrap();
+        mount("tmpfs", mnt.join("bbbbbbbbbb"), "tmpfs", MountFlags::empty(), None).unwrap();
+        let mounts = root.open(rung);
+        assert_eq!(mounts.shown(), [(kept.name(), point.clone())]);
+        assert_eq!(mounted_below(root.path()), [point.clone()]);
+        assert_eq!(fs::read_dir(&mnt).unwrap().count(), 1);
+        assert_eq!(mounts.show(&kept, &meta, &[data]).unwrap(), point);
+        assert_eq!(fs::metadata(&point).unwrap().dev(), inode, "the same mount as before");
+        assert_eq!(mounts.hide_unknown(&|name| name != kept.name()).unwrap(), [kept.name()]);
+        assert_eq!(mounted_below(root.path()).len(), 0);
+        no_loops_below(root.path());
+    }
+}
+
+#[test]
+fn privileged_a_view_in_use_goes_with_its_last_user() {
+    for rung in RUNGS {
+        let root = Root::new();
+        let mounts = root.open(rung);
+        let (view, meta, data) = layer(root.path(), 1);
+        let point = mounts.show(&view, &meta, &[data]).unwrap();
+        let open = fs::File::open(point.join("file-1")).unwrap();
+        mounts.hide(&view).unwrap();
+        assert!(!point.exists());
+        assert_eq!(io::read_to_string(&open).unwrap(), "layer 1", "who has it open still reads it");
+        drop(open);
+        no_loops_below(root.path());
+    }
+}
+
+#[test]
+fn privileged_an_overlay_outlives_the_views_it_stands_on() {
+    for rung in RUNGS {
+        let root = Root::new();
+        let mounts = root.open(rung);
+        let lowers: Vec<_> = [2, 1].map(|nr| layer(root.path(), nr)).into_iter().collect();
+        let points: Vec<_> =
+            lowers.iter().map(|(v, m, d)| mounts.show(v, m, std::slice::from_ref(d)).unwrap()).collect();
+        let merged = overlay(root.path(), &points);
+        for (view, ..) in &lowers {
+            mounts.hide(view).unwrap();
+        }
+        assert_eq!(fs::read_to_string(merged.join("common")).unwrap(), "layer 2");
+        assert_eq!(fs::read_to_string(merged.join("file-1")).unwrap(), "layer 1");
+        unmount(&merged, UnmountFlags::empty()).unwrap();
+        no_loops_below(root.path());
+    }
+}
+
+#[test]
+fn privileged_a_hundred_layers_fit_in_one_overlay() {
+    let root = Root::new();
+    let mounts = root.open(RungChoice::Auto);
+    let points: Vec<_> = (0..100)
+        .rev()
+        .map(|nr| {
+            let (view, meta, data) = layer(root.path(), nr);
+            mounts.show(&view, &meta, &[data]).unwrap()
+        })
+        .collect();
+    assert_eq!(points.iter().collect::<HashSet<_>>().len(), 100);
+    // With silk's default root in place of this test's.
+    let name = points[0].file_name().unwrap().len();
+    assert!(("/var/lib/silk/mnt/".len() + name + 1) * 100 + 500 < 4096);
+    let short = PathBuf::from(format!("/tmp/silk-{}", std::process::id()));
+    std::os::unix::fs::symlink(root.path().join("mnt"), &short).unwrap();
+    let points: Vec<_> = points.iter().map(|p| short.join(p.file_name().unwrap())).collect();
+    let merged = overlay(root.path(), &points);
+    fs::remove_file(&short).unwrap();
+    for nr in 0..100 {
+        assert_eq!(fs::read_to_string(merged.join(format!("file-{nr}"))).unwrap(), format!("layer {nr}"));
+    }
+    assert_eq!(fs::read_to_string(merged.join("common")).unwrap(), "layer 99");
+}
+
+#[test]
+fn privileged_a_refused_mount_says_why_and_leaves_nothing() {
+    for rung in RUNGS {
+        let root = Root::new();
+        let mounts = root.open(rung);
+        let (view, meta, data) = layer(root.path(), 1);
+        let error = mounts.show(&view, &meta, &[]).unwrap_err();
+        assert!(matches!(&error, MountError::Devices { given: 0, .. }), "{error}");
+        // A directory is no data file, and the kernel says so.
+        let error = mounts.show(&view, &meta, &[root.path().to_owned()]).unwrap_err();
+        assert!(matches!(&error, MountError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains("layer 1/erofs"), "{error}");
+        fs::write(&meta, vec![0; 8192]).unwrap();
+        assert!(mounts.show(&view, &meta, &[data]).is_err());
+        assert_eq!(fs::read_dir(root.path().join("mnt")).unwrap().count(), 0);
+        assert_eq!(mounted_below(root.path()).len(), 0);
+        no_loops_below(root.path());
+        assert!(mounts.show(&view, &root.path().join("none"), &[]).is_err());
+    }
+}
+
+#[test]
+fn privileged_paths_of_any_length_and_spelling_are_mounted() {
+    let root = Root::new();
+    let long = root.path().join("a,b:c d\\e=\"f\"\n").join("x".repeat(200)).join("y".repeat(200));
+    fs::create_dir_all(&long).unwrap();
+    for rung in RUNGS {
+        let mounts = Mounts::open(&long, rung).unwrap();
+        let (view, meta, data) = layer(&long, 7);
+        let point = mounts.show(&view, &meta, &[data]).unwrap();
+        assert_eq!(fs::read_to_string(point.join("file-7")).unwrap(), "layer 7");
+        drop(mounts);
+        let mounts = Mounts::open(&long, rung).unwrap();
+        assert_eq!(mounts.shown().len(), 1);
+        mounts.hide(&view).unwrap();
+    }
+}
+
+fn overlay(root: &Path, lowers: &[PathBuf]) -> PathBuf {
+    let [upper, work, merged] = ["upper", "work", "merged"].map(|name| root.join(name));
+    for dir in [&upper, &work, &merged] {
+        fs::create_dir(dir).unwrap();
+    }
+    let lowers: Vec<_> = lowers.iter().map(|l| l.to_str().unwrap()).collect();
+    let options = format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), upper.display(), work.display());
+    assert!(options.len() < 4096, "{}", options.len());
+    let options = std::ffi::CString::new(options).unwrap();
+    mount("overlay", &merged, "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+    merged
+}
