@@ -1,73 +1,306 @@
-//! (in the making)
-use std::ops::Range;
+//! A blob and where its bytes are.
+//!
+//! A registry often redirects a blob's request to storage, with a signature that expires. The address is kept and shared by
+//! all readers, so that a range costs one round trip and not two; it is asked for anew when it fails. Only one reader at
+//! a time asks a host for it.
 
-use bytes::Bytes;
+use std::{
+    fmt,
+    ops::Range,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use reqwest::{Method, Response, StatusCode, header};
 use silk_model::Digest;
+use tracing::debug;
+use url::Url;
 
-use crate::Error;
+use crate::{
+    Error,
+    auth::authority,
+    endpoint::{Answer, Call, Endpoint},
+    repository::Inner,
+};
+
+mod stream;
+
+pub use stream::BlobStream;
 
 /// A blob of a repository. Cheap to clone; clones share the redirect, the choice of mirror and what is known of ranges.
-#[derive(Debug, Clone)]
-pub struct Blob {}
+#[derive(Clone)]
+pub struct Blob {
+    inner: Arc<Shared>,
+}
 
-/// Bytes of a blob, in order.
-#[derive(Debug)]
-pub struct BlobStream {}
+struct Shared {
+    repository: Arc<Inner>,
+    digest: Digest,
+    size: u64,
+    /// One for each host of the repository.
+    sources: Vec<Source>,
+    /// The host that served last.
+    current: AtomicUsize,
+    /// The host or storage that served last, for people.
+    serving: Mutex<Option<String>>,
+    received: AtomicU64,
+}
 
-/// Whether a blob's server answers range requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ranges {
-    /// Not tried yet.
+/// What is known of one host's copy.
+#[derive(Default)]
+struct Source {
+    route: tokio::sync::Mutex<Route>,
+    ranges: AtomicU8,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+enum Route {
+    #[default]
     Unknown,
-    /// It has.
-    Supported,
-    /// It sends the whole blob instead: a read from the middle costs all the bytes before it.
-    Unsupported,
+    /// The host serves the bytes itself.
+    Direct,
+    /// The host redirects here.
+    Elsewhere(Url),
+}
+
+// `Source::ranges`.
+const UNKNOWN: u8 = 0;
+const SUPPORTED: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+/// An open answer.
+#[derive(Debug)]
+struct Body {
+    response: Response,
+    /// Who sends it, for messages.
+    host: String,
+    /// Bytes to throw away first.
+    skip: u64,
+    /// Bytes this answer holds after those.
+    due: u64,
 }
 
 impl Blob {
+    pub(crate) fn new(repository: Arc<Inner>, digest: Digest, size: u64) -> Self {
+        let sources = repository.endpoints.iter().map(|_| Source::default()).collect();
+        let (current, serving, received) = (AtomicUsize::new(usize::MAX), Mutex::default(), AtomicU64::new(0));
+        Self { inner: Arc::new(Shared { repository, digest, size, sources, current, serving, received }) }
+    }
+
     /// Its digest.
     pub fn digest(&self) -> Digest {
-        unimplemented!()
+        self.inner.digest
     }
 
     /// Its size in bytes, by the manifest.
     pub fn size(&self) -> u64 {
-        unimplemented!()
+        self.inner.size
     }
 
     /// Streams exactly `range`. Nothing is asked before the first [`BlobStream::next`].
-    pub fn read(&self, _range: Range<u64>) -> BlobStream {
-        unimplemented!()
+    ///
+    /// From the start to the end is asked for without a `Range` header, which is what every registry and every cache in
+    /// front of one can do.
+    pub fn read(&self, range: Range<u64>) -> BlobStream {
+        BlobStream::new(self.clone(), range)
     }
 
     /// Where the bytes come from now: host of the storage, mirror or registry.
     pub fn host(&self) -> String {
-        unimplemented!()
+        let serving = self.inner.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        serving.clone().unwrap_or_else(|| self.inner.repository.registry.clone())
     }
 
-    /// What is known of the server's range support.
-    pub fn ranges(&self) -> Ranges {
-        unimplemented!()
+    /// Whether the server that served last answers range requests: known after the first partial read. One that does not
+    /// sends the whole blob instead, so that a read from the middle costs all the bytes before it.
+    pub fn ranges(&self) -> Option<bool> {
+        let current = self.inner.current.load(Ordering::Relaxed);
+        match self.inner.sources.get(current)?.ranges.load(Ordering::Relaxed) {
+            UNKNOWN => None,
+            ranges => Some(ranges == SUPPORTED),
+        }
     }
 
     /// Bytes received from the network for all readers together, those thrown away included.
     pub fn received(&self) -> u64 {
-        unimplemented!()
+        self.inner.received.load(Ordering::Relaxed)
+    }
+
+    fn what(&self) -> String {
+        self.inner.repository.blob_name(&self.inner.digest)
+    }
+
+    /// Asks host number `index` for `wanted`, by the shortest known way.
+    async fn open(&self, index: usize, wanted: &Range<u64>) -> Result<Body, Error> {
+        let source = &self.inner.sources[index];
+        loop {
+            let whole = *wanted == (0..self.size()) || source.ranges.load(Ordering::Relaxed) == UNSUPPORTED;
+            let range = (!whole).then(|| wanted.clone());
+            let (response, host) = self.send(index, range).await?;
+            let opened = self.judge(source, response, host, wanted, whole);
+            match opened {
+                // It does not do ranges right: take the whole and skip.
+                Err(Error::WrongRange { .. }) if !whole => {
+                    debug!("{}: wrong range, going on without", self.what());
+                    source.ranges.store(UNSUPPORTED, Ordering::Relaxed);
+                }
+                opened => {
+                    let body = opened?;
+                    self.inner.current.store(index, Ordering::Relaxed);
+                    let mut serving = self.inner.serving.lock().unwrap_or_else(PoisonError::into_inner);
+                    *serving = Some(body.host.clone());
+                    return Ok(body);
+                }
+            }
+        }
+    }
+
+    /// The answer and who gave it. A kept redirect that fails is forgotten; if it may have expired, the host is asked for
+    /// another at once.
+    async fn send(&self, index: usize, range: Option<Range<u64>>) -> Result<(Response, String), Error> {
+        let shared = &*self.inner;
+        let (endpoint, source) = (&shared.repository.endpoints[index], &shared.sources[index]);
+        let call = shared.repository.call(Method::GET, format!("blobs/{}", shared.digest), self.what());
+        let call = Call { range, ..call };
+        let mut route = source.route.lock().await;
+        if let Route::Elsewhere(url) = &*route {
+            let url = url.clone();
+            drop(route);
+            match endpoint.ask_at(&url, &call).await {
+                Ok(answer) => return Ok(self.served(endpoint, answer)),
+                Err(error) => {
+                    route = source.route.lock().await;
+                    if *route == Route::Elsewhere(url) {
+                        *route = Route::Unknown;
+                    }
+                    if !may_be_expiry(&error) {
+                        return Err(error);
+                    }
+                    debug!("{error}: asking the registry for another address");
+                }
+            }
+        }
+        match &*route {
+            Route::Unknown => {
+                let answer = endpoint.ask(&call).await?;
+                *route = answer.redirected_to.clone().map_or(Route::Direct, Route::Elsewhere);
+                drop(route);
+                Ok(self.served(endpoint, answer))
+            }
+            Route::Direct => {
+                drop(route);
+                let answer = endpoint.ask(&call).await?;
+                if let Some(url) = &answer.redirected_to {
+                    *source.route.lock().await = Route::Elsewhere(url.clone());
+                }
+                Ok(self.served(endpoint, answer))
+            }
+            // Another reader has just asked for it.
+            Route::Elsewhere(url) => {
+                let url = url.clone();
+                drop(route);
+                let answer = endpoint.ask_at(&url, &call).await?;
+                Ok(self.served(endpoint, answer))
+            }
+        }
+    }
+
+    fn served(&self, endpoint: &Endpoint, answer: Answer) -> (Response, String) {
+        let host = answer.redirected_to.as_ref().map_or_else(|| endpoint.host().authority.clone(), authority);
+        (answer.response, host)
+    }
+
+    /// What the answer holds of `wanted`, by its head.
+    fn judge(
+        &self,
+        source: &Source,
+        response: Response,
+        host: String,
+        wanted: &Range<u64>,
+        whole: bool,
+    ) -> Result<Body, Error> {
+        let asked = || crate::Asked { host: host.clone(), what: self.what() };
+        let length = response.content_length();
+        let check_size = |actual: u64| match actual == self.size() {
+            true => Ok(()),
+            false => Err(Error::WrongSize { asked: asked(), expected: self.size(), actual }),
+        };
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            length.map_or(Ok(()), check_size)?;
+            if !whole {
+                source.ranges.store(UNSUPPORTED, Ordering::Relaxed);
+            }
+            let (skip, due) = (wanted.start, self.size() - wanted.start);
+            return Ok(Body { response, host, skip, due });
+        }
+        let header = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        let wrong = || Error::WrongRange {
+            asked: asked(),
+            wanted: wanted.clone(),
+            got: crate::error::shorten(header.unwrap_or_default()),
+        };
+        let ContentRange { range, total } = header.and_then(content_range).ok_or_else(wrong)?;
+        total.map_or(Ok(()), check_size)?;
+        let due = range.end - range.start;
+        if range.start != wanted.start || range.end > self.size() || length.is_some_and(|length| length != due) {
+            return Err(wrong());
+        }
+        if !whole {
+            source.ranges.store(SUPPORTED, Ordering::Relaxed);
+        }
+        Ok(Body { response, host, skip: 0, due })
     }
 }
 
-impl BlobStream {
-    /// The next bytes; `None` when the range is complete. Dropping the future loses nothing.
-    ///
-    /// # Errors
-    /// After retries and on all hosts; the stream then stays at its position, and `next` tries anew.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        unimplemented!()
+/// Statuses by which storage says that a signed address is over: S3 403 and 400, Azure 403, Google 400, others 401; 404
+/// and 410 when the object has moved.
+fn may_be_expiry(error: &Error) -> bool {
+    match error {
+        Error::Denied { .. } | Error::NotFound { .. } => true,
+        Error::Status { status, .. } => *status == StatusCode::BAD_REQUEST,
+        _ => false,
     }
+}
 
-    /// The offset in the blob of the next byte.
-    pub fn position(&self) -> u64 {
-        unimplemented!()
+#[derive(Debug, PartialEq, Eq)]
+struct ContentRange {
+    range: Range<u64>,
+    /// None where the server writes `*`.
+    total: Option<u64>,
+}
+
+/// RFC 9110 14.4: `bytes 0-9/100`.
+fn content_range(text: &str) -> Option<ContentRange> {
+    let (range, total) = text.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let total = match total.trim() {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    (first <= last).then_some(ContentRange { range: first..last.checked_add(1)?, total })
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Blob({} bytes, {})", self.inner.size, self.what())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        let of = |range, total| Some(ContentRange { range, total });
+        assert_eq!(content_range("bytes 0-9/100"), of(0..10, Some(100)));
+        assert_eq!(content_range("bytes 5-5/*"), of(5..6, None));
+        let max = format!("bytes 0-{}/*", u64::MAX);
+        for bad in ["", "bytes */100", "bytes 9-0/100", "0-9/100", "bytes 0-9", "bytes -9/100", "items 0-9/10", &max] {
+            assert_eq!(content_range(bad), None, "{bad}");
+        }
     }
 }

@@ -285,6 +285,22 @@ impl Transport {
         Self(error.without_url())
     }
 
+    /// Whether the other side answered a TLS greeting in another language.
+    pub(crate) fn is_not_tls(&self) -> bool {
+        let mut cause: Option<&(dyn StdError + 'static)> = self.0.source();
+        while let Some(error) = cause {
+            if matches!(error.downcast_ref(), Some(rustls::Error::InvalidMessage(_))) {
+                return true;
+            }
+            // An `io::Error` names the causes of what it carries, not that itself.
+            cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+                Some(carried) => Some(carried),
+                None => error.source(),
+            };
+        }
+        false
+    }
+
     /// Whether no connection came about at all: refused, unknown name, TLS.
     pub(crate) fn is_connect(&self) -> bool {
         self.0.is_connect()

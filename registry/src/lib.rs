@@ -8,13 +8,20 @@
 
 #![forbid(unsafe_code)]
 
+mod attempts;
+mod auth;
 mod blob;
+mod challenge;
 mod config;
+mod credentials;
+mod endpoint;
 mod error;
+mod hosts;
 mod reference;
 mod repository;
+mod tls;
 
-pub use blob::{Blob, BlobStream, Ranges};
+pub use blob::{Blob, BlobStream};
 pub use config::Config;
 pub use error::{Asked, CertificateFault, Error, Result, Said, Transport};
 pub use reference::{Reference, ReferenceError, Selector};

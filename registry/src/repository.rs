@@ -1,18 +1,60 @@
-//! (in the making)
-use std::time::Duration;
+//! Registries and repositories: which hosts to ask, and the small questions: manifests and probes.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use reqwest::{
+    Method, StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+};
 use silk_model::Digest;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::warn;
 
-use crate::{Blob, Config, Error, Reference, Selector};
+use crate::{
+    Blob, Config, Error, Reference, Selector,
+    attempts::{Attempts, Policy},
+    credentials::Credentials,
+    endpoint::{Answer, Call, Endpoint},
+    hosts::{self, Capabilities, Host},
+    tls,
+};
+
+/// The largest manifest that is read. containerd takes 4 MiB; indexes with long annotations have been seen near that.
+const MAX_MANIFEST: usize = 8 << 20;
+/// Hosts whose connections are kept before those that no pull uses are dropped.
+const MAX_ENDPOINTS: usize = 256;
 
 /// All registries, with one pool of connections, tokens and permits for the process.
 #[derive(Debug)]
-pub struct Registry {}
+pub struct Registry {
+    config: Arc<Config>,
+    credentials: Arc<Credentials>,
+    roots: Arc<tls::Roots>,
+    endpoints: Arc<Mutex<HashMap<Host, Arc<Endpoint>>>>,
+}
 
 /// One repository on all its hosts. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Repository {}
+#[derive(Clone)]
+pub struct Repository {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    /// The registry as the reference names it.
+    pub registry: String,
+    /// `library/app`.
+    pub path: String,
+    /// In the order of hosts.toml.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    pub policy: Policy,
+    pub stall_timeout: Duration,
+}
 
 /// A manifest or index as the registry sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +76,8 @@ pub enum Object {
     Blob(Digest),
 }
 
+// === impl Registry ===
+
 impl Registry {
     /// Reads no file and opens no connection yet.
     ///
@@ -41,37 +85,200 @@ impl Registry {
     /// A setting is zero.
     pub fn new(config: Config) -> Result<Self, Error> {
         config.validate()?;
-        Ok(Self {})
+        let credentials = Credentials::new(config.docker_config_path(), config.credential_helper_timeout());
+        Ok(Self {
+            config: Arc::new(config),
+            credentials: Arc::new(credentials),
+            roots: Arc::default(),
+            endpoints: Arc::default(),
+        })
     }
 
     /// The repository of `reference`, with its hosts as `hosts.toml` gives them now.
     ///
     /// # Errors
     /// A certificate cannot be used.
-    pub async fn repository(&self, _reference: &Reference) -> Result<Repository, Error> {
-        Ok(Repository {})
+    pub async fn repository(&self, reference: &Reference) -> Result<Repository, Error> {
+        let registry = reference.host().to_owned();
+        let endpoints = tokio::task::spawn_blocking({
+            let (config, registry) = (self.config.clone(), registry.clone());
+            let (credentials, roots, known) = (self.credentials.clone(), self.roots.clone(), self.endpoints.clone());
+            move || {
+                let hosts = hosts::load(&config, &registry)?;
+                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                if known.len() >= MAX_ENDPOINTS {
+                    known.retain(|_, endpoint| Arc::strong_count(endpoint) > 1);
+                }
+                let mut endpoints = Vec::with_capacity(hosts.len());
+                for host in hosts {
+                    if let Some(endpoint) = known.get(&host) {
+                        endpoints.push(endpoint.clone());
+                        continue;
+                    }
+                    let endpoint = Arc::new(Endpoint::new(host.clone(), &config, credentials.clone(), &roots)?);
+                    known.insert(host, endpoint.clone());
+                    endpoints.push(endpoint);
+                }
+                Ok::<_, Error>(endpoints)
+            }
+        });
+        let endpoints = endpoints.await.expect("reading hosts does not panic, nor is it cancelled")?;
+        let (policy, stall_timeout) = (Policy::new(&self.config), self.config.stall_timeout());
+        let path = reference.path().to_owned();
+        Ok(Repository { inner: Arc::new(Inner { registry, path, endpoints, policy, stall_timeout }) })
     }
 }
+
+// === impl Repository ===
 
 impl Repository {
     /// A manifest or index, whole (at most 8 MiB) and proved against its digest.
     ///
     /// # Errors
     /// After retries and on all hosts.
-    pub async fn manifest(&self, _selector: &Selector, _accept: &[&str]) -> Result<Manifest, Error> {
-        unimplemented!()
+    pub async fn manifest(&self, selector: &Selector, accept: &[&str]) -> Result<Manifest, Error> {
+        let inner = &*self.inner;
+        let (needs, what) = match selector {
+            Selector::Tag(tag) => (Needs::Resolve, format!("manifest {tag} of {}", inner.path)),
+            Selector::Digest(digest) => (Needs::Pull, format!("manifest {digest} of {}", inner.path)),
+        };
+        let call = inner.call(Method::GET, format!("manifests/{selector}"), what);
+        let call = Call { accept: HeaderValue::from_str(&accept.join(", ")).ok(), ..call };
+        let mut attempts = Attempts::new(inner.policy, inner.order(needs, None)?);
+        loop {
+            let endpoint = &inner.endpoints[attempts.host()];
+            let error = match manifest(endpoint, &call, selector).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => error,
+            };
+            let reason = error.to_string();
+            let wait = attempts.failed(error, Instant::now())?;
+            warn!("{reason}; next attempt in {:.1} s", wait.as_secs_f64());
+            sleep(wait).await;
+        }
     }
 
     /// Whether a host answers for `object` and lets us in, within `deadline` in all and without retries.
     ///
     /// # Errors
-    /// No host does.
-    pub async fn check(&self, _object: Object, _deadline: Duration) -> Result<(), Error> {
-        unimplemented!()
+    /// No host does; the error is the last host's, which is the registry itself.
+    pub async fn check(&self, object: Object, deadline: Duration) -> Result<(), Error> {
+        let inner = &*self.inner;
+        let (path, what) = match object {
+            Object::Manifest(digest) => (format!("manifests/{digest}"), format!("manifest {digest} of {}", inner.path)),
+            Object::Blob(digest) => (format!("blobs/{digest}"), inner.blob_name(&digest)),
+        };
+        let call = inner.call(Method::HEAD, path, what);
+        let call = Call { accept: Some(HeaderValue::from_static("*/*")), ..call };
+        let end = Instant::now() + deadline;
+        let order = inner.order(Needs::Pull, None)?;
+        let mut last = None;
+        for (tried, &host) in order.iter().enumerate() {
+            // An even share of what is left: a mirror that is silent must not use up the registry's time.
+            let left = end.saturating_duration_since(Instant::now());
+            let share = left / (order.len() - tried) as u32;
+            let endpoint = &inner.endpoints[host];
+            let error = match timeout(share, probe(endpoint, &call)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error,
+                Err(_) => Error::NoAnswer { asked: endpoint.asked(&call), after: share },
+            };
+            if last.as_ref().is_none_or(|(of, _)| *of < host) {
+                last = Some((host, error));
+            }
+        }
+        Err(last.expect("`order` gives at least one host").1)
     }
 
     /// A handle on a blob of `size` bytes. Nothing is asked until it is read.
-    pub fn blob(&self, _digest: Digest, _size: u64) -> Blob {
-        unimplemented!()
+    pub fn blob(&self, digest: Digest, size: u64) -> Blob {
+        Blob::new(self.inner.clone(), digest, size)
+    }
+}
+
+/// HEAD; GET for registries that do not have it.
+async fn probe(endpoint: &Endpoint, call: &Call<'_>) -> Result<(), Error> {
+    match endpoint.probe(call).await {
+        Err(Error::Status { status: StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED, .. }) => {
+            endpoint.probe(&Call { method: Method::GET, ..call.clone() }).await
+        }
+        probed => probed,
+    }
+}
+
+async fn manifest(endpoint: &Endpoint, call: &Call<'_>, selector: &Selector) -> Result<Manifest, Error> {
+    let Answer { response, .. } = endpoint.ask(call).await?;
+    let asked = || endpoint.asked(call);
+    let headers = response.headers().clone();
+    let body = endpoint.body(response, MAX_MANIFEST).await.map_err(|fault| fault.of(asked()))?;
+    let bytes = Bytes::from(body.ok_or_else(|| Error::TooLarge { asked: asked(), limit: MAX_MANIFEST })?);
+    let digest = Digest::of(&bytes);
+    let promised = match selector {
+        Selector::Digest(digest) => Some(*digest),
+        // Another algorithm's digest proves nothing here, but is no fault either.
+        Selector::Tag(_) => text(&headers, "docker-content-digest").and_then(|text| text.parse().ok()),
+    };
+    if promised.is_some_and(|promised| promised != digest) {
+        return Err(Error::WrongDigest { asked: asked(), actual: digest });
+    }
+    let media_type = text(&headers, header::CONTENT_TYPE.as_str()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
+    Ok(Manifest { media_type, digest, bytes })
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// What a host must be allowed to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Needs {
+    Pull,
+    /// Turn a tag into a digest: a matter of trust.
+    Resolve,
+}
+
+impl Needs {
+    fn met_by(self, capabilities: Capabilities) -> bool {
+        match self {
+            Self::Pull => capabilities.pull,
+            Self::Resolve => capabilities.pull && capabilities.resolve,
+        }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    pub(crate) fn call(&self, method: Method, path: String, what: String) -> Call<'_> {
+        Call { method, repository: &self.path, path, registry: &self.registry, accept: None, range: None, what }
+    }
+
+    pub(crate) fn blob_name(&self, digest: &Digest) -> String {
+        format!("blob {digest} of {}", self.path)
+    }
+
+    /// Indices of the hosts that may be asked: `first` first, those that could not be connected to lately last.
+    pub(crate) fn order(&self, needs: Needs, first: Option<usize>) -> Result<Vec<usize>, Error> {
+        let all = 0..self.endpoints.len();
+        let mut order: Vec<usize> = all.filter(|&i| needs.met_by(self.endpoints[i].host().capabilities)).collect();
+        order.sort_by_key(|&i| (self.endpoints[i].rests(), Some(i) != first));
+        match order.is_empty() {
+            false => Ok(order),
+            true => {
+                let needs = match needs {
+                    Needs::Pull => "pull",
+                    Needs::Resolve => "pull and resolve",
+                };
+                Err(Error::NoHost { registry: self.registry.clone(), needs })
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { registry, path, endpoints, .. } = &*self.inner;
+        write!(f, "Repository({registry}/{path} on {endpoints:?})")
     }
 }

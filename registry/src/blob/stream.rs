@@ -1,0 +1,176 @@
+//! A range of a blob as a stream that outlives its connections.
+//!
+//! A cut, a stall, a 429 or a 5xx costs a new request from the next byte on, here or on another host; progress starts the
+//! count of failures anew. A stream holds one of its host's permits from its first request to its end, also while it
+//! waits for its next attempt: giving it back would let readers that started later overtake one that others wait for.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use reqwest::StatusCode;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::warn;
+
+use super::{Blob, Body};
+use crate::{Asked, Error, Transport, attempts::Attempts, repository::Needs};
+
+/// Bytes of a blob, in order.
+#[derive(Debug)]
+pub struct BlobStream {
+    blob: Blob,
+    left: Range<u64>,
+    body: Option<Body>,
+    /// Of which host.
+    permit: Option<(usize, OwnedSemaphorePermit)>,
+    attempts: Option<Attempts>,
+    /// The next attempt is not to begin before.
+    not_before: Option<Instant>,
+}
+
+impl BlobStream {
+    pub(super) fn new(blob: Blob, range: Range<u64>) -> Self {
+        Self { blob, left: range, body: None, permit: None, attempts: None, not_before: None }
+    }
+
+    /// The offset in the blob of the next byte.
+    pub fn position(&self) -> u64 {
+        self.left.start
+    }
+
+    /// The next bytes; `None` when the range is complete. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// After retries and on all hosts; the stream then stays at its position, and `next` tries anew.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        if self.left.end > self.blob.size() || self.left.start > self.left.end {
+            let (wanted, digest, size) = (self.left.clone(), self.blob.digest(), self.blob.size());
+            return Err(Error::OutOfBounds { wanted, digest, size });
+        }
+        while !self.left.is_empty() {
+            let step = match self.body {
+                None => self.open().await.map(|()| None),
+                Some(_) => self.receive().await,
+            };
+            match step {
+                Ok(None) => {}
+                Ok(Some(bytes)) => return Ok(Some(bytes)),
+                Err(error) => self.failed(error)?,
+            }
+        }
+        self.finish().await.map(|()| None)
+    }
+
+    /// The host to use; fixed when the stream first asks, then moved by failures.
+    fn attempts(&mut self) -> Result<&mut Attempts, Error> {
+        if self.attempts.is_none() {
+            let shared = &*self.blob.inner;
+            let current = shared.current.load(std::sync::atomic::Ordering::Relaxed);
+            let order = shared.repository.order(Needs::Pull, Some(current))?;
+            self.attempts = Some(Attempts::new(shared.repository.policy, order));
+        }
+        Ok(self.attempts.as_mut().expect("set above"))
+    }
+
+    async fn open(&mut self) -> Result<(), Error> {
+        let host = self.attempts()?.host();
+        if let Some(instant) = self.not_before {
+            sleep_until(instant).await;
+            self.not_before = None;
+        }
+        if self.permit.as_ref().is_none_or(|(of, _)| *of != host) {
+            self.permit = None;
+            let permits = self.blob.inner.repository.endpoints[host].permits.clone();
+            let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
+            self.permit = Some((host, permit));
+        }
+        self.body = Some(self.blob.open(host, &self.left).await.map_err(|error| self.as_refused(error))?);
+        Ok(())
+    }
+
+    /// Bytes of the range, or none if those that came were to be skipped.
+    async fn receive(&mut self) -> Result<Option<Bytes>, Error> {
+        let stall_timeout = self.blob.inner.repository.stall_timeout;
+        let at = self.left.start;
+        let Some(body) = &mut self.body else { return Ok(None) };
+        let received = timeout(stall_timeout, body.response.chunk()).await;
+        let asked = || Asked { host: body.host.clone(), what: self.blob.what() };
+        let mut bytes = match received {
+            Err(_) => return Err(Error::Stalled { asked: asked(), at, after: stall_timeout }),
+            Ok(Err(error)) => return Err(Error::Cut { asked: asked(), at, cause: Some(Transport::new(error)) }),
+            Ok(Ok(None)) => return Err(Error::Cut { asked: asked(), at, cause: None }),
+            Ok(Ok(Some(bytes))) => bytes,
+        };
+        self.blob.inner.received.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        let skipped = body.skip.min(bytes.len() as u64);
+        body.skip -= skipped;
+        let _ = bytes.split_to(skipped as usize);
+        let length = bytes.len() as u64;
+        if length > body.due {
+            return Err(Error::Overlong { asked: asked(), expected: body.due });
+        }
+        body.due -= length;
+        let due = body.due;
+        // Less than the range was sent, or more: both are the server's right, as long as it says so.
+        bytes.truncate((self.left.end - self.left.start) as usize);
+        self.left.start += bytes.len() as u64;
+        if due == 0 && !self.left.is_empty() {
+            self.body = None;
+        }
+        if length > 0
+            && let Some(attempts) = &mut self.attempts
+        {
+            attempts.progressed();
+        }
+        Ok((!bytes.is_empty()).then_some(bytes))
+    }
+
+    /// Every byte is delivered: gives the connection back, and sees that no more bytes come where their number was not
+    /// known before.
+    async fn finish(&mut self) -> Result<(), Error> {
+        self.permit = None;
+        let Some(mut body) = self.body.take() else { return Ok(()) };
+        if body.due > 0 || body.response.content_length().is_some() {
+            return Ok(());
+        }
+        let stall_timeout = self.blob.inner.repository.stall_timeout;
+        match timeout(stall_timeout, body.response.chunk()).await {
+            Ok(Ok(Some(bytes))) if !bytes.is_empty() => {
+                let asked = Asked { host: body.host, what: self.blob.what() };
+                Err(Error::Overlong { asked, expected: self.blob.size() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets go of the connection and sets the time of the next attempt, if there is to be one.
+    fn failed(&mut self, error: Error) -> Result<(), Error> {
+        self.body = None;
+        let reason = error.to_string();
+        let waited = self.attempts().and_then(|attempts| attempts.failed(error, Instant::now()));
+        match waited {
+            Ok(wait) => {
+                warn!("{reason}; next attempt in {:.1} s", wait.as_secs_f64());
+                self.not_before = Some(Instant::now() + wait);
+                Ok(())
+            }
+            Err(error) => {
+                // The caller may try anew, from the start of the count and on all hosts.
+                (self.attempts, self.permit, self.not_before) = (None, None, None);
+                Err(error)
+            }
+        }
+    }
+
+    /// 416 says what it is about.
+    fn as_refused(&self, error: Error) -> Error {
+        match error {
+            Error::Status { asked, status: StatusCode::RANGE_NOT_SATISFIABLE, .. } => {
+                Error::RangeRefused { asked, wanted: self.left.clone() }
+            }
+            error => error,
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Credentials from docker's `config.json` and its helper programs.
+//!
+//! Read at each need, never kept, never printed. A helper runs as a child process with a deadline; it is killed when that
+//! passes. Formats: docker/cli `cli/config/configfile` and docker/docker-credential-helpers `credentials`.
+
+use std::{collections::HashMap, fmt, io, path::PathBuf, process::Stdio, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::Command,
+    time::timeout,
+};
+use tracing::warn;
+
+/// The largest config.json or helper answer that is read; many times any honest one.
+const MAX_BYTES: u64 = 1 << 20;
+/// What docker's credential helpers print when they have nothing for a registry (`errCredentialsNotFoundMessage`).
+const NOT_FOUND: &str = "credentials not found in native keychain";
+/// What docker calls its own registry in config.json and to helpers.
+const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+
+/// Where credentials are looked up.
+#[derive(Debug)]
+pub(crate) struct Credentials {
+    path: PathBuf,
+    helper_timeout: Duration,
+    /// What precedes a helper's name to make that of its program: docker's prefix; in tests also a folder.
+    helper_prefix: String,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Credential {
+    Password {
+        user: String,
+        password: String,
+    },
+    /// An OAuth2 refresh token.
+    IdentityToken(String),
+}
+
+/// The outcome of a lookup, with the words that help if the registry refuses it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub credential: Option<Credential>,
+    pub hint: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ConfigFile {
+    auths: HashMap<String, Auth>,
+    cred_helpers: HashMap<String, String>,
+    creds_store: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Auth {
+    auth: String,
+    username: String,
+    password: String,
+    identitytoken: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    username: String,
+    secret: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("{} cannot be read: {cause}", path.display())]
+    Read { path: PathBuf, cause: io::Error },
+    #[error("{} is not a docker config.json (line {line})", path.display())]
+    Json { path: PathBuf, line: usize },
+    #[error("the auth entry for {host} in {} is not base64 of user:password", path.display())]
+    Auth { path: PathBuf, host: String },
+    #[error("{program} cannot be run: {cause}")]
+    Run { program: String, cause: io::Error },
+    #[error("{program} failed ({status})")]
+    Failed { program: String, status: std::process::ExitStatus },
+    #[error("{program} did not answer within {} s", after.as_secs())]
+    Slow { program: String, after: Duration },
+    #[error("{program} gave an answer that is no credential")]
+    Answer { program: String },
+}
+
+// === impl Credentials ===
+
+impl Credentials {
+    pub(crate) fn new(path: PathBuf, helper_timeout: Duration) -> Self {
+        Self { path, helper_timeout, helper_prefix: "docker-credential-".into() }
+    }
+
+    /// What is known for `host` (a registry's, a mirror's), or the reason why nothing is.
+    pub(crate) async fn lookup(&self, host: &str) -> Found {
+        let path = self.path.display();
+        match self.find(host).await {
+            Ok(Some(credential)) => {
+                Found { credential: Some(credential), hint: format!("check the credentials in {path}") }
+            }
+            Ok(None) => Found { credential: None, hint: format!("there are no credentials for {host} in {path}") },
+            Err(fault) => {
+                warn!("no credentials for {host}: {fault}");
+                Found { credential: None, hint: fault.to_string() }
+            }
+        }
+    }
+
+    async fn find(&self, host: &str) -> Result<Option<Credential>, Fault> {
+        let Some(mut file) = self.read().await? else { return Ok(None) };
+        let helper = best(&mut file.cred_helpers, host).unwrap_or(file.creds_store);
+        if !helper.is_empty()
+            && let Some(credential) = self.ask(&helper, host).await?
+        {
+            return Ok(Some(credential));
+        }
+        let Some(auth) = best(&mut file.auths, host) else { return Ok(None) };
+        self.decode(host, auth)
+    }
+
+    async fn read(&self) -> Result<Option<ConfigFile>, Fault> {
+        let fault = |cause| Fault::Read { path: self.path.clone(), cause };
+        let file = match File::open(&self.path).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(fault)?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes).await.map_err(fault)?;
+        // The library's own message may quote a secret.
+        let fault = |error: serde_json::Error| Fault::Json { path: self.path.clone(), line: error.line() };
+        serde_json::from_slice(&bytes).map(Some).map_err(fault)
+    }
+
+    fn decode(&self, host: &str, auth: Auth) -> Result<Option<Credential>, Fault> {
+        if !auth.identitytoken.is_empty() {
+            return Ok(Some(Credential::IdentityToken(auth.identitytoken)));
+        }
+        if auth.auth.is_empty() {
+            let known = !auth.username.is_empty();
+            return Ok(known.then_some(Credential::Password { user: auth.username, password: auth.password }));
+        }
+        let decoded = STANDARD.decode(auth.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let fault = || Fault::Auth { path: self.path.clone(), host: host.to_owned() };
+        let decoded = decoded.ok_or_else(fault)?;
+        let (user, password) = decoded.split_once(':').ok_or_else(fault)?;
+        let password = password.trim_end_matches('\0').to_owned();
+        Ok(Some(Credential::Password { user: user.to_owned(), password }))
+    }
+
+    /// Runs `docker-credential-<helper> get`.
+    async fn ask(&self, helper: &str, host: &str) -> Result<Option<Credential>, Fault> {
+        let program = format!("{}{helper}", self.helper_prefix);
+        let server = if is_docker_hub(host) { DOCKER_HUB } else { host };
+        let run = run(&program, server);
+        let (status, output) = match timeout(self.helper_timeout, run).await {
+            Ok(run) => run.map_err(|cause| Fault::Run { program: program.clone(), cause })?,
+            Err(_) => return Err(Fault::Slow { program, after: self.helper_timeout }),
+        };
+        if !status.success() {
+            let not_found = String::from_utf8_lossy(&output).contains(NOT_FOUND);
+            return if not_found { Ok(None) } else { Err(Fault::Failed { program, status }) };
+        }
+        let answer: Answer = serde_json::from_slice(&output).map_err(|_| Fault::Answer { program })?;
+        Ok(Some(match answer.username.as_str() {
+            // The helpers' protocol: this user name marks the secret as an identity token.
+            "<token>" => Credential::IdentityToken(answer.secret),
+            _ => Credential::Password { user: answer.username, password: answer.secret },
+        }))
+    }
+}
+
+/// The program's exit status and the first part of its output. Dropping the future kills it.
+async fn run(program: &str, server: &str) -> io::Result<(std::process::ExitStatus, Vec<u8>)> {
+    let mut child = Command::new(program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut input = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    let output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    // A helper that does not read its input may still answer.
+    let _ = input.write_all(server.as_bytes()).await;
+    drop(input);
+    let mut bytes = Vec::new();
+    output.take(MAX_BYTES).read_to_end(&mut bytes).await?;
+    Ok((child.wait().await?, bytes))
+}
+
+/// The entry for `host`: docker writes a bare host, or a URL of the old `/v1/` API.
+fn best<T>(entries: &mut HashMap<String, T>, host: &str) -> Option<T> {
+    let exact = if is_docker_hub(host) { DOCKER_HUB } else { host };
+    if let Some(entry) = entries.remove(exact) {
+        return Some(entry);
+    }
+    let key = entries.keys().find(|key| same_host(key, host))?.clone();
+    entries.remove(&key)
+}
+
+fn same_host(key: &str, host: &str) -> bool {
+    let key = key.trim_start_matches("https://").trim_start_matches("http://");
+    let (key_host, path) = key.split_once('/').unwrap_or((key, ""));
+    // Docker Desktop keeps further tokens under longer paths: they are not for registries.
+    matches!(path.trim_end_matches('/'), "" | "v1" | "v2")
+        && (key_host == host || is_docker_hub(key_host) && is_docker_hub(host))
+}
+
+fn is_docker_hub(host: &str) -> bool {
+    matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io")
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Password { user, .. } => write!(f, "Password({user:?}, ..)"),
+            Self::IdentityToken(_) => f.write_str("IdentityToken(..)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

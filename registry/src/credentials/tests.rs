@@ -1,0 +1,109 @@
+//! Docker's config.json in its shapes, and helpers that behave and misbehave.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use super::*;
+
+fn password(user: &str, password: &str) -> Option<Credential> {
+    Some(Credential::Password { user: user.into(), password: password.into() })
+}
+
+async fn lookup(json: &str, host: &str) -> Found {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    fs::write(&path, json).unwrap();
+    Credentials::new(path, Duration::from_secs(1)).lookup(host).await
+}
+
+/// Credentials whose helper `h` is this shell script.
+fn with_helper(dir: &tempfile::TempDir, script: &str, json: &str) -> Credentials {
+    let prefix = dir.path().join("docker-credential-").display().to_string();
+    let program = format!("{prefix}h");
+    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = dir.path().join("config.json");
+    fs::write(&path, json).unwrap();
+    Credentials { path, helper_timeout: Duration::from_secs(5), helper_prefix: prefix }
+}
+
+#[tokio::test]
+async fn inline_entries_are_found_under_all_their_names() {
+    let json = r#"{"auths": {
+        "https://index.docker.io/v1/": {"auth": "aHViOnA6dw=="},
+        "https://index.docker.io/v1/refresh-token": {"auth": "bm86bm8="},
+        "plain:5000": {"username": "u", "password": "p"},
+        "http://url.example/v2/": {"auth": "dTpw"},
+        "id.example": {"auth": "eDo=", "identitytoken": "tok"},
+        "empty.example": {}
+    }}"#;
+    for (host, expected) in [
+        ("registry-1.docker.io", password("hub", "p:w")),
+        ("docker.io", password("hub", "p:w")),
+        ("plain:5000", password("u", "p")),
+        ("url.example", password("u", "p")),
+        ("id.example", Some(Credential::IdentityToken("tok".into()))),
+        ("empty.example", None),
+        ("plain", None),
+        ("other.example", None),
+    ] {
+        assert_eq!(lookup(json, host).await.credential, expected, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn faults_are_named_and_quote_no_secret() {
+    for (json, words) in [
+        (r#"{"auths": {"r": {"auth": "?hunter2?"}}}"#, "auth entry for r"),
+        (r#"{"auths": {"r": {"auth": "aHVudGVyMg=="}}}"#, "auth entry for r"),
+        (r#"{"auths": {"r": "hunter2"}}"#, "is not a docker config.json (line 1)"),
+        (r#"{"credHelpers": {"r": "silk-none-such"}}"#, "docker-credential-silk-none-such cannot be run"),
+        (r#"{}"#, "no credentials for r in"),
+    ] {
+        let found = lookup(json, "r").await;
+        assert_eq!(found.credential, None);
+        assert!(found.hint.contains(words) && !found.hint.contains("hunter2"), "{}", found.hint);
+    }
+    let secret = Credential::Password { user: "u".into(), password: "hunter2".into() };
+    assert!(!format!("{secret:?} {:?}", Credential::IdentityToken("hunter2".into())).contains("hunter2"));
+}
+
+const PER_HOST: &str = r#"{"credHelpers": {"r:5000": "h", "docker.io": "h"}, "credsStore": "none"}"#;
+const STORE: &str = r#"{"credsStore": "h", "auths": {"r": {"username": "inline", "password": "p"}}}"#;
+
+#[tokio::test]
+async fn helpers_are_asked_in_their_protocol() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = r#"[ "$1" = get ] && s=$(cat) && printf '{"ServerURL":"x","Username":"%s","Secret":"s"}' "$s""#;
+    let credentials = with_helper(&dir, script, PER_HOST);
+    assert_eq!(credentials.lookup("r:5000").await.credential, password("r:5000", "s"));
+    assert_eq!(credentials.lookup("registry-1.docker.io").await.credential, password(DOCKER_HUB, "s"));
+
+    let token = with_helper(&dir, r#"echo '{"Username":"<token>","Secret":"t"}'"#, STORE);
+    assert_eq!(token.lookup("r").await.credential, Some(Credential::IdentityToken("t".into())));
+}
+
+#[tokio::test]
+async fn a_store_that_has_nothing_leaves_the_inline_entry_and_a_broken_one_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let nothing = with_helper(&dir, &format!("echo '{NOT_FOUND}'; exit 1"), STORE);
+    assert_eq!(nothing.lookup("r").await.credential, password("inline", "p"));
+    for (script, words) in [("echo hunter2; exit 3", "failed (exit status: 3)"), ("echo hunter2", "no credential")] {
+        let found = with_helper(&dir, script, STORE).lookup("r").await;
+        assert_eq!(found.credential, None);
+        assert!(found.hint.contains(words) && !found.hint.contains("hunter2"), "{}", found.hint);
+    }
+}
+
+#[tokio::test]
+async fn a_hung_helper_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let pid_file = dir.path().join("pid");
+    let script = format!("echo $$ > {}; exec sleep 1000", pid_file.display());
+    let credentials = Credentials { helper_timeout: Duration::from_secs(1), ..with_helper(&dir, &script, STORE) };
+    let found = credentials.lookup("r").await;
+    assert!(found.hint.ends_with("did not answer within 1 s"), "{}", found.hint);
+    let pid = fs::read_to_string(pid_file).unwrap();
+    while fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z ")) {
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,429 @@
+//! One host of a registry: sends requests, follows redirects, and turns answers into typed errors.
+//!
+//! Redirects are followed here and not by the HTTP library: `Authorization` and the headers of `hosts.toml` never go to
+//! another origin, and the address a blob was redirected to is kept. Every request has a deadline for its head; bodies
+//! are the caller's to time.
+
+use std::{
+    fmt,
+    ops::Range,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use reqwest::{
+    Client, Method, Response, StatusCode,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+    redirect,
+};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+use tracing::{debug, info};
+use url::Url;
+
+use crate::{
+    Asked, Config, Error, Transport,
+    auth::{Auth, Authorization, Scope, TokenRequest, TokenRequestKind, TokenServer, authority},
+    challenge,
+    credentials::Credentials,
+    error::Said,
+    hosts::{self, Host},
+    tls,
+};
+
+/// Redirects followed for one request. Registries need one or two.
+const MAX_REDIRECTS: usize = 5;
+/// Times a request is sent with another authorization: for the challenge, for a token that expired on its way, and for
+/// one that another request renewed meanwhile.
+const MAX_ANSWERS: usize = 3;
+/// Bytes of an error's body that are read for its words.
+const MAX_ERROR_BODY: usize = 64 << 10;
+/// Bytes of a token server's answer; tokens with many scopes reach tens of KiB.
+const MAX_TOKEN_BODY: usize = 1 << 20;
+/// A host that could not be connected to is tried after the others for this long.
+const REST: Duration = Duration::from_secs(30);
+
+/// One host, with its connections, tokens and permits, shared by all pulls.
+pub(crate) struct Endpoint {
+    host: Host,
+    client: Client,
+    headers: HeaderMap,
+    auth: Auth,
+    /// TLS was tried and is not spoken here.
+    fell_back: AtomicBool,
+    rests_until: Mutex<Option<Instant>>,
+    head_timeout: Duration,
+    stall_timeout: Duration,
+    /// One for each blob body that is being received.
+    pub permits: Arc<Semaphore>,
+}
+
+/// A request, but for the host it goes to.
+#[derive(Debug, Clone)]
+pub(crate) struct Call<'a> {
+    pub method: Method,
+    /// `library/app`.
+    pub repository: &'a str,
+    /// The rest of the path: `manifests/latest`.
+    pub path: String,
+    /// The registry as the reference names it; mirrors are told (`?ns=`).
+    pub registry: &'a str,
+    pub accept: Option<HeaderValue>,
+    pub range: Option<Range<u64>>,
+    /// For messages.
+    pub what: String,
+}
+
+/// A success, and where it came from if that is not the registry.
+pub(crate) struct Answer {
+    pub response: Response,
+    pub redirected_to: Option<Url>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(
+        host: Host,
+        config: &Config,
+        credentials: Arc<Credentials>,
+        roots: &tls::Roots,
+    ) -> Result<Self, Error> {
+        let connect_timeout = host.dial_timeout.unwrap_or(config.connect_timeout());
+        let mut builder = Client::builder()
+            .user_agent(concat!("silk/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .connect_timeout(connect_timeout)
+            .pool_max_idle_per_host(config.connections_per_registry as usize)
+            .tls_backend_preconfigured(tls::client_config(&host, roots, config.http2)?);
+        builder = if config.http2 { builder.http2_adaptive_window(true) } else { builder.http1_only() };
+        if hosts::is_loopback(&host.authority) {
+            // Go's rule, which the variables' users expect: proxies are not for loopback.
+            builder = builder.no_proxy();
+        }
+        let client = builder
+            .build()
+            .map_err(|error| Error::Client { host: host.authority.clone(), cause: Transport::new(error) })?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &host.headers {
+            if let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+                value.set_sensitive(true);
+                headers.append(name, value);
+            }
+        }
+        Ok(Self {
+            auth: Auth::new(credentials, host.authority.clone()),
+            client,
+            headers,
+            fell_back: AtomicBool::new(false),
+            rests_until: Mutex::default(),
+            head_timeout: connect_timeout + config.response_timeout(),
+            stall_timeout: config.stall_timeout(),
+            permits: Arc::new(Semaphore::new(config.connections_per_registry as usize)),
+            host,
+        })
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(crate) fn asked(&self, call: &Call<'_>) -> Asked {
+        Asked { host: self.host.authority.clone(), what: call.what.clone() }
+    }
+
+    fn asked_at(&self, url: &Url, call: &Call<'_>) -> Asked {
+        let host = if self.is_own_origin(url) { self.host.authority.clone() } else { authority(url) };
+        Asked { host, what: call.what.clone() }
+    }
+
+    /// Whether connecting failed a short while ago.
+    pub(crate) fn rests(&self) -> bool {
+        let until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn set_rests(&self, rests: bool) {
+        let until = rests.then(|| Instant::now() + REST);
+        *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    /// Asks the host, answers its challenge, follows its redirects; a success or a typed error.
+    pub(crate) async fn ask(&self, call: &Call<'_>) -> Result<Answer, Error> {
+        let url = self.url(call)?;
+        let response = self.authorized(&url, call).await?;
+        self.follow(url, response, call).await
+    }
+
+    /// Fetches from where a blob was redirected to.
+    pub(crate) async fn ask_at(&self, url: &Url, call: &Call<'_>) -> Result<Answer, Error> {
+        let response = self.fetch(url, call).await?;
+        let mut answer = self.follow(url.clone(), response, call).await?;
+        answer.redirected_to.get_or_insert_with(|| url.clone());
+        Ok(answer)
+    }
+
+    /// Whether the host answers and lets us in. A redirect to storage says yes.
+    pub(crate) async fn probe(&self, call: &Call<'_>) -> Result<(), Error> {
+        let url = self.url(call)?;
+        let response = self.authorized(&url, call).await?;
+        if response.status().is_redirection() {
+            return Ok(());
+        }
+        self.judged(response, self.asked(call)).await.map(drop)
+    }
+
+    fn url(&self, call: &Call<'_>) -> Result<Url, Error> {
+        let Host { tls, authority, path, .. } = &self.host;
+        let scheme = if *tls && !self.fell_back.load(Ordering::Relaxed) { "https" } else { "http" };
+        let mut text = format!("{scheme}://{authority}{path}/{}/{}", call.repository, call.path);
+        let is_own = authority == call.registry || call.registry == "docker.io" && authority == "registry-1.docker.io";
+        if !is_own {
+            text.push_str("?ns=");
+            text.extend(url::form_urlencoded::byte_serialize(call.registry.as_bytes()));
+        }
+        Url::parse(&text).map_err(|_| Error::Redirect { asked: self.asked(call) })
+    }
+
+    fn is_own_origin(&self, url: &Url) -> bool {
+        let scheme = if self.host.tls && !self.fell_back.load(Ordering::Relaxed) { "https" } else { "http" };
+        Url::parse(&format!("{scheme}://{}", self.host.authority)).is_ok_and(|own| own.origin() == url.origin())
+    }
+
+    /// With authorization if the URL is of this host, else bare.
+    async fn fetch(&self, url: &Url, call: &Call<'_>) -> Result<Response, Error> {
+        if self.is_own_origin(url) {
+            return self.authorized(url, call).await;
+        }
+        self.send(url, call, HeaderMap::new(), self.asked_at(url, call)).await
+    }
+
+    /// Follows redirects from `response`, which is the answer of `from`.
+    async fn follow(&self, from: Url, mut response: Response, call: &Call<'_>) -> Result<Answer, Error> {
+        let mut at = from;
+        let mut redirected = false;
+        for _ in 0..=MAX_REDIRECTS {
+            let asked = self.asked_at(&at, call);
+            if !response.status().is_redirection() {
+                let response = self.judged(response, asked).await?;
+                return Ok(Answer { response, redirected_to: redirected.then_some(at) });
+            }
+            let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+            at = match location.map(|location| at.join(location)) {
+                Some(Ok(url)) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
+                _ => return Err(Error::Redirect { asked }),
+            };
+            redirected = true;
+            // Reading the few bytes to their end lets the connection be used again.
+            self.words(response).await;
+            response = self.fetch(&at, call).await?;
+        }
+        Err(Error::Redirect { asked: self.asked(call) })
+    }
+
+    /// One request to this host, sent again with an answer to its challenge.
+    async fn authorized(&self, url: &Url, call: &Call<'_>) -> Result<Response, Error> {
+        let scope = Scope { repository: call.repository };
+        let mut authorization = self.auth.current(scope, self).await?;
+        for round in 0.. {
+            let mut headers = self.headers.clone();
+            if let Some(authorization) = &authorization {
+                headers.insert(header::AUTHORIZATION, authorization.header.clone());
+            }
+            let response = self.send(url, call, headers, self.asked(call)).await?;
+            if response.status() != StatusCode::UNAUTHORIZED {
+                return Ok(response);
+            }
+            let challenge = challenge::choose(response.headers());
+            let said = self.words(response).await;
+            // A token made for this request and refused all the same: the next one would be too.
+            let spent = round == MAX_ANSWERS || authorization.as_ref().is_some_and(|granted| granted.is_fresh);
+            let answer = match challenge {
+                Some(challenge) if !spent => self.auth.answer(scope, challenge, authorization.as_ref(), self).await?,
+                _ => None,
+            };
+            if answer.is_none() {
+                return Err(self.denied(call, said, authorization).await);
+            }
+            authorization = answer;
+        }
+        unreachable!("the last round is spent")
+    }
+
+    async fn denied(&self, call: &Call<'_>, said: Said, refused: Option<Authorization>) -> Error {
+        let hint = match refused {
+            Some(refused) => refused.hint,
+            None => self.auth.hint().await,
+        };
+        Error::Denied { asked: self.asked(call), status: StatusCode::UNAUTHORIZED, said, hint }
+    }
+
+    /// One exchange: the head of the answer, or why there is none. Falls back to plain HTTP where that is allowed.
+    async fn send(&self, url: &Url, call: &Call<'_>, headers: HeaderMap, asked: Asked) -> Result<Response, Error> {
+        let request = |url: Url| {
+            let mut request = self.client.request(call.method.clone(), url).headers(headers.clone());
+            if let Some(accept) = &call.accept {
+                request = request.header(header::ACCEPT, accept);
+            }
+            if let Some(range) = &call.range {
+                request = request.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+            }
+            // A blob's digest is of its bytes as stored: no server shall recode them on the way.
+            request.header(header::ACCEPT_ENCODING, "identity")
+        };
+        debug!(method = %call.method, host = %asked.host, path = url.path(), range = ?call.range, "request");
+        let sent = self.timed(request(url.clone()), &asked).await;
+        if url.scheme() == "http" && sent.as_ref().map_or(true, |response| response.status() == StatusCode::BAD_REQUEST)
+        {
+            // Perhaps it speaks TLS by now.
+            self.fell_back.store(false, Ordering::Relaxed);
+        }
+        if self.host.may_fall_back && url.scheme() == "https" && self.is_own_origin(url) && is_not_tls(&sent) {
+            info!("registry {} does not speak TLS: going on with plain HTTP", asked.host);
+            let mut plain = url.clone();
+            if plain.set_scheme("http").is_ok() {
+                self.fell_back.store(true, Ordering::Relaxed);
+                return self.timed(request(plain), &asked).await;
+            }
+        }
+        sent
+    }
+
+    async fn timed(&self, request: reqwest::RequestBuilder, asked: &Asked) -> Result<Response, Error> {
+        let sent = match timeout(self.head_timeout, request.send()).await {
+            Err(_) => Err(Error::NoAnswer { asked: asked.clone(), after: self.head_timeout }),
+            Ok(Err(error)) => Err(Error::Unreachable { asked: asked.clone(), cause: Transport::new(error) }),
+            Ok(Ok(response)) => Ok(response),
+        };
+        if asked.host == self.host.authority {
+            let connects = !matches!(&sent, Err(Error::Unreachable { cause, .. }) if cause.is_connect());
+            self.set_rests(!connects);
+        }
+        sent
+    }
+
+    /// The response if it is a success, else its error.
+    async fn judged(&self, response: Response, asked: Asked) -> Result<Response, Error> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let retry_after = retry_after(response.headers());
+        let said = self.words(response).await;
+        Err(match status.as_u16() {
+            401 | 403 if asked.host == self.host.authority => {
+                Error::Denied { asked, status, said, hint: self.auth.hint().await }
+            }
+            401 | 403 => {
+                let hint = format!("registry {} redirected silk there", self.host.authority);
+                Error::Denied { asked, status, said, hint }
+            }
+            404 | 410 => Error::NotFound { asked, status, said },
+            _ => Error::Status { asked, status, said, retry_after },
+        })
+    }
+
+    async fn words(&self, response: Response) -> Said {
+        match self.body(response, MAX_ERROR_BODY).await {
+            Ok(Some(body)) => Said::parse(&body),
+            _ => Said::default(),
+        }
+    }
+
+    /// A small body, whole and within the stall timeout; none if it is larger than `limit`.
+    pub(crate) async fn body(&self, mut response: Response, limit: usize) -> Result<Option<Vec<u8>>, BodyFault> {
+        let mut body = Vec::new();
+        let read = timeout(self.stall_timeout, async {
+            while let Some(bytes) = response.chunk().await? {
+                if body.len() + bytes.len() > limit {
+                    return Ok(false);
+                }
+                body.extend_from_slice(&bytes);
+            }
+            Ok::<_, reqwest::Error>(true)
+        });
+        match read.await {
+            Ok(Ok(true)) => Ok(Some(body)),
+            Ok(Ok(false)) => Ok(None),
+            Ok(Err(error)) => Err(BodyFault::Cut { at: body.len() as u64, cause: Transport::new(error) }),
+            Err(_) => Err(BodyFault::Stalled { at: body.len() as u64, after: self.stall_timeout }),
+        }
+    }
+}
+
+/// Why a small body is not whole.
+#[derive(Debug)]
+pub(crate) enum BodyFault {
+    Cut { at: u64, cause: Transport },
+    Stalled { at: u64, after: Duration },
+}
+
+impl BodyFault {
+    pub(crate) fn of(self, asked: Asked) -> Error {
+        match self {
+            Self::Cut { at, cause } => Error::Cut { asked, at, cause: Some(cause) },
+            Self::Stalled { at, after } => Error::Stalled { asked, at, after },
+        }
+    }
+}
+
+impl TokenServer for Endpoint {
+    async fn fetch(&self, request: TokenRequest) -> Result<Vec<u8>, Error> {
+        let TokenRequest { url, asked, kind, hint } = request;
+        debug!(host = %asked.host, "token request for {}", asked.what);
+        let mut headers = self.headers.clone();
+        if !self.is_own_origin(&url) {
+            // containerd sends the headers of hosts.toml to the token server too; silk keeps the secret one to its host.
+            headers.remove(header::AUTHORIZATION);
+        }
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        let request = match kind {
+            TokenRequestKind::Get(authorization) => {
+                authorization.map(|value| headers.insert(header::AUTHORIZATION, value));
+                self.client.get(url)
+            }
+            TokenRequestKind::Post(form) => {
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+                self.client.post(url).body(form)
+            }
+        };
+        let response = self.timed(request.headers(headers), &asked).await?;
+        let response = match self.judged(response, asked.clone()).await {
+            Err(Error::Denied { asked, status, said, .. }) => return Err(Error::Denied { asked, status, said, hint }),
+            judged => judged?,
+        };
+        let body = self.body(response, MAX_TOKEN_BODY).await.map_err(|fault| fault.of(asked.clone()))?;
+        body.ok_or(Error::TooLarge { asked, limit: MAX_TOKEN_BODY })
+    }
+
+    fn is_tls(&self) -> bool {
+        self.host.tls && !self.fell_back.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether the other side answered a TLS greeting in another language, or not at all.
+fn is_not_tls(sent: &Result<Response, Error>) -> bool {
+    match sent {
+        Err(Error::Unreachable { cause, .. }) => cause.is_not_tls(),
+        _ => false,
+    }
+}
+
+/// RFC 9110 10.2.3: seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.host.fmt(f)
+    }
+}
