@@ -1,5 +1,7 @@
 //! Mounts below a root: made, adopted, taken away, on every rung.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     collections::{BTreeMap, HashSet},
     fs, io,

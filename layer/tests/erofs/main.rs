@@ -1,5 +1,7 @@
 //! The EROFS writer against the kernel and fsck.erofs: what a tree says is what a mount shows.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod fsck;
 mod make;
 mod mounted;
