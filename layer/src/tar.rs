@@ -26,7 +26,7 @@ pub use error::{LimitKind, PaxFault, SparseFault, TarError};
 pub use limits::Limits;
 
 use crate::toc::{Entry, Extent, Kind, Time, Toc};
-use error::shown;
+pub(crate) use error::shown;
 use header::{BLOCK, Format, Header};
 use pax::Pax;
 use sparse::{Map1x0, MapOldGnu, Segment};

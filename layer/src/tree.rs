@@ -1,8 +1,29 @@
 //! The directory tree that a layer leaves behind, as containerd's overlayfs would have it in the layer's upper directory.
+//!
+//! [`Tree::build`] works it out from a table of contents. The rules, and where they are wider than containerd's, are in
+//! the documentation of [`build`](self::build).
+
+mod below;
+pub mod build;
+mod error;
+mod naive;
+mod path;
+#[cfg(test)]
+mod tests;
+mod xattrs;
 
 use std::collections::BTreeMap;
 
+pub use build::{Below, Built, Dependence};
+pub use error::{TreeError, TreeFault, XattrFault};
+
 use crate::toc::Time;
+
+/// The root directory's place in [`Tree::nodes`].
+pub const ROOT: NodeId = NodeId(0);
+
+/// The attribute that makes overlayfs hide what the layers below have in a directory.
+pub const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 /// Index of a [`Node`] in [`Tree::nodes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,4 +96,37 @@ pub enum Source {
     Own,
     /// That of the layer `n` places below it (1 is the direct parent): the target of a hard link into a lower layer.
     Below(u32),
+}
+
+impl Tree {
+    /// How many inodes the tree has: hard links count once.
+    pub fn inodes(&self) -> u64 {
+        self.nodes.len() as u64
+    }
+
+    /// The sum of the lengths of all files, holes included: hard links count once.
+    pub fn bytes(&self) -> u64 {
+        let sizes = self.nodes.iter().map(|node| match node.kind {
+            NodeKind::File { size, .. } => size,
+            _ => 0,
+        });
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// The node that `id` stands for.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+}
+
+impl Node {
+    /// Whether overlayfs takes the node for a whiteout.
+    pub fn is_whiteout(&self) -> bool {
+        self.kind == NodeKind::Char(0, 0)
+    }
+
+    /// Whether overlayfs takes the directory for an opaque one.
+    pub fn is_opaque(&self) -> bool {
+        self.xattrs.get(OPAQUE).is_some_and(|value| value == b"y")
+    }
 }

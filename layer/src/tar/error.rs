@@ -175,7 +175,7 @@ pub enum LimitKind {
 }
 
 /// A path for a message: UTF-8 at any price, and short.
-pub(super) fn shown(path: &[u8]) -> String {
+pub(crate) fn shown(path: &[u8]) -> String {
     /// Enough to find any real file; a hostile name shall not fill the log.
     const MAX: usize = 256;
     if path.len() <= MAX {

@@ -200,8 +200,8 @@ mod tests {
         assert_eq!(file[..16], *b"SILKTOC\0\x01\0\0\0\0\0\0\0");
         assert_eq!(zstd::bulk::decompress(&file[64..], 16).unwrap(), [0, 0]);
         assert_eq!(
-            postcard::to_stdvec(&sample()).unwrap()[..22],
-            *b"\x80\x10\x07\x0c\xff/not utf-8\x00\x0a\x02\x00\x80\x04"
+            postcard::to_stdvec(&sample()).unwrap()[..21],
+            *b"\x80\x10\x07\x0b\xff/not utf-8\x00\x0a\x02\x00\x80\x04"
         );
     }
 

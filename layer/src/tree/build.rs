@@ -1,0 +1,506 @@
+//! From a table of contents to the tree that containerd's unpacking would leave. Pure computation, called once a layer.
+//!
+//! The model is `archive.Apply` of containerd (`pkg/archive/tar.go`, the same in 1.6 to 2.2) as `diff/apply` calls it:
+//! into the upper directory of an overlay with whiteouts converted, and for a base layer into a plain directory.
+//!
+//! - Entries are taken in order. A later one replaces an earlier one of its name; a directory on a directory only takes
+//!   the new owner, mode and attributes. The root's entry is passed over, except that its time is kept.
+//! - Parents are found with the symbolic links of this layer alone, scoped to its root. Missing ones are made: 0755,
+//!   owned by root, or with mode, owner, time and attributes of that path in the nearest layer below that has it as a
+//!   directory.
+//! - A hard link shares its target's inode, and the link's header is applied to that inode.
+//! - Above a base, a whiteout becomes a character device 0:0 and an opaque marker an attribute of its directory. In
+//!   a base they remove what the layer has made so far.
+//! - Times before 1970 and from 2262 on become 1970. Attributes: see `xattrs.rs`.
+//!
+//! Where containerd fails although the OCI specification gives the archive a meaning, the meaning is taken: a whiteout
+//! of a name that the layer has made hides what is below (a directory becomes opaque); so does one under which the layer
+//! then makes something; a hard link may lead into a layer below; a directory's time is of no interest once the
+//! directory is gone. Stricter than containerd: a path that climbs above the root is an error and not cut off.
+//!
+//! Not imitated: directories that containerd makes for the name of a *global* PAX header (as if it were a file), access
+//! lists that are inherited through a default ACL, and the clock: directories that are implied, and not known below,
+//! are of 1970, as are whiteouts.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    Node, NodeId, NodeKind, OPAQUE, ROOT, Source, SourceExtent, Tree,
+    below::{Chain, Merged},
+    error::{TreeError, TreeFault, shown},
+    naive::Naive,
+    path::{Budget, check_name, child, clean, resolve},
+    xattrs,
+};
+use crate::toc::{Entry, Kind, Time, Toc};
+
+/// Inodes that one build may make, those that are replaced again included: twice the scanner's limit on entries, so
+/// that as many directories may be implied. An inode takes some 200 bytes.
+const MAX_INODES: u32 = 8_000_000;
+
+/// Steps (names looked up in one directory of one layer) that a build may take: what 100 layers of 1000 directories
+/// that none of them knows take, and a thousand for every entry. Honest layers take about ten an entry.
+const STEPS: u64 = 64 << 20;
+const STEPS_PER_ENTRY: u64 = 1024;
+
+/// Prefix of whiteouts, and the name of the marker that makes a directory opaque (OCI image specification, layer.md).
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
+
+/// The owner that chown(2) leaves as it is.
+const UNCHANGED: u32 = u32::MAX;
+
+/// What lies under a layer.
+#[derive(Debug, Clone, Copy)]
+pub enum Below<'a> {
+    /// Nothing: the layer is the first of its image.
+    Base,
+    /// These layers, the direct parent first.
+    Above(&'a [&'a Tree]),
+}
+
+/// A tree and what it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// The tree.
+    pub tree: Tree,
+    /// For which other places the tree holds.
+    pub dependence: Dependence,
+    /// Something of the layers below went into this tree. Where not, it is the tree of every chain that has nothing to
+    /// add either: the one built above no layers at all.
+    pub used_below: bool,
+}
+
+/// Whether a layer's tree depends on the layer's place in an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dependence {
+    /// The tree is another one where the layer is the first of its image: it has whiteouts or opaque markers.
+    pub base_differs: bool,
+    /// The tree may be another one for each chain of parents: directories are implied, or hard links lead out of the
+    /// layer. [`Built::used_below`] tells for a given chain.
+    pub consults_below: bool,
+}
+
+impl Tree {
+    /// The tree that `toc` leaves behind on top of what is `below`.
+    pub fn build(toc: &Toc, below: Below<'_>) -> Result<Built, TreeError> {
+        Builder::new(toc, below).run(toc)
+    }
+
+    /// Whether the tree of `toc` depends on the layer's place. Costs as much as one build.
+    pub fn dependence(toc: &Toc) -> Result<Dependence, TreeError> {
+        let builder = Builder { probing: true, ..Builder::new(toc, Below::Above(&[])) };
+        Ok(builder.run(toc)?.dependence)
+    }
+}
+
+/// What is known of a node beside the node.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mark {
+    /// A directory that no entry was needed for.
+    implied: bool,
+    /// A whiteout made from a whiteout entry.
+    whiteout: bool,
+    /// A directory made in place of such a whiteout, or implied inside of one: what is below has no say in it.
+    cut: bool,
+}
+
+struct Builder<'a> {
+    layers: &'a [&'a Tree],
+    is_base: bool,
+    /// Hard links out of the layer are taken for granted.
+    probing: bool,
+    nodes: Vec<Node>,
+    marks: Vec<Mark>,
+    budget: Budget,
+    chain: Chain,
+    /// The parent of the last entry: its path, its node, and the count of `removals` up to which that holds.
+    last_parent: Option<(Vec<&'a [u8]>, NodeId, u64)>,
+    /// How many directories and symbolic links have been removed.
+    removals: u64,
+    /// Directory entries, whose times are set at the end.
+    dirs: Vec<&'a Entry>,
+    /// Own copies of inodes from below that hard links lead to.
+    copies: HashMap<(u32, NodeId), NodeId>,
+    naive: Option<Naive>,
+    dependence: Dependence,
+    used_below: bool,
+}
+
+impl<'a> Builder<'a> {
+    fn new(toc: &Toc, below: Below<'a>) -> Self {
+        let (layers, is_base) = match below {
+            Below::Base => (&[][..], true),
+            Below::Above(layers) => (layers, false),
+        };
+        let has_markers = || toc.entries.iter().any(|entry| entry.path.ends_with(OPAQUE_MARKER));
+        Self {
+            layers,
+            is_base,
+            probing: false,
+            nodes: vec![Node { mode: 0o755, ..Node::fresh(NodeKind::Dir(BTreeMap::new())) }],
+            marks: vec![Mark::default()],
+            budget: Budget(STEPS + STEPS_PER_ENTRY * toc.entries.len() as u64),
+            chain: Chain::default(),
+            last_parent: None,
+            removals: 0,
+            dirs: Vec::new(),
+            copies: HashMap::new(),
+            naive: (is_base && has_markers()).then(Naive::new),
+            dependence: Dependence::default(),
+            used_below: false,
+        }
+    }
+
+    fn run(mut self, toc: &'a Toc) -> Result<Built, TreeError> {
+        for entry in &toc.entries {
+            self.apply(entry).map_err(|fault| TreeError { path: shown(&entry.path), fault })?;
+        }
+        for entry in std::mem::take(&mut self.dirs) {
+            self.set_dir_time(entry).map_err(|fault| TreeError { path: shown(&entry.path), fault })?;
+        }
+        Ok(self.compact())
+    }
+
+    fn apply(&mut self, entry: &'a Entry) -> Result<(), TreeFault> {
+        let mut parents = clean(&entry.path)?;
+        let Some(name) = parents.pop() else {
+            if entry.kind == Kind::Dir {
+                self.nodes[0].mtime = bounded(entry.mtime);
+            }
+            return Ok(());
+        };
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            self.dependence.base_differs = true;
+            let parent = self.parent(parents)?;
+            return if name == OPAQUE_MARKER { self.opaque(parent) } else { self.whiteout(parent, hidden, entry) };
+        }
+        check_name(name)?;
+        let parent = self.parent(parents)?;
+        self.place(parent, name, entry)
+    }
+
+    /// The directory at `path`, made where it is missing.
+    fn parent(&mut self, path: Vec<&'a [u8]>) -> Result<NodeId, TreeFault> {
+        match &self.last_parent {
+            Some((known, id, removals)) if *removals == self.removals && *known == path => return Ok(*id),
+            _ => {}
+        }
+        let is_gap = |id: NodeId| self.marks[id.0 as usize].whiteout;
+        let walk = resolve(&self.nodes, path.iter().copied(), is_gap, &mut self.budget)?.no_leaf()?;
+        let id = match walk.end() {
+            Some(id) => id,
+            None => {
+                let names = walk.names.iter().map(|name| name.to_vec()).collect();
+                let dirs = walk.dirs;
+                self.imply(dirs, names)?
+            }
+        };
+        self.last_parent = Some((path, id, self.removals));
+        Ok(id)
+    }
+
+    /// Makes the directories for the names that lead on from `dirs`, as `mkparent`.
+    fn imply(&mut self, mut dirs: Vec<NodeId>, names: Vec<Vec<u8>>) -> Result<NodeId, TreeFault> {
+        let mut parent = ROOT;
+        for depth in dirs.len() - 1..names.len() {
+            let name = &names[depth];
+            parent = dirs[depth];
+            let covers = child(&self.nodes, parent, name).is_some();
+            let node = Node { mode: 0o755, ..Node::fresh(NodeKind::Dir(BTreeMap::new())) };
+            let id = self.add(parent, name, node)?;
+            dirs.push(id);
+            let cut = covers || self.marks[parent.0 as usize].cut;
+            self.marks[id.0 as usize] = Mark { implied: !cut, cut, whiteout: false };
+            if covers {
+                // In place of a whiteout: what is below stays hidden.
+                self.nodes[id.0 as usize].xattrs.insert(OPAQUE.to_vec(), b"y".to_vec());
+            }
+            if let Some(naive) = &mut self.naive {
+                naive.implied(parent, name);
+            }
+            self.take_over(&dirs, &names[..=depth])?;
+            parent = id;
+        }
+        Ok(parent)
+    }
+
+    /// Gives a directory that is implied the attributes of the same one below.
+    fn take_over(&mut self, dirs: &[NodeId], names: &[Vec<u8>]) -> Result<(), TreeFault> {
+        let Some(id) = dirs.last().filter(|_| !self.layers.is_empty()) else { return Ok(()) };
+        let is_cut = |id: NodeId| self.marks[id.0 as usize].cut;
+        if let Some(from) = self.chain.nearest(self.layers, (dirs, names), is_cut, &mut self.budget)? {
+            let node = &mut self.nodes[id.0 as usize];
+            (node.mode, node.uid, node.gid, node.mtime) = (from.mode, from.uid, from.gid, from.mtime);
+            xattrs::inherit(from, node);
+            self.used_below = true;
+        }
+        Ok(())
+    }
+
+    fn opaque(&mut self, dir: NodeId) -> Result<(), TreeFault> {
+        if !self.is_base {
+            self.nodes[dir.0 as usize].xattrs.insert(OPAQUE.to_vec(), b"y".to_vec());
+        } else if let Some(naive) = &mut self.naive {
+            for (dir, name) in naive.opaque(&self.nodes, dir) {
+                self.remove(dir, &name);
+            }
+        }
+        Ok(())
+    }
+
+    fn whiteout(&mut self, parent: NodeId, name: &[u8], entry: &Entry) -> Result<(), TreeFault> {
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(TreeFault::WhiteoutName);
+        }
+        check_name(name)?;
+        let existing = child(&self.nodes, parent, name);
+        if self.is_base {
+            self.remove(parent, name);
+        } else if let Some(id) = existing {
+            let node = &mut self.nodes[id.0 as usize];
+            if matches!(node.kind, NodeKind::Dir(_)) {
+                node.xattrs.insert(OPAQUE.to_vec(), b"y".to_vec());
+            }
+        } else {
+            let id = self.add(parent, name, Node::fresh(NodeKind::Char(0, 0)))?;
+            self.nodes[id.0 as usize].chown(entry);
+            self.marks[id.0 as usize].whiteout = true;
+        }
+        Ok(())
+    }
+
+    /// Unpacks an entry that is no marker.
+    fn place(&mut self, parent: NodeId, name: &[u8], entry: &'a Entry) -> Result<(), TreeFault> {
+        let existing = child(&self.nodes, parent, name);
+        let id = match existing.filter(|id| entry.kind == Kind::Dir && self.is_dir(*id)) {
+            Some(id) => id,
+            None => {
+                self.remove(parent, name);
+                match &entry.kind {
+                    Kind::Hardlink(target) => {
+                        let id = self.target(target)?;
+                        self.name(parent, name, id);
+                        id
+                    }
+                    kind => self.add(parent, name, Node::fresh(node_kind(kind)?))?,
+                }
+            }
+        };
+        self.stamp(id, entry)?;
+        if entry.kind == Kind::Dir {
+            self.dirs.push(entry);
+        }
+        if let Some(naive) = &mut self.naive {
+            naive.unpacked(parent, name);
+        }
+        Ok(())
+    }
+
+    /// Gives an inode what the entry's header says: chown, attributes, chmod (which symbolic links do not have), time.
+    fn stamp(&mut self, id: NodeId, entry: &Entry) -> Result<(), TreeFault> {
+        let node = &mut self.nodes[id.0 as usize];
+        node.chown(entry);
+        for (name, value) in &entry.xattrs {
+            xattrs::set(node, name, value).map_err(|fault| TreeFault::Xattr { name: shown(name), fault })?;
+        }
+        if !matches!(node.kind, NodeKind::Symlink(_)) {
+            xattrs::chmod(node, entry.mode);
+        }
+        node.mtime = bounded(entry.mtime);
+        Ok(())
+    }
+
+    /// The inode that a hard link leads to: the layer's own, or a copy of one from below.
+    fn target(&mut self, target: &[u8]) -> Result<NodeId, TreeFault> {
+        clean(target).map_err(|fault| match fault {
+            TreeFault::ClimbsAboveRoot => TreeFault::LinkClimbsAboveRoot(shown(target)),
+            other => other,
+        })?;
+        let id = match self.own_target(target)? {
+            Some(id) => id,
+            None => self.target_below(target)?,
+        };
+        if self.is_dir(id) { Err(TreeFault::LinkToDirectory(shown(target))) } else { Ok(id) }
+    }
+
+    fn own_target(&mut self, target: &[u8]) -> Result<Option<NodeId>, TreeFault> {
+        let (parents, name) = match target.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&target[..slash], &target[slash + 1..]),
+            None => (&b""[..], target),
+        };
+        let is_gap = |id: NodeId| self.marks[id.0 as usize].whiteout;
+        let walk = resolve(&self.nodes, parents.split(|byte| *byte == b'/'), is_gap, &mut self.budget)?;
+        if matches!(name, b"" | b"." | b"..") {
+            return Ok(walk.end());
+        }
+        Ok(walk.no_leaf()?.end().and_then(|dir| child(&self.nodes, dir, name)))
+    }
+
+    fn target_below(&mut self, target: &[u8]) -> Result<NodeId, TreeFault> {
+        self.dependence.consults_below = true;
+        if self.probing {
+            return self.insert(Node::fresh(NodeKind::Fifo));
+        }
+        let merged = Merged { own: &self.nodes, layers: self.layers };
+        let missing = || TreeFault::NoLinkTarget(shown(target));
+        let place = merged.find(target, &mut self.budget)?.ok_or_else(missing)?;
+        let Some(below) = place.0.checked_sub(1) else { return Ok(place.1) };
+        if let Some(copy) = self.copies.get(&place) {
+            return Ok(*copy);
+        }
+        let mut node = self.layers[below as usize].node(place.1).clone();
+        if let NodeKind::File { extents, .. } = &mut node.kind {
+            for extent in extents {
+                extent.source = Source::Below(match extent.source {
+                    Source::Own => place.0,
+                    Source::Below(further) => place.0 + further,
+                });
+            }
+        }
+        self.used_below = true;
+        let id = self.insert(node)?;
+        self.copies.insert(place, id);
+        Ok(id)
+    }
+
+    /// Sets a directory entry's time on whatever its path leads to in the end.
+    fn set_dir_time(&mut self, entry: &Entry) -> Result<(), TreeFault> {
+        let is_gap = |id: NodeId| self.marks[id.0 as usize].whiteout;
+        match resolve(&self.nodes, clean(&entry.path)?, is_gap, &mut self.budget) {
+            Ok(walk) => {
+                if let Some(id) = walk.end() {
+                    self.nodes[id.0 as usize].mtime = bounded(entry.mtime);
+                }
+                Ok(())
+            }
+            Err(TreeFault::TooMuchWork) => Err(TreeFault::TooMuchWork),
+            // Gone, and something else in its place.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn is_dir(&self, id: NodeId) -> bool {
+        matches!(self.nodes[id.0 as usize].kind, NodeKind::Dir(_))
+    }
+
+    fn insert(&mut self, node: Node) -> Result<NodeId, TreeFault> {
+        let id = self.nodes.len() as u32;
+        if id >= MAX_INODES {
+            return Err(TreeFault::TooManyInodes(MAX_INODES));
+        }
+        self.nodes.push(node);
+        self.marks.push(Mark::default());
+        Ok(NodeId(id))
+    }
+
+    /// Makes a new inode under a name. A directory with the setgid bit passes its group on, as in every Linux file system.
+    fn add(&mut self, parent: NodeId, name: &[u8], mut node: Node) -> Result<NodeId, TreeFault> {
+        /// `S_ISGID`.
+        const SETGID: u32 = 0o2000;
+        let above = &self.nodes[parent.0 as usize];
+        if above.mode & SETGID != 0 {
+            node.gid = above.gid;
+        }
+        let is_dir = matches!(node.kind, NodeKind::Dir(_));
+        let id = self.insert(node)?;
+        self.name(parent, name, id);
+        if let Some(naive) = self.naive.as_mut().filter(|_| is_dir) {
+            naive.made(parent, name, id);
+        }
+        Ok(id)
+    }
+
+    fn name(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
+        if let NodeKind::Dir(children) = &mut self.nodes[parent.0 as usize].kind {
+            children.insert(name.to_vec(), id);
+        }
+    }
+
+    /// Takes a name away. What only it led to stays behind as garbage until [`Builder::compact`].
+    fn remove(&mut self, parent: NodeId, name: &[u8]) {
+        let NodeKind::Dir(children) = &mut self.nodes[parent.0 as usize].kind else { return };
+        if let Some(id) = children.remove(name)
+            && matches!(self.nodes[id.0 as usize].kind, NodeKind::Dir(_) | NodeKind::Symlink(_))
+        {
+            self.removals += 1;
+        }
+    }
+
+    /// Keeps what names lead to, numbered parents first and by name.
+    fn compact(mut self) -> Built {
+        const UNSEEN: u32 = u32::MAX;
+        let mut numbers = vec![UNSEEN; self.nodes.len()];
+        let mut order = Vec::new();
+        let mut stack = vec![ROOT];
+        while let Some(id) = stack.pop() {
+            let number = &mut numbers[id.0 as usize];
+            if *number != UNSEEN {
+                continue;
+            }
+            *number = order.len() as u32;
+            order.push(id);
+            self.dependence.consults_below |= self.marks[id.0 as usize].implied;
+            if let NodeKind::Dir(children) = &self.nodes[id.0 as usize].kind {
+                stack.extend(children.values().rev());
+            }
+        }
+        let mut take = |id: NodeId| {
+            let mut node = std::mem::replace(&mut self.nodes[id.0 as usize], Node::fresh(NodeKind::Fifo));
+            if let NodeKind::Dir(children) = &mut node.kind {
+                children.values_mut().for_each(|id| id.0 = numbers[id.0 as usize]);
+            }
+            node
+        };
+        let tree = Tree { nodes: order.into_iter().map(&mut take).collect() };
+        Built { tree, dependence: self.dependence, used_below: self.used_below }
+    }
+}
+
+impl Node {
+    /// As the system calls that make inodes leave it for root.
+    fn fresh(kind: NodeKind) -> Self {
+        let mode = if matches!(kind, NodeKind::Symlink(_)) { 0o777 } else { 0 };
+        Self { kind, mode, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() }
+    }
+
+    /// chown(2), which takes file capabilities away from everything but directories.
+    fn chown(&mut self, entry: &Entry) {
+        if entry.uid != UNCHANGED {
+            self.uid = entry.uid;
+        }
+        if entry.gid != UNCHANGED {
+            self.gid = entry.gid;
+        }
+        if !matches!(self.kind, NodeKind::Dir(_)) {
+            self.xattrs.remove(xattrs::CAPABILITY);
+        }
+    }
+}
+
+fn node_kind(kind: &Kind) -> Result<NodeKind, TreeFault> {
+    Ok(match kind {
+        Kind::File { size, extents } => {
+            let own = extents.iter().map(|extent| SourceExtent {
+                source: Source::Own,
+                logical: extent.logical,
+                offset: extent.offset,
+                len: extent.len,
+            });
+            NodeKind::File { size: *size, extents: own.collect() }
+        }
+        Kind::Dir => NodeKind::Dir(BTreeMap::new()),
+        Kind::Symlink(target) if target.is_empty() => return Err(TreeFault::EmptyTarget),
+        Kind::Symlink(target) => NodeKind::Symlink(target.clone()),
+        Kind::Char { major, minor } => NodeKind::Char(*major, *minor),
+        Kind::Block { major, minor } => NodeKind::Block(*major, *minor),
+        // A hard link has no inode of its own; the caller has followed it.
+        Kind::Fifo | Kind::Hardlink(_) => NodeKind::Fifo,
+    })
+}
+
+/// containerd's `boundTime`: what does not fit into 64 bits of nanoseconds since 1970 becomes 1970.
+fn bounded(time: Time) -> Time {
+    let nanos = i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
+    if (0..=i128::from(i64::MAX)).contains(&nanos) { time } else { Time::default() }
+}

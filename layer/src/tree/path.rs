@@ -1,0 +1,183 @@
+//! Paths: cleaned by their text, then resolved in one layer's tree, symbolic links scoped to its root.
+//!
+//! As containerd's `filepath.Clean` and continuity's `fs.RootPath`, with two differences: a path that climbs above the
+//! root is an error, and `..` behind a chain of several symbolic links means the parent of where the chain ends
+//! (`RootPath` takes it by the text of the first link).
+
+use std::slice::Split;
+
+use super::{Node, NodeId, NodeKind, ROOT, error::TreeFault};
+use crate::tree::error::shown;
+
+/// Symbolic links in one resolution, as `fs.RootPath` has it.
+pub(super) const MAX_LINKS: u32 = 255;
+
+/// `PATH_MAX` / 2: nobody can name a deeper place in one call.
+pub(super) const MAX_DEPTH: usize = 2048;
+
+/// Linux' `NAME_MAX`.
+const MAX_NAME: usize = 255;
+
+/// The components of a path by its text: without empty ones, `.` and what `..` cancels.
+pub(super) fn clean(path: &[u8]) -> Result<Vec<&[u8]>, TreeFault> {
+    if path.contains(&0) {
+        return Err(TreeFault::Nul);
+    }
+    let mut names: Vec<&[u8]> = Vec::new();
+    for name in split(path) {
+        match name {
+            b"" | b"." => {}
+            b".." => {
+                names.pop().ok_or(TreeFault::ClimbsAboveRoot)?;
+            }
+            _ => names.push(name),
+        }
+    }
+    Ok(names)
+}
+
+/// Refuses names that Linux does not have.
+pub(super) fn check_name(name: &[u8]) -> Result<(), TreeFault> {
+    if name.len() > MAX_NAME { Err(TreeFault::NameTooLong(name.len())) } else { Ok(()) }
+}
+
+fn split(path: &[u8]) -> Split<'_, u8, fn(&u8) -> bool> {
+    path.split(|byte| *byte == b'/')
+}
+
+/// A bound on the steps of all resolutions of a build together.
+#[derive(Debug)]
+pub(super) struct Budget(pub u64);
+
+impl Budget {
+    pub(super) fn spend(&mut self, steps: usize) -> Result<(), TreeFault> {
+        self.0 = self.0.checked_sub(steps as u64).ok_or(TreeFault::TooMuchWork)?;
+        Ok(())
+    }
+}
+
+/// Where a path leads.
+#[derive(Debug)]
+pub(super) struct Walk<'t> {
+    /// The directories that exist, root first.
+    pub dirs: Vec<NodeId>,
+    /// The names that lead there without symbolic links: those of `dirs` (but the root's), then those that are missing,
+    /// or the leaf's.
+    pub names: Vec<&'t [u8]>,
+    /// What the path ends at where that is no directory.
+    pub leaf: Option<NodeId>,
+}
+
+impl Walk<'_> {
+    /// The node at the end of the path; `None` where something is missing.
+    pub(super) fn end(&self) -> Option<NodeId> {
+        self.leaf.or_else(|| if self.names.len() < self.dirs.len() { self.dirs.last().copied() } else { None })
+    }
+
+    fn not_a_directory(&self) -> TreeFault {
+        TreeFault::NotADirectory(shown(&self.names.join(&b'/')))
+    }
+
+    /// An error where the path ends at something that is no directory.
+    pub(super) fn no_leaf(self) -> Result<Self, TreeFault> {
+        if self.leaf.is_some() { Err(self.not_a_directory()) } else { Ok(self) }
+    }
+
+    /// Back to the root's start of an absolute link.
+    fn restart(&mut self) {
+        self.dirs.truncate(1);
+        self.names.clear();
+    }
+
+    fn up(&mut self) {
+        self.names.pop();
+        self.dirs.truncate(self.names.len() + 1);
+    }
+}
+
+/// Resolves all of `path`, its last component too. `is_gap` says which nodes count as missing: whiteouts that the
+/// layer itself made.
+pub(super) fn resolve<'t>(
+    nodes: &'t [Node],
+    path: impl IntoIterator<Item = &'t [u8]>,
+    is_gap: impl Fn(NodeId) -> bool,
+    budget: &mut Budget,
+) -> Result<Walk<'t>, TreeFault> {
+    let mut walk = Walk { dirs: vec![ROOT], names: Vec::new(), leaf: None };
+    let mut path = path.into_iter();
+    // What is left of the targets of links on the way, innermost last.
+    let mut targets: Vec<Split<'t, u8, fn(&u8) -> bool>> = Vec::new();
+    let mut links = 0;
+    loop {
+        let name = match targets.last_mut() {
+            Some(target) => match target.next() {
+                Some(name) => name,
+                None => {
+                    targets.pop();
+                    continue;
+                }
+            },
+            None => match path.next() {
+                Some(name) => name,
+                None => return Ok(walk),
+            },
+        };
+        budget.spend(1)?;
+        match name {
+            b"" | b"." => continue,
+            // Behind a file there is no parent either.
+            _ if walk.leaf.is_some() => return Err(walk.not_a_directory()),
+            b".." => {
+                walk.up();
+                continue;
+            }
+            _ => {}
+        }
+        match step(nodes, &mut walk, name, &is_gap)? {
+            Some(target) => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(TreeFault::SymlinkLoop);
+                }
+                if target.first() == Some(&b'/') {
+                    walk.restart();
+                }
+                targets.push(split(target));
+            }
+            None if walk.names.len() > MAX_DEPTH => return Err(TreeFault::TooDeep),
+            None => {}
+        }
+    }
+}
+
+/// Goes one name further; answers the target where the name is a symbolic link.
+fn step<'t>(
+    nodes: &'t [Node],
+    walk: &mut Walk<'t>,
+    name: &'t [u8],
+    is_gap: &impl Fn(NodeId) -> bool,
+) -> Result<Option<&'t [u8]>, TreeFault> {
+    let missing = walk.names.len() == walk.dirs.len();
+    let dir = if missing { None } else { walk.dirs.last() };
+    let child = dir.and_then(|dir| child(nodes, *dir, name)).filter(|id| !is_gap(*id));
+    let Some(id) = child else {
+        check_name(name)?;
+        walk.names.push(name);
+        return Ok(None);
+    };
+    match &nodes[id.0 as usize].kind {
+        NodeKind::Symlink(target) => return Ok(Some(target)),
+        NodeKind::Dir(_) => walk.dirs.push(id),
+        _ => walk.leaf = Some(id),
+    }
+    walk.names.push(name);
+    Ok(None)
+}
+
+/// What `name` is in the directory `dir`.
+pub(super) fn child(nodes: &[Node], dir: NodeId, name: &[u8]) -> Option<NodeId> {
+    match &nodes[dir.0 as usize].kind {
+        NodeKind::Dir(children) => children.get(name).copied(),
+        _ => None,
+    }
+}
