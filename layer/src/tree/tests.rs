@@ -1,1 +1,387 @@
-//! Trees.
+//! Trees of small tables: each test is one rule of `build.rs`.
+
+use std::fmt::Write as _;
+
+use super::*;
+use crate::toc::{Entry, Extent, Kind, Toc};
+
+/// An entry from a line: `path` of a file, `path/` of a directory, `path -> target`, `path = hard link's target`,
+/// `path c` and `path b` of devices, each with owner 1, mode 0644 or 0755 and time 9.
+fn entry(line: &str) -> Entry {
+    let (path, kind, mode) = if let Some((path, target)) = line.split_once(" -> ") {
+        (path, Kind::Symlink(target.into()), 0o777)
+    } else if let Some((path, target)) = line.split_once(" = ") {
+        (path, Kind::Hardlink(target.into()), 0o644)
+    } else if let Some(path) = line.strip_suffix(" c") {
+        (path, Kind::Char { major: 0, minor: 0 }, 0o644)
+    } else if line.ends_with('/') {
+        (line, Kind::Dir, 0o755)
+    } else {
+        (line, Kind::File { size: 3, extents: vec![Extent { logical: 0, offset: 512, len: 3 }] }, 0o644)
+    };
+    let mtime = Time { secs: 9, nanos: 0 };
+    Entry { path: path.into(), kind, mode, uid: 1, gid: 1, mtime, xattrs: Vec::new() }
+}
+
+fn toc(lines: &[&str]) -> Toc {
+    Toc { size: 1 << 20, entries: lines.iter().map(|line| entry(line)).collect() }
+}
+
+fn build(lines: &[&str], below: Below<'_>) -> Result<Built, TreeError> {
+    Tree::build(&toc(lines), below)
+}
+
+fn base(lines: &[&str]) -> Tree {
+    build(lines, Below::Base).unwrap().tree
+}
+
+fn above(lines: &[&str], layers: &[&Tree]) -> Tree {
+    build(lines, Below::Above(layers)).unwrap().tree
+}
+
+fn fault(lines: &[&str]) -> TreeFault {
+    build(lines, Below::Above(&[])).unwrap_err().fault
+}
+
+/// The tree, a name a word: `a/` a directory, `!a/` an opaque one, `a?` a whiteout, `a>t` a symbolic link.
+fn show(tree: &Tree) -> String {
+    let mut out = String::new();
+    let mut stack = vec![(String::new(), ROOT)];
+    while let Some((path, id)) = stack.pop() {
+        let node = tree.node(id);
+        let opaque = if node.is_opaque() { "!" } else { "" };
+        let end = match &node.kind {
+            NodeKind::Dir(_) => "/".into(),
+            NodeKind::Symlink(target) => format!(">{}", String::from_utf8_lossy(target)),
+            NodeKind::Char(0, 0) => "?".into(),
+            _ => String::new(),
+        };
+        if id != ROOT || node.is_opaque() {
+            write!(out, "{opaque}{path}{end} ").unwrap();
+        }
+        if let NodeKind::Dir(children) = &node.kind {
+            let join = |name: &[u8]| format!("{path}{}{}", if id == ROOT { "" } else { "/" }, name.escape_ascii());
+            stack.extend(children.iter().rev().map(|(name, id)| (join(name), *id)));
+        }
+    }
+    out.trim_end().into()
+}
+
+fn find<'t>(tree: &'t Tree, path: &str) -> &'t Node {
+    let id = path.split('/').fold(ROOT, |id, name| path::child(&tree.nodes, id, name.as_bytes()).unwrap());
+    tree.node(id)
+}
+
+#[test]
+fn entries_make_a_tree_and_implied_directories_belong_to_root() {
+    let tree = base(&["./", "etc/", "etc/passwd", "/usr//lib/./x/../libc.so", "bin -> usr/bin"]);
+    assert_eq!(show(&tree), "bin>usr/bin etc/ etc/passwd usr/ usr/lib/ usr/lib/libc.so");
+    let (declared, implied) = (find(&tree, "etc"), find(&tree, "usr/lib"));
+    assert_eq!((declared.mode, declared.uid, declared.mtime.secs), (0o755, 1, 9));
+    assert_eq!((implied.mode, implied.uid, implied.mtime.secs), (0o755, 0, 0));
+    let root = tree.node(ROOT);
+    assert_eq!((root.mode, root.uid, root.gid, root.mtime.secs), (0o755, 0, 0, 9));
+    assert_eq!((tree.inodes(), tree.bytes()), (7, 6));
+}
+
+#[test]
+fn later_entries_replace_earlier_ones_and_directories_merge() {
+    assert_eq!(show(&base(&["a/", "a/x", "a/", "a/y"])), "a/ a/x a/y");
+    assert_eq!(show(&base(&["a/", "a/x", "a"])), "a");
+    assert_eq!(show(&base(&["a", "a/", "a/x"])), "a/ a/x");
+    assert_eq!(show(&base(&["a/", "a/x", "a -> b", "b/"])), "a>b b/");
+    let mut merged = toc(&["a/", "a/x", "a/"]);
+    merged.entries[0].xattrs = vec![(b"user.a".to_vec(), b"1".to_vec()), (b"user.b".to_vec(), b"1".to_vec())];
+    merged.entries[2].xattrs = vec![(b"user.b".to_vec(), b"2".to_vec())];
+    merged.entries[2].mode = 0o1700;
+    merged.entries[2].mtime.secs = 11;
+    let tree = Tree::build(&merged, Below::Base).unwrap().tree;
+    let dir = find(&tree, "a");
+    assert_eq!((dir.mode, dir.mtime.secs), (0o1700, 11));
+    assert_eq!((&dir.xattrs[&b"user.a"[..]][..], &dir.xattrs[&b"user.b"[..]][..]), (&b"1"[..], &b"2"[..]));
+}
+
+#[test]
+fn parents_are_resolved_within_the_layer_and_scoped_to_its_root() {
+    assert_eq!(show(&base(&["lib -> usr/lib", "lib/x"])), "lib>usr/lib usr/ usr/lib/ usr/lib/x");
+    assert_eq!(show(&base(&["a/", "a/l -> ../../../b", "a/l/x"])), "a/ a/l>../../../b b/ b/x");
+    assert_eq!(show(&base(&["l -> /b", "b -> c/", "l/x"])), "b>c/ c/ c/x l>/b");
+    assert_eq!(show(&base(&["a/", "a/b/", "l -> a/b", "l/../x"])), "a/ a/b/ l>a/b x");
+    assert_eq!(show(&base(&["a/", "a/b/", "l -> a/b", "m -> l/../c", "m/x"])), "a/ a/b/ a/c/ a/c/x l>a/b m>l/../c");
+    // The links of the layers below are not seen.
+    let below = base(&["lib -> usr/lib", "usr/lib/"]);
+    assert_eq!(show(&above(&["lib/x"], &[&below])), "lib/ lib/x");
+}
+
+#[test]
+fn paths_that_cannot_be_are_errors() {
+    assert_eq!(fault(&["../x"]), TreeFault::ClimbsAboveRoot);
+    assert_eq!(fault(&["a/../../x"]), TreeFault::ClimbsAboveRoot);
+    assert_eq!(fault(&["/../x"]), TreeFault::ClimbsAboveRoot);
+    assert_eq!(fault(&["a", "b = ../a"]), TreeFault::LinkClimbsAboveRoot("../a".into()));
+    assert_eq!(fault(&["a\0b"]), TreeFault::Nul);
+    assert_eq!(fault(&[&"n".repeat(256)]), TreeFault::NameTooLong(256));
+    assert_eq!(fault(&[&format!("{}/x", "n".repeat(256))]), TreeFault::NameTooLong(256));
+    assert_eq!(fault(&["a", "a/b"]), TreeFault::NotADirectory("a".into()));
+    assert_eq!(fault(&["d/a", "d/a/b/c"]), TreeFault::NotADirectory("d/a".into()));
+    assert_eq!(fault(&["a -> b", "b -> a", "a/x"]), TreeFault::SymlinkLoop);
+    assert_eq!(fault(&["a -> "]), TreeFault::EmptyTarget);
+    assert_eq!(fault(&["d/", "a = d"]), TreeFault::LinkToDirectory("d".into()));
+    assert_eq!(fault(&["a = b"]), TreeFault::NoLinkTarget("b".into()));
+    assert_eq!(fault(&[".wh."]), TreeFault::WhiteoutName);
+    assert_eq!(fault(&["a/.wh..."]), TreeFault::WhiteoutName);
+    let error = build(&["x", "x/y"], Below::Base).unwrap_err();
+    assert_eq!(error.to_string(), "the layer's entry \"x/y\" cannot be unpacked: \"x\" is not a directory");
+}
+
+#[test]
+fn a_whiteout_hides_a_name_as_long_as_255_bytes() {
+    let name = "n".repeat(255);
+    assert_eq!(show(&above(&[&format!(".wh.{name}")], &[])), format!("{name}?"));
+}
+
+#[test]
+fn hard_links_share_an_inode_and_their_header_applies_to_it() {
+    let mut linked = toc(&["a", "l -> a", "d/b = a", "c = ./l"]);
+    linked.entries[0].xattrs = vec![(b"security.capability".to_vec(), [vec![0, 0, 0, 2], vec![0; 16]].concat())];
+    linked.entries[2].mode = 0o4711;
+    linked.entries[2].uid = 5;
+    linked.entries[2].mtime.secs = 12;
+    let tree = Tree::build(&linked, Below::Base).unwrap().tree;
+    assert_eq!(show(&tree), "a c>a d/ d/b l>a");
+    assert_eq!(tree.inodes(), 4);
+    let file = find(&tree, "a");
+    assert_eq!((file.mode, file.uid, file.mtime.secs), (0o4711, 5, 12));
+    assert!(file.xattrs.is_empty(), "chown takes capabilities away");
+    assert_eq!(find(&tree, "l").mode, 0o777);
+    // What a replaced name stood for lives on under its other name.
+    assert_eq!(base(&["a", "b = a", "a"]).inodes(), 3);
+}
+
+#[test]
+fn above_a_base_whiteouts_become_nodes_and_opaque_markers_attributes() {
+    let built = build(&["a/", "a/.wh.x", "a/.wh..wh..opq", ".wh.b"], Below::Above(&[])).unwrap();
+    assert_eq!(show(&built.tree), "!a/ a/x? b?");
+    assert_eq!(built.dependence, Dependence { base_differs: true, consults_below: false });
+    let node = find(&built.tree, "b");
+    assert_eq!((node.mode, node.uid, node.gid), (0, 1, 1));
+    assert_eq!(show(&above(&[".wh..wh..opq"], &[])), "!/");
+    // As containerd: it takes this name for an ordinary whiteout.
+    assert_eq!(show(&above(&[".wh..wh.aufs"], &[])), ".wh.aufs?");
+}
+
+#[test]
+fn whiteouts_and_entries_of_one_name() {
+    assert_eq!(show(&above(&[".wh.a", "a"], &[])), "a");
+    assert_eq!(show(&above(&[".wh.a", "a/", "a/x"], &[])), "a/ a/x");
+    // containerd fails from here on.
+    assert_eq!(show(&above(&["a", ".wh.a"], &[])), "a");
+    assert_eq!(show(&above(&["a/", "a/x", ".wh.a"], &[])), "!a/ a/x");
+    assert_eq!(show(&above(&[".wh.a", ".wh.a"], &[])), "a?");
+    let below = base(&["a/", "a/b/", "a/b/y"]);
+    let built = build(&[".wh.a", "a/b/x"], Below::Above(&[&below])).unwrap();
+    assert_eq!(show(&built.tree), "!a/ a/b/ a/b/x");
+    assert_eq!(find(&built.tree, "a/b").uid, 0);
+    assert!(!built.used_below && !built.dependence.consults_below);
+    // A device 0:0 of the archive's own is a file like any other.
+    assert_eq!(fault(&["a c", "a/x"]), TreeFault::NotADirectory("a".into()));
+}
+
+#[test]
+fn in_a_base_whiteouts_remove_what_the_layer_has_made_so_far() {
+    assert_eq!(show(&base(&["a", "b/", "b/x", ".wh.a", ".wh.b", ".wh.c"])), "");
+    assert_eq!(show(&base(&[".wh.a", "a"])), "a");
+    assert_eq!(show(&base(&["a", "b = a", ".wh.a"])), "b");
+    // An opaque marker spares what was unpacked, and removes what is only implied with all it holds.
+    assert_eq!(show(&base(&["a/", "a/x", "a/d/y", "a/.wh..wh..opq", "a/z"])), "a/ a/x a/z");
+    assert_eq!(show(&base(&["a/d/y", "a/d/", ".wh..wh..opq"])), "");
+    assert_eq!(show(&base(&["a/d/y", "a/", "a/d/", "a/e/z", ".wh..wh..opq"])), "a/ a/d/ a/d/y");
+    assert_eq!(show(&base(&["a/d/e/y", "a/", "a/d/", ".wh..wh..opq"])), "a/ a/d/");
+    // By path: what was unpacked once is spared even when it has become implied since.
+    assert_eq!(show(&base(&["a/", ".wh.a", "a/x/y", ".wh..wh..opq"])), "a/");
+    assert_eq!(show(&base(&["a/b/x", ".wh..wh..opq", "a/b/x", ".wh..wh..opq"])), "");
+    assert_eq!(show(&base(&["l -> d", "l/x/y", "d/.wh..wh..opq"])), "d/ l>d");
+}
+
+#[test]
+fn implied_directories_take_after_the_nearest_layer_that_has_them() {
+    let attrs = |lines: &[&str], uid| {
+        let mut toc = toc(lines);
+        for entry in &mut toc.entries {
+            (entry.uid, entry.mode) = (uid, 0o2750);
+            entry.xattrs = vec![(b"user.x".to_vec(), b"1".to_vec()), (b"trusted.y".to_vec(), b"1".to_vec())];
+        }
+        Tree::build(&toc, Below::Above(&[])).unwrap().tree
+    };
+    let bottom = attrs(&["a/", "a/b/", "c/"], 10);
+    let top = attrs(&["a/", "c -> d", "d/", "f"], 20);
+    let built = build(&["a/b/x", "c/x", "f/x", "new/x"], Below::Above(&[&top, &bottom])).unwrap();
+    let uid = |path| find(&built.tree, path).uid;
+    assert_eq!((uid("a"), uid("a/b"), uid("c"), uid("f"), uid("new")), (20, 10, 20, 0, 0));
+    let dir = find(&built.tree, "a/b");
+    assert_eq!((dir.mode, dir.mtime.secs), (0o2750, 9));
+    assert_eq!(dir.xattrs.keys().collect::<Vec<_>>(), [b"user.x"]);
+    assert!(built.used_below && built.dependence.consults_below);
+    // A file, or a whiteout, in between ends the search.
+    let gone = attrs(&[".wh.a"], 30);
+    assert_eq!(find(&above(&["a/b/x"], &[&gone, &top, &bottom]), "a/b").uid, 0);
+    // Nothing found: the same tree as above nothing.
+    let built = build(&["new/x"], Below::Above(&[&top, &bottom])).unwrap();
+    assert!(!built.used_below && built.dependence.consults_below);
+    assert_eq!(built.tree, above(&["new/x"], &[]));
+}
+
+#[test]
+fn a_directory_implied_in_a_setgid_directory_has_its_group() {
+    let mut layer = toc(&["a/", "a/b/x"]);
+    (layer.entries[0].mode, layer.entries[0].gid) = (0o2775, 50);
+    let tree = Tree::build(&layer, Below::Base).unwrap().tree;
+    assert_eq!((find(&tree, "a/b").gid, find(&tree, "a/b").mode, find(&tree, "a/b/x").gid), (50, 0o755, 1));
+}
+
+#[test]
+fn hard_links_lead_into_the_layers_below() {
+    let bottom = base(&["bin/", "bin/a", "bin/w", "o/", "o/x", "lib -> bin", "l -> bin/a"]);
+    let middle = above(&["bin/b = bin/a", "bin/.wh.w", "o/", "o/.wh..wh..opq"], &[&bottom]);
+    let layers = [&middle, &bottom];
+    let built = build(&["c = lib/a", "d = bin/b", "e = /bin/a", "s = l"], Below::Above(&layers)).unwrap();
+    assert_eq!(show(&built.tree), "c d e s>bin/a");
+    assert!(built.used_below && built.dependence.consults_below);
+    assert_eq!(built.tree.inodes(), 4, "c and e are one inode");
+    let source = |path| match &find(&built.tree, path).kind {
+        NodeKind::File { extents, .. } => extents[0].source,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((source("c"), source("d")), (Source::Below(2), Source::Below(2)));
+    for hidden in ["x = bin/w", "x = o/x", "x = nowhere/a", "x = bin/a/b"] {
+        let error = build(&[hidden], Below::Above(&layers)).unwrap_err();
+        assert!(matches!(error.fault, TreeFault::NoLinkTarget(_)), "{hidden}");
+    }
+    // What the layer itself hides is not there.
+    let error = build(&[".wh.bin", "x = bin/a"], Below::Above(&layers)).unwrap_err();
+    assert_eq!(error.fault, TreeFault::NoLinkTarget("bin/a".into()));
+    // Its own half of a merged directory does not hide the other.
+    assert_eq!(show(&above(&["bin/z", "x = bin/a"], &layers)), "bin/ bin/z x");
+}
+
+#[test]
+fn dependence_is_told_without_the_layers_below() {
+    let of = |lines: &[&str]| {
+        let found = Tree::dependence(&toc(lines)).unwrap();
+        (found.base_differs, found.consults_below)
+    };
+    assert_eq!(of(&["a/", "a/x", "b"]), (false, false));
+    assert_eq!(of(&["a/x"]), (false, true));
+    assert_eq!(of(&["a/x", "a"]), (false, false));
+    assert_eq!(of(&["a = b"]), (false, true));
+    assert_eq!(of(&[".wh.a"]), (true, false));
+    assert_eq!(of(&["a/.wh..wh..opq"]), (true, true));
+}
+
+#[test]
+fn times_are_bounded_and_those_of_directories_set_at_the_end_by_path() {
+    let last = i64::MAX / 1_000_000_000;
+    for (secs, nanos, kept) in [(-1, 5, false), (0, 0, true), (last, 854_775_807, true), (last, 854_775_808, false)] {
+        let mut layer = toc(&["a", "d/"]);
+        layer.entries.iter_mut().for_each(|entry| entry.mtime = Time { secs, nanos });
+        let tree = Tree::build(&layer, Below::Base).unwrap().tree;
+        let expected = if kept { Time { secs, nanos } } else { Time::default() };
+        assert_eq!((find(&tree, "a").mtime, find(&tree, "d").mtime), (expected, expected), "{secs}.{nanos}");
+    }
+    // A directory that a link has replaced hands its time to where the link leads.
+    let mut layer = toc(&["a/", "b", "a -> b", "gone/", "gone -> nowhere"]);
+    layer.entries[0].mtime.secs = 77;
+    assert_eq!(find(&Tree::build(&layer, Below::Base).unwrap().tree, "b").mtime.secs, 77);
+}
+
+#[test]
+fn an_owner_of_all_ones_is_left_as_it_is() {
+    let mut layer = toc(&["a/", "a/", "b"]);
+    layer.entries[1].uid = u32::MAX;
+    layer.entries[2].gid = u32::MAX;
+    let tree = Tree::build(&layer, Below::Base).unwrap().tree;
+    assert_eq!((find(&tree, "a").uid, find(&tree, "b").gid), (1, 0));
+}
+
+#[test]
+fn attributes_that_linux_would_not_take_are_left_out_or_errors() {
+    let tree = |line: &str, name: &str, value: &[u8]| {
+        let mut layer = toc(&[line]);
+        layer.entries[0].xattrs = vec![(name.into(), value.to_vec())];
+        Tree::build(&layer, Below::Above(&[])).map(|built| built.tree.nodes[1].xattrs.len())
+    };
+    for kept in ["user.a", "security.selinux", "user.overlay.opaque"] {
+        assert_eq!(tree("f", kept, b"v").unwrap(), 1, "{kept}");
+    }
+    for left_out in ["trusted.overlay.opaque", "trusted.a", "com.apple.x", "system.nfs4_acl", "a"] {
+        assert_eq!(tree("f", left_out, b"y").unwrap(), 0, "{left_out}");
+    }
+    assert_eq!(tree("l -> x", "user.a", b"v").unwrap(), 0);
+    assert_eq!(tree("c c", "user.a", b"v").unwrap(), 0);
+    assert_eq!(tree("d/", "user.a", b"").unwrap(), 1);
+    let fault = |name: &str, value: &[u8]| match tree("f", name, value).unwrap_err().fault {
+        TreeFault::Xattr { fault, .. } => fault,
+        other => panic!("{other}"),
+    };
+    assert_eq!(fault("", b""), XattrFault::Name);
+    assert_eq!(fault("user.", b""), XattrFault::Name);
+    assert_eq!(fault(&format!("user.{}", "n".repeat(251)), b""), XattrFault::Name);
+    assert_eq!(fault("user.a", &vec![0; 65536]), XattrFault::Size);
+    assert_eq!(fault("security.capability", b"123"), XattrFault::Value);
+    assert_eq!(fault("system.posix_acl_access", b"123"), XattrFault::Value);
+    assert_eq!(fault("system.posix_acl_default", &[2, 0, 0, 0]), XattrFault::Value);
+}
+
+#[test]
+fn an_access_list_follows_the_mode_as_with_chmod() {
+    let acl = |tags: &[(u8, u8)]| {
+        let entries = tags.iter().flat_map(|(tag, perm)| [*tag, 0, *perm, 0, 255, 255, 255, 255]);
+        [2, 0, 0, 0].into_iter().chain(entries).collect::<Vec<u8>>()
+    };
+    let of = |list: Vec<u8>| {
+        let mut layer = toc(&["f"]);
+        layer.entries[0].mode = 0o640;
+        layer.entries[0].xattrs = vec![(b"system.posix_acl_access".to_vec(), list)];
+        let mut node = Tree::build(&layer, Below::Base).unwrap().tree.nodes.pop().unwrap();
+        node.xattrs.pop_first().map(|(_, value)| value)
+    };
+    let list = |mask| {
+        acl(&[(1, if mask == 7 { 7 } else { 6 }), (2, 5), (4, 7), (16, mask), (32, if mask == 7 { 7 } else { 0 })])
+    };
+    assert_eq!(of(list(7)), Some(list(4)));
+    assert_eq!(of(acl(&[(1, 7), (4, 7), (32, 7)])), None);
+}
+
+/// Work is bounded by steps, whatever the clock says.
+#[test]
+fn hostile_archives_end() {
+    let many = |make: &dyn Fn(u32) -> String| {
+        let lines: Vec<String> = (0..200_000).map(make).collect();
+        toc(&lines.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    // A large tree, and as many markers that would each walk it.
+    let half = 100_000;
+    let markers = many(&|n| if n < half { format!("a/{}/{n}", n % 1000) } else { "a/.wh..wh..opq".into() });
+    assert_eq!(show(&Tree::build(&markers, Below::Base).unwrap().tree), "a/");
+    let declared = many(&|n| if n < half { format!("a/{n}/") } else { ".wh..wh..opq".into() });
+    assert_eq!(Tree::build(&declared, Below::Base).unwrap().tree.inodes(), 1);
+    // Build and remove again.
+    let churn = many(&|n| if n % 2 == 0 { "d/e/f/g/".into() } else { "d -> e".into() });
+    assert_eq!(show(&Tree::build(&churn, Below::Above(&[])).unwrap().tree), "d>e e/ e/e/ e/e/f/ e/e/f/g/");
+    // Paths through chains of links, each of many steps.
+    let target = "./".repeat(2000);
+    let chain = |n: u32| match n {
+        0..250 => format!("l{n} -> {target}l{}", n + 1),
+        250 => "l250 -> x".into(),
+        _ => format!("l0/{n}/x"),
+    };
+    let fault = Tree::build(&many(&chain), Below::Base).err().map(|error| error.fault);
+    assert_eq!(fault, Some(TreeFault::TooMuchWork));
+}
+
+#[test]
+fn depth_is_bounded_and_never_recursed_into() {
+    let deep = "d/".repeat(2000);
+    assert_eq!(above(&[&deep], &[]).inodes(), 2001);
+    assert_eq!(fault(&[&deep, &format!("l -> {deep}"), &format!("l/{}x", "e/".repeat(60))]), TreeFault::TooDeep);
+}
