@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use silk_layer::erofs::ErofsError;
+use silk_layer::{erofs::ErofsError, tree::TreeError};
 use silk_model::{Class, Digest};
 
 use crate::Rung;
@@ -80,7 +80,14 @@ pub enum ViewError {
         /// Why.
         source: LayerError,
     },
-    // TREE
+    /// Its entries make no tree.
+    #[error("layer {layer}: {source}")]
+    Tree {
+        /// Which.
+        layer: Digest,
+        /// Why.
+        source: TreeError,
+    },
     /// Its tree fits in no metadata image.
     #[error("layer {layer}: {source}")]
     Erofs {
@@ -119,7 +126,7 @@ impl ViewError {
         match self {
             Self::NotWhole(_) => Class::Precondition,
             Self::Layer { source, .. } => source.class,
-            // TREE2
+            Self::Tree { source, .. } => source.class(),
             Self::Erofs { source, .. } => source.class(),
             Self::Io { source, .. } => io_class(source),
             Self::Mount { source, .. } => source.class(),

@@ -10,7 +10,7 @@ use std::{
 use silk_layer::{
     erofs::{Device, Plan},
     toc::Toc,
-    tree::Source,
+    tree::{Dependence, Source, Tree},
 };
 use silk_model::{Digest, chain_ids};
 
@@ -37,8 +37,10 @@ pub trait LayerFiles: Sync {
 pub struct Views {
     mounts: Mounts,
     turns: Turns<String>,
-    /// Whether a layer's tree depends on what is below it; an entry for each layer that was shown and not hidden since.
-    depends: Mutex<HashMap<Digest, bool>>,
+    /// One image is made at a time: a table of contents and its tree take some 500 bytes an entry together.
+    making: Mutex<()>,
+    /// On what a layer's tree depends; an entry for each layer that was shown and not hidden since.
+    dependences: Mutex<HashMap<Digest, Dependence>>,
     /// Views of [`Variant::Chain`] with their images and the layers these point into, by the name of the mount.
     chains: Mutex<HashMap<String, Wants>>,
 }
@@ -52,7 +54,8 @@ struct Wants {
 impl Views {
     /// Views over these mounts. Call [`Views::sweep`] before anything else.
     pub fn new(mounts: Mounts) -> Self {
-        Self { mounts, turns: Turns::default(), depends: Mutex::default(), chains: Mutex::default() }
+        let (turns, making) = (Turns::default(), Mutex::default());
+        Self { mounts, turns, making, dependences: Mutex::default(), chains: Mutex::default() }
     }
 
     /// The mounts below.
@@ -99,7 +102,7 @@ impl Views {
                 remove_file(&meta)?;
             }
         }
-        self.depends().remove(diff_id);
+        self.dependences().remove(diff_id);
         Ok(())
     }
 
@@ -139,13 +142,14 @@ impl Views {
         (chain, ids): (&[Digest], &[Digest]),
         at: usize,
     ) -> Result<PathBuf, ViewError> {
-        let diff_id = chain[at];
-        let variant = match (self.depends_on_lower(files, &diff_id)?, at.checked_sub(1)) {
-            (false, _) => Variant::Shared,
-            (true, None) => Variant::Base,
-            (true, Some(below)) => Variant::Chain(ids[below]),
+        let (diff_id, place) = (chain[at], at.checked_sub(1).map(|below| ids[below]));
+        let dependence = match self.known_dependence(files, &diff_id) {
+            Some(known) => known,
+            // Not before it is whole: what is learned is written beside it.
+            None if files.size(&diff_id).is_none() => return Err(ViewError::NotWhole(diff_id)),
+            None => self.turns.take(&diff_id.hex(), || self.learn(files, diff_id, place))?,
         };
-        let view = View { diff_id, variant };
+        let view = View { diff_id, variant: chain::variant(dependence, place) };
         if self.mounts.is_shown(&view) {
             return Ok(self.mounts.mountpoint(&view));
         }
@@ -159,7 +163,17 @@ impl Views {
         let path = files.layer_path(&layer).join(view.file_name());
         let layers = match meta::open(&path, view)? {
             Some(layers) => layers,
-            None => make(files, view, chain, &path)?,
+            None => {
+                let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+                let tree = match view.variant {
+                    Variant::Shared | Variant::Base => {
+                        Some(chain::build_alone(&layer, &toc(files, &layer)?, view.variant)?)
+                    }
+                    Variant::Chain(_) => chain::build_on(chain, &|diff_id| toc(files, diff_id))?,
+                };
+                let tree = tree.ok_or(ViewError::NotWhole(layer))?;
+                make(files, view, chain, &tree)?
+            }
         };
         if let Some(gone) = layers.iter().find(|layer| files.size(layer).is_none()) {
             return Err(ViewError::NotWhole(*gone));
@@ -171,29 +185,35 @@ impl Views {
         self.mounts.show(view, &path, &devices).map_err(|source| ViewError::Mount { layer, source })
     }
 
-    /// Whether a layer's tree depends on what is below it. Found once, by decoding its table of contents, and kept
-    /// beside the layer; a file that a crash has emptied is written anew.
-    fn depends_on_lower(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Result<bool, ViewError> {
-        if let Some(known) = self.depends().get(diff_id) {
-            return Ok(*known);
+    fn known_dependence(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Option<Dependence> {
+        if let Some(known) = self.dependences().get(diff_id) {
+            return Some(*known);
         }
-        let path = files.layer_path(diff_id).join("depends");
-        let depends = match fs::read(&path).ok().as_deref() {
-            Some(b"no\n") => false,
-            Some(b"yes\n") => true,
-            _ => {
-                let depends = chain::depends(&toc(files, diff_id)?);
-                let text = if depends { "yes\n" } else { "no\n" };
-                fs::write(&path, text).map_err(|e| ViewError::io("write", &path, e))?;
-                depends
-            }
-        };
-        self.depends().insert(*diff_id, depends);
-        Ok(depends)
+        let read = chain::read_dependence(&files.layer_path(diff_id).join("depends"))?;
+        self.dependences().insert(*diff_id, read);
+        Some(read)
     }
 
-    fn depends(&self) -> MutexGuard<'_, HashMap<Digest, bool>> {
-        self.depends.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Works out on what a layer's tree depends, and keeps it beside the layer. That takes the tree; so where it is the
+    /// one that is wanted, its image is made on the way.
+    fn learn(&self, files: &dyn LayerFiles, diff_id: Digest, place: Option<Digest>) -> Result<Dependence, ViewError> {
+        if let Some(known) = self.known_dependence(files, &diff_id) {
+            return Ok(known);
+        }
+        let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let (dependence, tree) = chain::learn(&diff_id, &toc(files, &diff_id)?, place)?;
+        if let Some(tree) = tree {
+            let view = View { diff_id, variant: chain::variant(dependence, place) };
+            make(files, &view, &[diff_id], &tree)?;
+        }
+        let path = files.layer_path(&diff_id).join("depends");
+        chain::write_dependence(&path, dependence).map_err(|e| ViewError::io("write", &path, e))?;
+        self.dependences().insert(diff_id, dependence);
+        Ok(dependence)
+    }
+
+    fn dependences(&self) -> MutexGuard<'_, HashMap<Digest, Dependence>> {
+        self.dependences.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn chains(&self) -> MutexGuard<'_, HashMap<String, Wants>> {
@@ -201,26 +221,22 @@ impl Views {
     }
 }
 
-/// Makes the metadata image of the top layer of `chain`. Returns the layers that it points into.
-fn make(files: &dyn LayerFiles, view: &View, chain: &[Digest], path: &Path) -> Result<Vec<Digest>, ViewError> {
+/// Makes the metadata image of the top layer of `chain`, whose tree is `tree`. Returns the layers that it points into.
+fn make(files: &dyn LayerFiles, view: &View, chain: &[Digest], tree: &Tree) -> Result<Vec<Digest>, ViewError> {
     let layer = view.diff_id;
-    let tree = match view.variant {
-        Variant::Shared | Variant::Base => chain::build(&layer, &toc(files, &layer)?, &[])?,
-        Variant::Chain(_) => chain::build_on(chain, &|diff_id| toc(files, diff_id))?,
-    };
     let whose = |source| match source {
         Source::Own => Some(layer),
         Source::Below(n) => chain.len().checked_sub(1 + n as usize).and_then(|at| chain.get(at)).copied(),
     };
     let mut devices = Vec::new();
-    for source in chain::sources(&tree) {
+    for source in chain::sources(tree) {
         let Some(layer) = whose(source) else { continue };
         let size = files.size(&layer).ok_or(ViewError::NotWhole(layer))?;
         devices.push(Device { source, size, layer });
     }
-    let plan = Plan::new(&tree, &devices, view.uuid()).map_err(|source| ViewError::Erofs { layer, source })?;
+    let plan = Plan::new(tree, &devices, view.uuid()).map_err(|source| ViewError::Erofs { layer, source })?;
     let data = |source| files.layer_path(&whose(source).unwrap_or(layer)).join("data");
-    meta::write(path, &plan, &data)?;
+    meta::write(&files.layer_path(&layer).join(view.file_name()), &plan, &data)?;
     Ok(plan.sources().iter().filter_map(|source| whose(*source)).collect())
 }
 

@@ -102,7 +102,7 @@ fn privileged_a_view_is_shown_once_and_hidden_without_a_trace() {
         assert_eq!(mounts.reason(), "");
         assert_eq!(mounted_below(root.path()), [] as [PathBuf; 0], "the probe is gone");
         let (view, meta, data) = layer(root.path(), 1);
-        let point = mounts.show(&view, &meta, &[data.clone()]).unwrap();
+        let point = mounts.show(&view, &meta, std::slice::from_ref(&data)).unwrap();
         assert_eq!(point, mounts.mountpoint(&view));
         assert_eq!(mounts.show(&view, &meta, &[data]).unwrap(), point);
         assert_eq!(mounted_below(root.path()).len(), 1);
@@ -125,7 +125,7 @@ fn privileged_many_threads_make_one_mount() {
     let (view, meta, data) = layer(root.path(), 1);
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| mounts.show(&view, &meta, &[data.clone()]).unwrap());
+            scope.spawn(|| mounts.show(&view, &meta, std::slice::from_ref(&data)).unwrap());
         }
     });
     assert_eq!(mounted_below(root.path()).len(), 1);
@@ -137,7 +137,7 @@ fn privileged_a_new_process_adopts_mounts_and_clears_the_rest() {
         let root = Root::new();
         let (kept, meta, data) = layer(root.path(), 1);
         let mounts = root.open(rung);
-        let point = mounts.show(&kept, &meta, &[data.clone()]).unwrap();
+        let point = mounts.show(&kept, &meta, std::slice::from_ref(&data)).unwrap();
         let inode = fs::metadata(&point).unwrap().dev();
         drop(mounts);
         // What a killed process may leave: an empty directory, a probe, a foreign mount.
@@ -149,7 +149,7 @@ fn privileged_a_new_process_adopts_mounts_and_clears_the_rest() {
         mount("tmpfs", mnt.join("bbbbbbbbbb"), "tmpfs", MountFlags::empty(), None).unwrap();
         let mounts = root.open(rung);
         assert_eq!(mounts.shown(), [(kept.name(), point.clone())]);
-        assert_eq!(mounted_below(root.path()), [point.clone()]);
+        assert_eq!(mounted_below(root.path()), std::slice::from_ref(&point));
         assert_eq!(fs::read_dir(&mnt).unwrap().count(), 1);
         assert_eq!(mounts.show(&kept, &meta, &[data]).unwrap(), point);
         assert_eq!(fs::metadata(&point).unwrap().dev(), inode, "the same mount as before");

@@ -1,0 +1,301 @@
+//! From tars to the merged view of an overlay: whiteouts, opaque directories, layers that depend on those below them.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use silk_layer::{
+    tar::{Limits, Scanner},
+    toc::Toc,
+};
+use silk_model::{Class, Digest, chain_ids};
+use silk_mount::{LayerError, LayerFiles, Mounts, RungChoice, Variant, View, ViewError, Views};
+
+/// Layers in a directory, as a store has them.
+struct Layers {
+    root: tempfile::TempDir,
+    known: Mutex<HashMap<Digest, (Toc, u64)>>,
+    decoded: Mutex<Vec<Digest>>,
+}
+
+impl LayerFiles for Layers {
+    fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.root.path().join("layers").join(diff_id.hex())
+    }
+
+    fn toc(&self, diff_id: &Digest) -> Result<Toc, LayerError> {
+        self.decoded.lock().unwrap().push(*diff_id);
+        let known = self.known.lock().unwrap();
+        let (toc, _) =
+            known.get(diff_id).ok_or_else(|| LayerError::new(Class::NotFound, io::Error::other("no such layer")))?;
+        Ok(toc.clone())
+    }
+
+    fn size(&self, diff_id: &Digest) -> Option<u64> {
+        self.known.lock().unwrap().get(diff_id).map(|(_, size)| *size)
+    }
+}
+
+impl Layers {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        Self { root, known: Mutex::default(), decoded: Mutex::default() }
+    }
+
+    fn add(&self, tar: &Tar) -> Digest {
+        let mut bytes = tar.0.borrow().clone();
+        bytes.resize(bytes.len() + 1024, 0);
+        let diff_id = Digest::of(&bytes);
+        let mut scanner = Scanner::new(Limits::default());
+        scanner.push(&bytes).unwrap();
+        let toc = scanner.finish().unwrap();
+        self.known.lock().unwrap().insert(diff_id, (toc, bytes.len() as u64));
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        fs::create_dir_all(self.layer_path(&diff_id)).unwrap();
+        fs::write(self.layer_path(&diff_id).join("data"), bytes).unwrap();
+        diff_id
+    }
+
+    fn views(&self, rung: RungChoice) -> Views {
+        Views::new(Mounts::open(self.root.path(), rung).unwrap())
+    }
+
+    /// An overlay of the chain, shown at a directory of that name.
+    fn overlay(&self, views: &Views, chain: &[Digest], name: &str) -> PathBuf {
+        let lowers = views.lowers(self, chain).unwrap();
+        let [upper, work, merged] =
+            ["upper", "work", "merged"].map(|part| self.root.path().join(format!("{name}-{part}")));
+        for dir in [&upper, &work, &merged] {
+            fs::create_dir(dir).unwrap();
+        }
+        let lowers: Vec<_> = lowers.iter().map(|l| l.to_str().unwrap()).collect();
+        let options = format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), upper.display(), work.display());
+        let options = std::ffi::CString::new(options).unwrap();
+        mount("overlay", &merged, "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+        merged
+    }
+}
+
+impl Drop for Layers {
+    fn drop(&mut self) {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points: Vec<_> = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect();
+        for point in points.iter().rev().filter(|point| point.starts_with(self.root.path())) {
+            let _ = unmount(point, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// A tar in the making: ustar headers, just enough for these tests.
+#[derive(Default)]
+struct Tar(RefCell<Vec<u8>>);
+
+impl Tar {
+    fn new() -> Self {
+        Self::default()
+    }
+
+    fn member(self, kind: u8, path: &str, (mode, owner): (u32, u32), (link, content): (&str, &str)) -> Self {
+        let mut header = [0u8; 512];
+        let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+        put(0, path);
+        put(100, &format!("{mode:07o}"));
+        put(108, &format!("{owner:07o}"));
+        put(116, &format!("{owner:07o}"));
+        put(124, &format!("{:011o}", content.len()));
+        put(136, &format!("{:011o}", 1_600_000_000));
+        put(148, "        ");
+        put(157, link);
+        put(257, "ustar\x0000");
+        header[156] = kind;
+        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let mut tar = self.0.borrow_mut();
+        tar.extend(header);
+        tar.extend(content.as_bytes());
+        let padded = tar.len().next_multiple_of(512);
+        tar.resize(padded, 0);
+        drop(tar);
+        self
+    }
+
+    fn dir(self, path: &str, mode: u32, owner: u32) -> Self {
+        self.member(b'5', path, (mode, owner), ("", ""))
+    }
+
+    fn file(self, path: &str, content: &str) -> Self {
+        self.member(b'0', path, (0o644, 7), ("", content))
+    }
+
+    fn hard_link(self, path: &str, to: &str) -> Self {
+        self.member(b'1', path, (0o644, 7), (to, ""))
+    }
+}
+
+const RUNGS: [RungChoice; 2] = [RungChoice::File, RungChoice::Loop];
+
+fn base() -> Tar {
+    Tar::new()
+        .dir("etc/", 0o750, 42)
+        .file("etc/passwd", "root")
+        .file("etc/gone", "gone")
+        .dir("opt/", 0o755, 0)
+        .file("opt/old", "old")
+        .file("bin", "busybox")
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn privileged_whiteouts_and_opaque_directories_hide_what_is_below() {
+    for rung in RUNGS {
+        let layers = Layers::new();
+        let views = layers.views(rung);
+        let upper = Tar::new()
+            .dir("etc/", 0o755, 1)
+            .file("etc/.wh.gone", "")
+            .file("etc/new", "new")
+            .dir("opt/", 0o700, 2)
+            .file("opt/.wh..wh..opq", "")
+            .file("opt/fresh", "fresh");
+        let chain = [layers.add(&base()), layers.add(&upper)];
+        let merged = layers.overlay(&views, &chain, "m");
+        assert_eq!(read(&merged.join("etc/passwd")) + &read(&merged.join("etc/new")), "rootnew");
+        assert!(!merged.join("etc/gone").exists());
+        assert!(!merged.join("opt/old").exists());
+        assert_eq!(read(&merged.join("opt/fresh")), "fresh");
+        assert_eq!((fs::metadata(merged.join("etc")).unwrap().uid(), read(&merged.join("bin"))), (1, "busybox".into()));
+        let view = View { diff_id: chain[1], variant: Variant::Shared };
+        let whiteout = fs::symlink_metadata(views.mounts().mountpoint(&view).join("etc/gone")).unwrap();
+        assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
+        fs::write(merged.join("etc/passwd"), "changed").unwrap();
+        assert_eq!(read(&views.lowers(&layers, &chain).unwrap()[1].join("etc/passwd")), "root");
+    }
+}
+
+#[test]
+fn privileged_a_layer_that_depends_on_its_parents_has_a_view_for_each_chain() {
+    for rung in RUNGS {
+        let layers = Layers::new();
+        let views = layers.views(rung);
+        let other = Tar::new().dir("etc/", 0o711, 99).file("bin", "toybox").file("opt", "a file");
+        let (base, other) = (layers.add(&base()), layers.add(&other));
+        // `etc` is implied, and `sh` is a second name of a lower layer's file.
+        let top = layers.add(&Tar::new().file("etc/added", "added").hard_link("sh", "bin"));
+        let on_base = layers.overlay(&views, &[base, top], "base");
+        let on_other = layers.overlay(&views, &[other, top], "other");
+        let etc = |merged: &Path| fs::metadata(merged.join("etc")).map(|m| (m.mode() & 0o7777, m.uid())).unwrap();
+        assert_eq!((etc(&on_base), etc(&on_other)), ((0o750, 42), (0o711, 99)));
+        assert_eq!((read(&on_base.join("sh")), read(&on_other.join("sh"))), ("busybox".into(), "toybox".into()));
+        assert_eq!(read(&on_base.join("etc/added")), "added");
+        assert_eq!(views.mounts().shown().len(), 4);
+        // The lower layer goes: the view with its data in it must too, or the disk would keep that.
+        unmount(&on_base, UnmountFlags::empty()).unwrap();
+        views.hide_layer(&layers, &base).unwrap();
+        let chain = |below| View { diff_id: top, variant: Variant::Chain(below) };
+        assert!(!views.mounts().is_shown(&chain(base)) && views.mounts().is_shown(&chain(other)));
+        assert_eq!(views.mounts().shown().len(), 2);
+        // As the first layer of an image it links to nothing.
+        let error = views.lowers(&layers, &[top]).unwrap_err();
+        assert!(matches!(&error, ViewError::Tree { layer, .. } if *layer == top), "{error}");
+        assert_eq!(error.class(), Class::Corrupt);
+    }
+}
+
+#[test]
+fn privileged_a_base_with_whiteouts_has_a_view_of_its_own() {
+    let layers = Layers::new();
+    let views = layers.views(RungChoice::Auto);
+    let odd = layers.add(&Tar::new().file("a", "a").file(".wh.b", "").dir("d/", 0o755, 0));
+    let base = layers.add(&Tar::new().file("b", "b"));
+    let alone = views.lowers(&layers, &[odd]).unwrap();
+    let above = views.lowers(&layers, &[base, odd]).unwrap();
+    assert_eq!(views.mounts().mountpoint(&View { diff_id: odd, variant: Variant::Base }), alone[0]);
+    assert_ne!(alone[0], above[0]);
+    assert!(!alone[0].join("b").exists() && above[0].join("b").exists());
+}
+
+#[test]
+fn privileged_a_restart_decodes_nothing_and_keeps_the_mounts() {
+    for rung in RUNGS {
+        let layers = Layers::new();
+        let (base, top) = (layers.add(&base()), layers.add(&Tar::new().file("etc/added", "added")));
+        let chain = [base, top];
+        let views = layers.views(rung);
+        let lowers = views.lowers(&layers, &chain).unwrap();
+        drop(views);
+        layers.decoded.lock().unwrap().clear();
+        let views = layers.views(rung);
+        views.sweep(&layers, &chain).unwrap();
+        assert_eq!(views.lowers(&layers, &chain).unwrap(), lowers);
+        // After a reboot: images, no mounts.
+        for lower in &lowers {
+            unmount(lower, UnmountFlags::empty()).unwrap();
+        }
+        let views = layers.views(rung);
+        views.sweep(&layers, &chain).unwrap();
+        assert_eq!(views.lowers(&layers, &chain).unwrap(), lowers);
+        assert_eq!(*layers.decoded.lock().unwrap(), []);
+        // A layer that is gone takes its mounts with it.
+        layers.known.lock().unwrap().remove(&base);
+        fs::remove_dir_all(layers.layer_path(&base)).unwrap();
+        let views = layers.views(rung);
+        views.sweep(&layers, &[top]).unwrap();
+        assert!(!lowers[1].exists());
+        assert!(matches!(views.lowers(&layers, &chain), Err(ViewError::NotWhole(gone)) if gone == base));
+    }
+}
+
+#[test]
+fn privileged_a_torn_image_is_made_again() {
+    let layers = Layers::new();
+    let chain = [layers.add(&base())];
+    let lowers = layers.views(RungChoice::Auto).lowers(&layers, &chain).unwrap();
+    for torn in [b"".as_slice(), &[0; 8192]] {
+        unmount(&lowers[0], UnmountFlags::empty()).unwrap();
+        fs::write(layers.layer_path(&chain[0]).join("erofs"), torn).unwrap();
+        fs::write(layers.layer_path(&chain[0]).join("depends"), "").unwrap();
+        let views = layers.views(RungChoice::Auto);
+        views.sweep(&layers, &chain).unwrap();
+        assert_eq!(views.lowers(&layers, &chain).unwrap(), lowers);
+        assert_eq!(read(&lowers[0].join("bin")), "busybox");
+    }
+}
+
+#[test]
+fn privileged_many_containers_at_once_make_each_image_once() {
+    let layers = Layers::new();
+    let views = layers.views(RungChoice::Auto);
+    let chain = [layers.add(&base()), layers.add(&Tar::new().file("etc/added", "added"))];
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| views.lowers(&layers, &chain).unwrap());
+        }
+    });
+    assert_eq!(views.mounts().shown().len(), 2);
+    // The base to learn of it; the top to learn that it depends; then both for the top's view.
+    assert_eq!(layers.decoded.lock().unwrap().len(), 4);
+    assert_eq!(chain_ids(&chain).len(), 2);
+}
+
+#[test]
+fn privileged_a_chain_whose_layer_is_missing_says_which() {
+    let layers = Layers::new();
+    let views = layers.views(RungChoice::Auto);
+    let (base, missing) = (layers.add(&base()), Digest::of(b"missing"));
+    let error = views.lowers(&layers, &[base, missing]).unwrap_err();
+    assert!(matches!(error, ViewError::NotWhole(layer) if layer == missing));
+    assert!(views.show_top(&layers, &[]).unwrap().is_none());
+    let point = views.show_top(&layers, &[missing, base]).unwrap().unwrap();
+    assert_eq!(read(&point.join("bin")), "busybox", "a layer that depends on nothing needs no other");
+}
