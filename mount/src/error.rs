@@ -121,6 +121,18 @@ impl ViewError {
         Self::Io { action, path: path.to_owned(), source }
     }
 
+    /// The layer at fault, where it is one.
+    pub fn layer(&self) -> Option<Digest> {
+        match self {
+            Self::NotWhole(layer)
+            | Self::Layer { layer, .. }
+            | Self::Tree { layer, .. }
+            | Self::Erofs { layer, .. }
+            | Self::Mount { layer, .. } => Some(*layer),
+            Self::Io { .. } => None,
+        }
+    }
+
     /// What kind of trouble it is.
     pub fn class(&self) -> Class {
         match self {

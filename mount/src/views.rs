@@ -83,6 +83,15 @@ impl Views {
         chain.len().checked_sub(1).map(|at| self.show_at(files, (chain, &ids), at)).transpose()
     }
 
+    /// The mount that shows the top layer of a chain, base first, if it is mounted. Reads no disk.
+    pub fn shown(&self, chain: &[Digest]) -> Option<(Variant, PathBuf)> {
+        let (diff_id, below) = chain.split_last()?;
+        let dependence = *self.dependences().get(diff_id)?;
+        let variant = chain::variant(dependence, chain_ids(below).last().copied());
+        let view = View { diff_id: *diff_id, variant };
+        self.mounts.is_shown(&view).then(|| (variant, self.mounts.mountpoint(&view)))
+    }
+
     /// Takes away all views of a layer, and those of other layers that point into its data. Call it before the layer's
     /// files are deleted: a mount keeps the space of deleted ones.
     ///
