@@ -1,0 +1,96 @@
+package hub
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// Only limits a fault to one blob.
+func Only(digest string, fault Fault) Fault {
+	return func(w http.ResponseWriter, r Request) bool {
+		return r.Digest == digest && fault(w, r)
+	}
+}
+
+// Silk limits a fault to silkd's own requests, so that containerd could still pull by itself.
+func Silk(fault Fault) Fault {
+	return func(w http.ResponseWriter, r Request) bool {
+		return strings.Contains(r.UserAgent(), "silk") && fault(w, r)
+	}
+}
+
+// Status answers each GET with an error.
+func Status(status int, code string) Fault {
+	return func(w http.ResponseWriter, r Request) bool {
+		if r.Method != http.MethodGet {
+			return false
+		}
+		if status == http.StatusUnauthorized {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		}
+		Error(w, status, code)
+		return true
+	}
+}
+
+// Instead serves other bytes under the blob's digest, ranges included.
+func Instead(data []byte) Fault {
+	return func(w http.ResponseWriter, r Request) bool {
+		http.ServeContent(w, r.Request, "", zeroTime, newReader(data))
+		return true
+	}
+}
+
+// Cut closes the connection after n bytes of a body, each time.
+func Cut(n int) Fault {
+	return broken(n, func(Request) { panic(http.ErrAbortHandler) })
+}
+
+// Stall sends n bytes of a body and then nothing, until the client gives up.
+func Stall(n int) Fault {
+	return broken(n, func(r Request) {
+		select {
+		case <-r.Context().Done():
+		case <-r.Hub.Closing():
+		}
+		panic(http.ErrAbortHandler)
+	})
+}
+
+// broken answers a GET truthfully but for its end: after n bytes of this answer, end decides.
+func broken(n int, end func(Request)) Fault {
+	return func(w http.ResponseWriter, r Request) bool {
+		if r.Method != http.MethodGet {
+			return false
+		}
+		data := r.Hub.Blob(r.Digest)
+		http.ServeContent(&limited{w, n, func() { end(r) }}, r.Request, "", zeroTime, newReader(data))
+		return true
+	}
+}
+
+type limited struct {
+	http.ResponseWriter
+	left int
+	end  func()
+}
+
+func (l *limited) Write(data []byte) (int, error) {
+	if len(data) <= l.left {
+		l.left -= len(data)
+		return l.ResponseWriter.Write(data)
+	}
+	l.ResponseWriter.Write(data[:l.left])
+	l.ResponseWriter.(http.Flusher).Flush()
+	l.left = 0
+	l.end()
+	return 0, http.ErrAbortHandler
+}
+
+// zeroTime leaves Last-Modified away.
+var zeroTime time.Time
+
+func newReader(data []byte) io.ReadSeeker { return bytes.NewReader(data) }

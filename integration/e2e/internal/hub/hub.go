@@ -1,0 +1,242 @@
+// Package hub is a small OCI registry for tests: it counts what each blob was asked for, and fails on request.
+package hub
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"silk.invalid/integration/e2e/internal/image"
+)
+
+// Count is what was asked of one blob.
+type Count struct {
+	Requests int   // GETs
+	Bytes    int64 // body bytes sent
+}
+
+// Hub is a running registry on a loopback port, without TLS.
+type Hub struct {
+	Host string
+
+	mu        sync.Mutex
+	manifests map[string]image.Manifest // by "name:tag" and "name@digest"
+	blobs     map[string]image.Blob
+	counts    map[string]Count
+	total     int64
+	fault     Fault
+	rate      int64
+	closing   chan struct{}
+}
+
+// Request is a request for a blob, as a Fault sees it.
+type Request struct {
+	*http.Request
+	Digest string
+	Hub    *Hub
+}
+
+// Fault may answer a request for a blob in the registry's place; it returns false to let the registry answer.
+type Fault func(w http.ResponseWriter, r Request) bool
+
+// Start serves until the test ends.
+func Start(t testing.TB) *Hub {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hub := &Hub{
+		Host: listener.Addr().String(), manifests: map[string]image.Manifest{}, blobs: map[string]image.Blob{},
+		counts: map[string]Count{}, closing: make(chan struct{}),
+	}
+	server := &http.Server{Handler: hub, ReadHeaderTimeout: time.Minute}
+	go server.Serve(listener)
+	t.Cleanup(func() {
+		close(hub.closing)
+		server.Close()
+	})
+	return hub
+}
+
+// Add makes an image available and returns its reference.
+func (h *Hub) Add(name, tag string, bundle image.Bundle) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.manifests[name+":"+tag] = bundle.Root
+	for _, manifest := range append(bundle.Others, bundle.Root) {
+		h.manifests[name+"@"+image.Digest(manifest.Body)] = manifest
+	}
+	for _, blob := range bundle.Blobs {
+		h.blobs[blob.Digest] = blob
+	}
+	return h.Host + "/" + name + ":" + tag
+}
+
+// SetFault sets what goes wrong from now on; nil ends all trouble.
+func (h *Hub) SetFault(fault Fault) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fault = fault
+}
+
+// SetRate limits each response to so many bytes a second; 0 is as fast as it goes.
+func (h *Hub) SetRate(bytesPerSecond int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.rate = bytesPerSecond
+}
+
+// Counts returns what was asked of the blob.
+func (h *Hub) Counts(digest string) Count {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.counts[digest]
+}
+
+// Total returns the bytes of blobs sent since the start.
+func (h *Hub) Total() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.total
+}
+
+// Closing is closed when the registry goes: a stalled answer waits for it or for its client.
+func (h *Hub) Closing() <-chan struct{} { return h.closing }
+
+func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path, ok := strings.CutPrefix(r.URL.Path, "/v2/")
+	switch {
+	case !ok || (r.Method != http.MethodGet && r.Method != http.MethodHead):
+		w.WriteHeader(http.StatusNotFound)
+	case path == "":
+		io.WriteString(w, "{}")
+	default:
+		name, kind, reference := split(path)
+		switch kind {
+		case "manifests":
+			h.serveManifest(w, r, name, reference)
+		case "blobs":
+			h.serveBlob(w, r, reference)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}
+}
+
+// split takes "a/b/blobs/sha256:…" apart.
+func split(path string) (name, kind, reference string) {
+	parts := strings.Split(path, "/")
+	if len(parts) < 3 {
+		return "", "", ""
+	}
+	n := len(parts)
+	return strings.Join(parts[:n-2], "/"), parts[n-2], parts[n-1]
+}
+
+func (h *Hub) serveManifest(w http.ResponseWriter, r *http.Request, name, reference string) {
+	key := name + ":" + reference
+	if strings.HasPrefix(reference, "sha256:") {
+		key = name + "@" + reference
+	}
+	h.mu.Lock()
+	manifest, ok := h.manifests[key]
+	h.mu.Unlock()
+	if !ok {
+		Error(w, http.StatusNotFound, "MANIFEST_UNKNOWN")
+		return
+	}
+	w.Header().Set("Content-Type", manifest.MediaType)
+	w.Header().Set("Docker-Content-Digest", image.Digest(manifest.Body))
+	w.Header().Set("Content-Length", fmt.Sprint(len(manifest.Body)))
+	if r.Method == http.MethodGet {
+		w.Write(manifest.Body)
+	}
+}
+
+func (h *Hub) serveBlob(w http.ResponseWriter, r *http.Request, digest string) {
+	h.mu.Lock()
+	blob, ok := h.blobs[digest]
+	fault := h.fault
+	if r.Method == http.MethodGet {
+		count := h.counts[digest]
+		count.Requests++
+		h.counts[digest] = count
+	}
+	h.mu.Unlock()
+	counted := &countingWriter{ResponseWriter: w, hub: h, digest: digest, start: time.Now()}
+	if fault != nil && fault(counted, Request{r, digest, h}) {
+		return
+	}
+	if !ok {
+		Error(w, http.StatusNotFound, "BLOB_UNKNOWN")
+		return
+	}
+	content, err := blob.Open()
+	if err != nil {
+		Error(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	defer content.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Docker-Content-Digest", digest)
+	http.ServeContent(counted, r, "", time.Time{}, content)
+}
+
+// Blob returns a blob's content, for faults that serve something near it.
+func (h *Hub) Blob(digest string) []byte {
+	h.mu.Lock()
+	blob := h.blobs[digest]
+	h.mu.Unlock()
+	content, err := blob.Open()
+	if err != nil {
+		return nil
+	}
+	defer content.Close()
+	data, _ := io.ReadAll(content)
+	return slices.Clone(data)
+}
+
+// Error answers as the distribution specification says.
+func Error(w http.ResponseWriter, status int, code string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	fmt.Fprintf(w, `{"errors":[{"code":%q,"message":"the test registry says so"}]}`, code)
+}
+
+type countingWriter struct {
+	http.ResponseWriter
+	hub    *Hub
+	digest string
+	start  time.Time
+	sent   int64
+}
+
+func (w *countingWriter) Write(data []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(data)
+	w.sent += int64(n)
+	w.hub.mu.Lock()
+	count := w.hub.counts[w.digest]
+	count.Bytes += int64(n)
+	w.hub.counts[w.digest] = count
+	w.hub.total += int64(n)
+	rate := w.hub.rate
+	w.hub.mu.Unlock()
+	if rate > 0 {
+		due := w.start.Add(time.Duration(w.sent * int64(time.Second) / rate))
+		select {
+		case <-time.After(time.Until(due)):
+		case <-w.hub.closing:
+		}
+	}
+	return n, err
+}
+
+// Flush lets a fault push out what it wrote before it stalls.
+func (w *countingWriter) Flush() { w.ResponseWriter.(http.Flusher).Flush() }

@@ -1,0 +1,114 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// RunPod starts a sandbox with the host's network, as kubelet does for such pods.
+func (n *Node) RunPod(ctx context.Context, name string) (id string, config *runtime.PodSandboxConfig, err error) {
+	config = &runtime.PodSandboxConfig{
+		Metadata:     &runtime.PodSandboxMetadata{Name: name, Uid: name, Namespace: "default"},
+		LogDirectory: filepath.Join(n.Dir, "logs", name),
+		Linux: &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE},
+		}},
+	}
+	if err := os.MkdirAll(config.LogDirectory, 0o755); err != nil {
+		return "", nil, err
+	}
+	answer, err := n.Pods.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: config})
+	if err != nil {
+		return "", nil, fmt.Errorf("RunPodSandbox: %w", err)
+	}
+	n.pods = append(n.pods, answer.PodSandboxId)
+	return answer.PodSandboxId, config, nil
+}
+
+// PullCRI pulls an image as kubelet does.
+func (n *Node) PullCRI(ctx context.Context, ref string) error {
+	_, err := n.Images.PullImage(ctx, &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: ref}})
+	return err
+}
+
+// RunContainer starts a container in a pod and waits until its log has a line that starts with "ready".
+func (n *Node) RunContainer(ctx context.Context, pod string, sandbox *runtime.PodSandboxConfig, ref string, command ...string) (id string, err error) {
+	config := &runtime.ContainerConfig{
+		Metadata: &runtime.ContainerMetadata{Name: "main"},
+		Image:    &runtime.ImageSpec{Image: ref},
+		Command:  command,
+		LogPath:  "main.log",
+		Linux: &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{
+			NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE},
+		}},
+	}
+	created, err := n.Pods.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: sandbox})
+	if err != nil {
+		return "", fmt.Errorf("CreateContainer: %w", err)
+	}
+	id = created.ContainerId
+	if _, err := n.Pods.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: id}); err != nil {
+		return id, fmt.Errorf("StartContainer: %w", err)
+	}
+	log := filepath.Join(sandbox.LogDirectory, "main.log")
+	for {
+		data, _ := os.ReadFile(log)
+		if strings.Contains(string(data), " stdout F ready") {
+			return id, nil
+		}
+		if state := n.ContainerState(ctx, id); state == runtime.ContainerState_CONTAINER_EXITED {
+			return id, fmt.Errorf("the container ended: %s", data)
+		}
+		select {
+		case <-ctx.Done():
+			return id, fmt.Errorf("the container never said ready: %s", data)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// ContainerState asks CRI how a container is.
+func (n *Node) ContainerState(ctx context.Context, id string) runtime.ContainerState {
+	answer, err := n.Pods.ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: id})
+	if err != nil {
+		return runtime.ContainerState_CONTAINER_UNKNOWN
+	}
+	return answer.Status.State
+}
+
+// Exec runs a command in a container and returns what it printed.
+func (n *Node) Exec(ctx context.Context, id string, command ...string) (string, error) {
+	answer, err := n.Pods.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: 60})
+	if err != nil {
+		return "", fmt.Errorf("ExecSync: %w", err)
+	}
+	if answer.ExitCode != 0 {
+		return "", fmt.Errorf("%v ended with %d: %s%s", command, answer.ExitCode, answer.Stdout, answer.Stderr)
+	}
+	return string(answer.Stdout), nil
+}
+
+// RemovePod stops and removes a pod with its containers.
+func (n *Node) RemovePod(ctx context.Context, id string) error {
+	if _, err := n.Pods.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("StopPodSandbox: %w", err)
+	}
+	if _, err := n.Pods.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("RemovePodSandbox: %w", err)
+	}
+	return nil
+}
+
+func (n *Node) removePods() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, id := range n.pods {
+		n.RemovePod(ctx, id)
+	}
+}

@@ -1,0 +1,90 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/opencontainers/image-spec/identity"
+
+	"silk.invalid/integration/e2e/internal/tree"
+)
+
+// Pull pulls an image as a client of containerd does that wants a remote snapshotter: with the labels, unpacked into the snapshotter.
+func (n *Node) Pull(ctx context.Context, ref, snapshotter string) (containerd.Image, error) {
+	return n.Client.Pull(ctx, ref,
+		containerd.WithPullUnpack,
+		containerd.WithPullSnapshotter(snapshotter),
+		containerd.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper(ref)),
+		containerd.WithResolver(docker.NewResolver(docker.ResolverOptions{
+			Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost)),
+		})))
+}
+
+// ChainID is the snapshot that holds an image's root file system.
+func (n *Node) ChainID(ctx context.Context, image containerd.Image) (string, error) {
+	diffIDs, err := image.RootFS(ctx)
+	if err != nil {
+		return "", err
+	}
+	return identity.ChainID(diffIDs).String(), nil
+}
+
+// View mounts a committed snapshot and returns where; undo unmounts and removes it.
+func (n *Node) View(ctx context.Context, snapshotter, chain string) (dir string, undo func() error, err error) {
+	n.views++
+	key := fmt.Sprintf("view %d", n.views)
+	service := n.Client.SnapshotService(snapshotter)
+	// Marked as a root, or containerd's garbage collection takes it away from under the mount.
+	root := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "e2e"})
+	mounts, err := service.View(ctx, key, chain, root)
+	if err != nil {
+		return "", nil, fmt.Errorf("view of %s: %w", chain, err)
+	}
+	dir = filepath.Join(n.Dir, fmt.Sprintf("v%d", n.views))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", nil, err
+	}
+	if err := mount.All(mounts, dir); err != nil {
+		return "", nil, fmt.Errorf("mounting %+v: %w", mounts, err)
+	}
+	return dir, func() error {
+		if err := mount.UnmountAll(dir, 0); err != nil {
+			return err
+		}
+		return service.Remove(ctx, key)
+	}, nil
+}
+
+// Tree pulls an image into a snapshotter and reads its root file system.
+func (n *Node) Tree(ctx context.Context, ref, snapshotter string) (result tree.Tree, err error) {
+	image, err := n.Pull(ctx, ref, snapshotter)
+	if err != nil {
+		return nil, fmt.Errorf("pull with %s: %w", snapshotter, err)
+	}
+	chain, err := n.ChainID(ctx, image)
+	if err != nil {
+		return nil, err
+	}
+	return n.ReadChain(ctx, snapshotter, chain)
+}
+
+// ReadChain reads a committed snapshot completely.
+func (n *Node) ReadChain(ctx context.Context, snapshotter, chain string) (result tree.Tree, err error) {
+	dir, undo, err := n.View(ctx, snapshotter, chain)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if failed := undo(); err == nil {
+			err = failed
+		}
+	}()
+	return tree.Read(dir)
+}

@@ -1,0 +1,181 @@
+// Package node runs a scratch containerd with silkd as its snapshotter: plain processes, everything under one folder.
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Options of a node.
+type Options struct {
+	Generation Generation
+	// Rung is how layers are mounted: "auto", "file" or "loop".
+	Rung string
+	// Sandbox is the image of CRI's pause container.
+	Sandbox string
+	// Transfer makes CRI of a 2.x pull through the transfer service, and not by itself.
+	Transfer bool
+	// Extra is appended to silkd's configuration.
+	Extra string
+	// WithoutSilk leaves silkd out.
+	WithoutSilk bool
+}
+
+// Node is a running pair of containerd and silkd.
+type Node struct {
+	Options
+	Dir        string
+	Containerd *Process
+	Silkd      *Process
+	Client     *containerd.Client
+	Images     runtime.ImageServiceClient
+	Pods       runtime.RuntimeServiceClient
+
+	t     testing.TB
+	pods  []string
+	views int
+}
+
+// Start brings the node up and takes it down, with all that it mounted, when the test ends.
+func Start(t testing.TB, options Options) *Node {
+	t.Helper()
+	if options.Rung == "" {
+		options.Rung = "auto"
+	}
+	// Not t.TempDir: its names are long, and unix sockets' paths and overlay's options are short.
+	dir, err := os.MkdirTemp("", "silk-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &Node{Options: options, Dir: dir, t: t}
+	t.Cleanup(n.stop)
+	for _, folder := range []string{"cni", "certs.d", "silk"} {
+		n.must(os.Mkdir(filepath.Join(dir, folder), 0o711))
+	}
+	n.must(os.WriteFile(filepath.Join(dir, "containerd.toml"), []byte(render(options.Generation.config, n)), 0o600))
+	n.must(os.WriteFile(filepath.Join(dir, "silkd.toml"), []byte(render(silkdConfig, n)), 0o600))
+	n.Containerd, err = startProcess(dir, "containerd", options.Generation.Binary, "--config", filepath.Join(dir, "containerd.toml"))
+	n.must(err)
+	if !options.WithoutSilk {
+		n.StartSilkd()
+	}
+	n.connect()
+	return n
+}
+
+func (n *Node) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// StartSilkd starts silkd and waits for its socket to answer.
+func (n *Node) StartSilkd() {
+	n.t.Helper()
+	var err error
+	n.Silkd, err = startProcess(n.Dir, "silkd", Silkd, "--config", filepath.Join(n.Dir, "silkd.toml"))
+	n.must(err)
+	n.Eventually("silkd answers", func() error {
+		select {
+		case <-n.Silkd.Exited():
+			n.t.Fatalf("silkd ended at once:\n%s", n.Silkd.Tail())
+		default:
+		}
+		_, err := n.Silk("status", "--json")
+		return err
+	})
+}
+
+// The programs under test.
+var (
+	Silkd = env("SILKD", built("silkd"))
+	Silk  = env("SILK", built("silk"))
+)
+
+func built(name string) string {
+	path, _ := filepath.Abs(filepath.Join("../../target/debug", name))
+	return path
+}
+
+// Silk runs the operator's tool against this node and returns what it printed.
+func (n *Node) Silk(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, Silk, append([]string{"--address", filepath.Join(n.Dir, "silk.sock")}, args...)...)
+	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+filepath.Join(n.Dir, "containerd.sock"))
+	out, err := cmd.Output()
+	if exit, ok := err.(*exec.ExitError); ok {
+		err = fmt.Errorf("silk %v: %w: %s", args, err, exit.Stderr)
+	}
+	return string(out), err
+}
+
+func (n *Node) connect() {
+	n.t.Helper()
+	n.Eventually("containerd answers", func() error {
+		client, err := containerd.New(filepath.Join(n.Dir, "containerd.sock"), containerd.WithTimeout(2*time.Second))
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if _, err := client.Version(ctx); err != nil {
+			client.Close()
+			return err
+		}
+		n.Client = client
+		return nil
+	})
+	conn, err := grpc.NewClient("unix://"+filepath.Join(n.Dir, "containerd.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	n.must(err)
+	n.Images = runtime.NewImageServiceClient(conn)
+	n.Pods = runtime.NewRuntimeServiceClient(conn)
+	n.Eventually("CRI answers", func() error {
+		_, err := n.Pods.Version(context.Background(), &runtime.VersionRequest{})
+		return err
+	})
+}
+
+// Eventually tries until there is no error, for at most a minute.
+func (n *Node) Eventually(what string, try func() error) {
+	n.t.Helper()
+	Eventually(n.t, what, try)
+}
+
+// Eventually tries until there is no error, for at most a minute.
+func Eventually(t testing.TB, what string, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within a minute: %s: %v", what, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// Context is one of the test's namespace with a deadline: nothing here may hang.
+func (n *Node) Context() context.Context { return Context(n.t, "e2e") }
+
+// Context is one of a containerd namespace with a deadline of four minutes.
+func Context(t testing.TB, namespace string) context.Context {
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), namespace), 4*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}

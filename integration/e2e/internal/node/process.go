@@ -1,0 +1,103 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// Process is a program under test; its output goes to Log.
+type Process struct {
+	Name string
+	Log  string
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// starter runs functions on one thread that never ends: the kernel ties "kill me when my parent dies" to the thread that started the
+// process, so that a test that panics or times out leaves no process behind.
+var starter = func() chan func() {
+	queue := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range queue {
+			f()
+		}
+	}()
+	return queue
+}()
+
+func startProcess(dir, name string, argv ...string) (*Process, error) {
+	p := &Process{Name: name, Log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
+	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	p.cmd = exec.Command(argv[0], argv[1:]...)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	starter <- func() { started <- p.cmd.Start() }
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	go func() {
+		p.cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// Pid of the process.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Exited is closed when the process is gone.
+func (p *Process) Exited() <-chan struct{} { return p.done }
+
+// Stop asks the process to end, and fails when it does not within 20 seconds.
+func (p *Process) Stop() error {
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(20 * time.Second):
+		p.Kill()
+		return fmt.Errorf("%s did not end within 20 s of SIGTERM", p.Name)
+	}
+}
+
+// Kill ends the process as a crash would, and waits until it is gone.
+func (p *Process) Kill() {
+	p.cmd.Process.Kill()
+	<-p.done
+}
+
+var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
+
+// PeakMemory is the most resident memory that the process ever had, in bytes.
+func (p *Process) PeakMemory() (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
+	if err != nil {
+		return 0, err
+	}
+	match := highWater.FindSubmatch(status)
+	if match == nil {
+		return 0, errors.New("no VmHWM in /proc/PID/status")
+	}
+	kib, err := strconv.ParseInt(string(match[1]), 10, 64)
+	return kib << 10, err
+}
+
+// Tail is the end of the log, for failures.
+func (p *Process) Tail() string {
+	data, _ := os.ReadFile(p.Log)
+	return string(data[max(0, len(data)-6000):])
+}

@@ -1,0 +1,72 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+
+	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/image"
+	"silk.invalid/integration/e2e/internal/node"
+	"silk.invalid/integration/e2e/internal/tree"
+)
+
+// A root file system that both snapshotters are to show alike.
+type specimen struct {
+	name   string
+	ref    string
+	madeUp map[string]bool
+}
+
+func specimens(t *testing.T, registry *hub.Hub) (all []specimen) {
+	for _, c := range image.Adversarial() {
+		ref := registry.Add("adversarial/"+strings.ReplaceAll(strings.ToLower(c.Name), " ", "-"), "1", c.Image.Bundle())
+		var layers [][]image.Entry
+		for _, layer := range c.Image.Layers {
+			layers = append(layers, layer.Entries)
+		}
+		all = append(all, specimen{c.Name, ref, image.TimesMadeUp(layers...)})
+	}
+	for _, name := range []string{"debian", "python", "node"} {
+		bundle := realImage(t, name)
+		layers, err := bundle.Entries()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, specimen{name, registry.Add("real/"+name, "1", bundle), image.TimesMadeUp(layers...)})
+	}
+	return all
+}
+
+// Each image's root file system is read from containerd's overlayfs and from silk, on each rung, and must be the same.
+func TestTreesEqualOverlayfs(t *testing.T) {
+	registry := hub.Start(t)
+	all := specimens(t, registry)
+	eachGeneration(t, func(t *testing.T, generation node.Generation) {
+		want := map[string]tree.Tree{}
+		for _, rung := range []string{"file", "loop"} {
+			t.Run(rung, func(t *testing.T) {
+				n := node.Start(t, node.Options{Generation: generation, Rung: rung})
+				for _, s := range all {
+					t.Run(s.name, func(t *testing.T) {
+						ctx := node.Context(t, "e2e")
+						if want[s.name] == nil {
+							overlayfs, err := n.Tree(ctx, s.ref, "overlayfs")
+							if err != nil {
+								t.Fatal(err)
+							}
+							want[s.name] = overlayfs
+						}
+						got, err := n.Tree(ctx, s.ref, "silk")
+						if err != nil {
+							t.Fatal(err)
+						}
+						for _, line := range tree.Diff(want[s.name], got, s.madeUp) {
+							t.Error(line)
+						}
+					})
+				}
+				checkMetadata(t, n)
+			})
+		}
+	})
+}
