@@ -35,7 +35,7 @@ write_machine() {
 # Makes the tar of a minimal system of the machine's own release.
 debian_rootfs() {
     local target=$1 tar=$2 uri suite
-    suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
     uri=$(debian_repositories | awk -v suite="$suite" '$2 == suite { print $1; exit }')
     quietly "debootstrap" debootstrap --variant=minbase "$suite" "$target" "$uri"
     rm -rf "$target"/var/lib/apt/lists/* "$target"/var/cache/apt/archives/*.deb "$target"/var/log/*
