@@ -6,6 +6,7 @@ require (
 	github.com/containerd/containerd/v2 v2.1.9
 	github.com/klauspost/compress v1.18.0
 	github.com/opencontainers/image-spec v1.1.1
+	golang.org/x/sync v0.18.0
 	golang.org/x/sys v0.38.0
 	google.golang.org/grpc v1.78.0
 	k8s.io/cri-api v0.32.3
@@ -51,7 +52,6 @@ require (
 	go.opentelemetry.io/otel/metric v1.38.0 // indirect
 	go.opentelemetry.io/otel/trace v1.38.0 // indirect
 	golang.org/x/net v0.47.0 // indirect
-	golang.org/x/sync v0.18.0 // indirect
 	golang.org/x/text v0.31.0 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20251029180050-ab9386a59fda // indirect
 	google.golang.org/protobuf v1.36.10 // indirect

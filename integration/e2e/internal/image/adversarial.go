@@ -90,7 +90,7 @@ func base() []Entry {
 func whiteouts() []Entry {
 	return []Entry{
 		file(".wh.d", ""), dir("d/"), file("d/new", "new"), // a directory that is removed and made again
-		file(".wh.e", ""), // one that is removed
+		file(".wh.e", ""),                       // one that is removed
 		file(".wh.f", ""), file("f", "f again"), // a file
 		file("g/.wh.h", ""), file("g/.wh.never-there", ""), file(".wh.s", ""),
 		file("deep/er/.wh.x", ""), dir("deep/er/"),

@@ -53,6 +53,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{{.Sandbox}}"
   stream_server_port = "0"
+  stats_collect_period = 1
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "silk"
     disable_snapshot_annotations = false
@@ -88,6 +89,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   stream_server_port = "0"
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "silk"
+  stats_collect_period = 1
   disable_snapshot_annotations = {{.Transfer}}
   use_local_image_pull = {{not .Transfer}}
   [plugins."io.containerd.cri.v1.images".pinned_images]

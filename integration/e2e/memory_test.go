@@ -1,0 +1,112 @@
+package e2e
+
+import (
+	"archive/tar"
+	"bufio"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"io"
+	"math/rand"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+
+	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/image"
+	"silk.invalid/integration/e2e/internal/node"
+)
+
+// The budget that silkd promises for a pull, in bytes.
+const memoryBudget = 160 << 20
+
+// An image of 400 MB in registries, 800 MB on disk: one layer of half of it, and smaller ones.
+func TestMemoryOfALargePull(t *testing.T) {
+	dir := t.TempDir()
+	layers := make([]image.Layer, 9)
+	var group errgroup.Group
+	group.SetLimit(2)
+	for i := range layers {
+		group.Go(func() (err error) {
+			files := 500
+			if i == 0 {
+				files = 4000
+			}
+			layers[i], err = largeLayer(filepath.Join(dir, fmt.Sprint(i)), int64(i), files)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	var compressed int64
+	for _, layer := range layers {
+		compressed += layer.Blob.Size
+	}
+	if compressed < 400e6 {
+		t.Fatalf("the image has %d MB, not 400", compressed/1e6)
+	}
+	registry := hub.Start(t)
+	ref := registry.Add("large", "1", image.Image{Layers: layers}.Bundle())
+	n := node.Start(t, node.Options{Generation: node.Second})
+	if _, err := n.Pull(n.Context(), ref, "silk"); err != nil {
+		t.Fatal(err)
+	}
+	peak, err := n.Silkd.PeakMemory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d MB pulled, peak memory %d MiB", compressed/1e6, peak>>20)
+	if peak > memoryBudget {
+		t.Errorf("silkd's peak memory is %d MiB, more than %d", peak>>20, memoryBudget>>20)
+	}
+}
+
+// largeLayer writes a layer of files of 100 kB that compress to about a half.
+func largeLayer(path string, seed int64, files int) (layer image.Layer, err error) {
+	out, err := os.Create(path)
+	if err != nil {
+		return layer, err
+	}
+	defer out.Close()
+	blob, diff := sha256.New(), sha256.New()
+	buffered := bufio.NewWriterSize(io.MultiWriter(out, blob), 1<<20)
+	zipped, err := gzip.NewWriterLevel(buffered, gzip.HuffmanOnly)
+	if err != nil {
+		return layer, err
+	}
+	archive := tar.NewWriter(io.MultiWriter(zipped, diff))
+	random := rand.New(rand.NewSource(seed))
+	body := make([]byte, 100_000)
+	for i := range files {
+		random.Read(body)
+		for j := range body {
+			body[j] = 'a' + body[j]&15
+		}
+		header := tar.Header{Name: fmt.Sprintf("dir-%d/file-%d-%d", i/100, seed, i), Mode: 0o644, Size: int64(len(body))}
+		if err := archive.WriteHeader(&header); err != nil {
+			return layer, err
+		}
+		if _, err := archive.Write(body); err != nil {
+			return layer, err
+		}
+	}
+	for _, closer := range []func() error{archive.Close, zipped.Close, buffered.Flush} {
+		if err := closer(); err != nil {
+			return layer, err
+		}
+	}
+	info, err := out.Stat()
+	if err != nil {
+		return layer, err
+	}
+	layer.DiffID = digestOf(diff)
+	layer.Blob = image.Blob{Digest: digestOf(blob), Size: info.Size(), Open: func() (io.ReadSeekCloser, error) { return os.Open(path) }}
+	return layer, nil
+}
+
+func digestOf(hash hash.Hash) string { return "sha256:" + hex.EncodeToString(hash.Sum(nil)) }

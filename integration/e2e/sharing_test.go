@@ -1,0 +1,137 @@
+package e2e
+
+import (
+	"math/rand"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/image"
+	"silk.invalid/integration/e2e/internal/node"
+)
+
+// noise is incompressible, and the same for the same seed.
+func noise(seed int64, length int) []byte {
+	data := make([]byte, length)
+	rand.New(rand.NewSource(seed)).Read(data)
+	return data
+}
+
+func noiseLayer(name string, seed int64, length int) image.Layer {
+	return image.NewLayer(image.Gzip, image.Entry{Name: name, Body: noise(seed, length)})
+}
+
+// fetchedOnce checks at the registry that each layer's bytes were sent exactly once.
+func fetchedOnce(t *testing.T, registry *hub.Hub, bundle image.Bundle) {
+	t.Helper()
+	sizes := map[string]int64{}
+	for _, blob := range bundle.Blobs {
+		sizes[blob.Digest] = blob.Size
+	}
+	for _, digest := range bundle.LayerDigests {
+		if count := registry.Counts(digest); count.Bytes != sizes[digest] {
+			t.Errorf("layer %s of %d bytes: %d sent, in %d requests", digest, sizes[digest], count.Bytes, count.Requests)
+		}
+	}
+}
+
+// Two pods of one image are started at once on an empty node.
+func TestTwoPodsAtOnceFetchOnce(t *testing.T) {
+	eachGeneration(t, func(t *testing.T, generation node.Generation) {
+		registry := hub.Start(t)
+		n := withPods(t, registry, node.Options{Generation: generation})
+		bundle := runnable(t, noiseLayer("one", 1, 20<<20), noiseLayer("two", 2, 3<<20), noiseLayer("three", 3, 100)).Bundle()
+		ref := registry.Add("app", "1", bundle)
+		var group errgroup.Group
+		for _, name := range []string{"left", "right"} {
+			ctx := node.Context(t, "k8s.io")
+			group.Go(func() error {
+				pod, sandbox, err := n.RunPod(ctx, name)
+				if err != nil {
+					return err
+				}
+				if err := n.PullCRI(ctx, ref); err != nil {
+					return err
+				}
+				_, err = n.RunContainer(ctx, pod, sandbox, ref)
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		fetchedOnce(t, registry, bundle)
+	})
+}
+
+// Two images with one base: it is fetched once, mounted once, and what one image reads of it the other has in memory.
+func TestSharedBase(t *testing.T) {
+	registry := hub.Start(t)
+	n := node.Start(t, node.Options{Generation: node.Second})
+	ctx := n.Context()
+	base := noiseLayer("base/file", 7, 8<<20)
+	one := image.Image{Layers: []image.Layer{base, noiseLayer("one", 8, 1<<20)}}.Bundle()
+	two := image.Image{Layers: []image.Layer{base, noiseLayer("two", 9, 1<<20)}}.Bundle()
+	var files []string
+	for name, bundle := range map[string]image.Bundle{"one": one, "two": two} {
+		pulled, err := n.Pull(ctx, registry.Add(name, "1", bundle), "silk")
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := n.ChainID(ctx, pulled)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, undo, err := n.View(ctx, "silk", chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer undo()
+		files = append(files, filepath.Join(dir, "base/file"))
+	}
+	fetchedOnce(t, registry, one)
+	fetchedOnce(t, registry, two)
+	if mounts := n.LayerMounts(); len(mounts) != 3 {
+		t.Errorf("three layers, %d mounts: %v", len(mounts), mounts)
+	}
+	if pages := resident(t, files[1]); pages != 0 {
+		t.Errorf("%d pages are cached before anybody read", pages)
+	}
+	if _, err := os.ReadFile(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	if pages, all := resident(t, files[1]), (8<<20)/os.Getpagesize(); pages != all {
+		t.Errorf("after one image read the file, %d of its %d pages are cached for the other", pages, all)
+	}
+}
+
+// resident counts the pages of a file that are in the page cache.
+func resident(t *testing.T, path string) (pages int) {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, err := unix.Mmap(int(file.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(memory)
+	present := make([]byte, (len(memory)+os.Getpagesize()-1)/os.Getpagesize())
+	if err := mincore(memory, present); err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range present {
+		pages += int(page & 1)
+	}
+	return pages
+}
