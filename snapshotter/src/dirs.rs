@@ -1,0 +1,236 @@
+//! The directories of ordinary snapshots: `<root>/snapshots/<id>/{fs,work}`, made at once and deleted later.
+//!
+//! What is removed is renamed to `gone-<id>` and deleted by one thread, which looks for such names whenever it is woken:
+//! nothing is queued and nothing is lost in a crash.
+
+use std::{
+    collections::HashSet,
+    fs::{self, DirBuilder},
+    io::{self, ErrorKind},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, lchown},
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use crate::SnapshotError;
+
+const GONE: &str = "gone-";
+
+/// The directories of one root.
+#[derive(Debug)]
+pub(crate) struct Dirs {
+    base: PathBuf,
+    turns: Arc<Turns>,
+}
+
+/// Rounds of the deleting thread.
+#[derive(Debug, Default)]
+struct Turns {
+    count: Mutex<Count>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    wanted: u64,
+    done: u64,
+    stop: bool,
+}
+
+impl Dirs {
+    /// Makes `<root>/snapshots` and starts the deleting thread.
+    pub(crate) fn open(root: &Path) -> Result<Self, SnapshotError> {
+        let base = root.join("snapshots");
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&base);
+        made.map_err(|e| SnapshotError::io("create", &base, e))?;
+        let turns = Arc::new(Turns::default());
+        let (path, theirs) = (base.clone(), Arc::clone(&turns));
+        let spawned = thread::Builder::new().name("silk-remove".into()).spawn(move || delete_in_turns(&path, &theirs));
+        spawned.map_err(|e| SnapshotError::io("start the deleting thread for", &base, e))?;
+        Ok(Self { base, turns })
+    }
+
+    /// Where a snapshot keeps its files.
+    pub(crate) fn fs(&self, id: u64) -> PathBuf {
+        self.base.join(id.to_string()).join("fs")
+    }
+
+    /// Where overlayfs works.
+    pub(crate) fn work(&self, id: u64) -> PathBuf {
+        self.base.join(id.to_string()).join("work")
+    }
+
+    /// Makes the directories of a snapshot. A directory that is in the way belongs to no snapshot: it was made just before
+    /// a crash.
+    pub(crate) fn make(&self, id: u64, owner: Option<(u32, u32)>, work: bool) -> Result<(), SnapshotError> {
+        let dir = self.base.join(id.to_string());
+        if let Err(e) = fs::create_dir(&dir) {
+            if e.kind() != ErrorKind::AlreadyExists {
+                return Err(SnapshotError::io("create", &dir, e));
+            }
+            self.discard(id)?;
+            fs::create_dir(&dir).map_err(|e| SnapshotError::io("create", &dir, e))?;
+        }
+        let fill = || {
+            create(&dir, 0o700)?;
+            create(&self.fs(id), 0o755)?;
+            if let Some((uid, gid)) = owner {
+                let path = self.fs(id);
+                lchown(&path, Some(uid), Some(gid)).map_err(|e| SnapshotError::io("change the owner of", &path, e))?;
+            }
+            if work { create(&self.work(id), 0o711) } else { Ok(()) }
+        };
+        fill().inspect_err(|_| self.discard_or_warn(id))
+    }
+
+    /// Takes a snapshot's directory away at once; its files are deleted later. One that is not there is no error.
+    pub(crate) fn discard(&self, id: u64) -> Result<(), SnapshotError> {
+        self.bury(&id.to_string())?;
+        self.wake();
+        Ok(())
+    }
+
+    /// As [`Dirs::discard`], where nobody is left to be told.
+    pub(crate) fn discard_or_warn(&self, id: u64) {
+        if let Err(error) = self.discard(id) {
+            tracing::warn!(%error, "a removed snapshot's files stay until silkd starts again");
+        }
+    }
+
+    /// Buries every directory whose ID `known` does not have.
+    pub(crate) fn discard_unknown(&self, known: &HashSet<u64>) -> Result<(), SnapshotError> {
+        for name in names(&self.base)? {
+            if name.parse::<u64>().is_ok_and(|id| !known.contains(&id)) {
+                self.bury(&name)?;
+            }
+        }
+        self.wake();
+        Ok(())
+    }
+
+    fn bury(&self, name: &str) -> Result<(), SnapshotError> {
+        let from = self.base.join(name);
+        // The name is taken when an earlier directory of this ID is still being deleted.
+        for n in 0..100 {
+            match fs::rename(&from, self.base.join(format!("{GONE}{name}-{n}"))) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(e) if matches!(e.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {}
+                Err(e) => return Err(SnapshotError::io("rename", &from, e)),
+            }
+        }
+        Err(SnapshotError::io("rename", &from, ErrorKind::AlreadyExists.into()))
+    }
+
+    fn wake(&self) -> u64 {
+        let mut count = self.turns.lock();
+        count.wanted += 1;
+        self.turns.changed.notify_all();
+        count.wanted
+    }
+
+    /// Waits until what is gone now is deleted, or until `limit` is over; says which. Blocks.
+    pub(crate) fn drain(&self, limit: Duration) -> bool {
+        let turn = self.wake();
+        let count = self.turns.lock();
+        let waited = self.turns.changed.wait_timeout_while(count, limit, |c| c.done < turn && !c.stop);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+impl Drop for Dirs {
+    fn drop(&mut self) {
+        self.turns.lock().stop = true;
+        self.turns.changed.notify_all();
+    }
+}
+
+impl Turns {
+    fn lock(&self) -> MutexGuard<'_, Count> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a turn that is not done yet; [`None`] to stop.
+    fn next(&self) -> Option<u64> {
+        let idle = |c: &mut Count| c.done == c.wanted && !c.stop;
+        let count = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+        (!count.stop).then_some(count.wanted)
+    }
+}
+
+fn delete_in_turns(base: &Path, turns: &Turns) {
+    while let Some(turn) = turns.next() {
+        match names(base) {
+            Ok(names) => names.iter().filter(|name| name.starts_with(GONE)).for_each(|name| delete(&base.join(name))),
+            Err(error) => tracing::warn!(%error, "removed snapshots' files stay for now"),
+        }
+        turns.lock().done = turn;
+        turns.changed.notify_all();
+    }
+}
+
+fn delete(path: &Path) {
+    if let Err(error) = fs::remove_dir_all(path) {
+        tracing::warn!(path = %path.display(), %error, "a removed snapshot's files stay until the next removal");
+    }
+}
+
+/// Makes a directory, or takes the one that is there, with exactly this mode whatever the umask is.
+fn create(path: &Path, mode: u32) -> Result<(), SnapshotError> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(SnapshotError::io("create", path, e)),
+        _ => {}
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(|e| SnapshotError::io("change the mode of", path, e))
+}
+
+fn names(base: &Path) -> Result<Vec<String>, SnapshotError> {
+    let list = || fs::read_dir(base)?.map(|e| Ok(e?.file_name())).collect::<io::Result<Vec<_>>>();
+    let names = list().map_err(|e| SnapshotError::io("list", base, e))?;
+    Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    /// Longer than any deletion of these tests.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_directory_has_its_modes_and_owner() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::open(root.path()).unwrap();
+        let me = root.path().metadata().unwrap();
+        dirs.make(1, Some((me.uid(), me.gid())), true).unwrap();
+        dirs.make(2, None, false).unwrap();
+        let mode = |path: PathBuf| path.metadata().unwrap().mode() & 0o7777;
+        assert_eq!(mode(dirs.fs(1)), 0o755);
+        assert_eq!(mode(dirs.work(1)), 0o711);
+        assert_eq!(mode(root.path().join("snapshots/1")), 0o700);
+        assert!(!dirs.work(2).exists());
+    }
+
+    #[test]
+    fn what_is_gone_is_deleted_and_a_leftover_makes_way() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::open(root.path()).unwrap();
+        dirs.make(1, None, true).unwrap();
+        fs::write(dirs.fs(1).join("old"), "x").unwrap();
+        dirs.make(1, None, true).unwrap();
+        assert!(!dirs.fs(1).join("old").exists());
+        dirs.make(2, None, true).unwrap();
+        fs::create_dir(root.path().join("snapshots/not-ours")).unwrap();
+        dirs.discard_unknown(&HashSet::from([1])).unwrap();
+        assert!(dirs.drain(LIMIT));
+        let mut left = names(&root.path().join("snapshots")).unwrap();
+        left.sort();
+        assert_eq!(left, ["1", "not-ours"]);
+        dirs.discard(7).unwrap();
+    }
+}

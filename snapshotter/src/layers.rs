@@ -1,0 +1,121 @@
+//! The seam to the rest of silk: who pulls, keeps and shows the layers that remote snapshots stand for.
+//!
+//! Implemented where the rooms are joined, and by fakes in tests.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use silk_model::{Class, Digest};
+
+use crate::Usage;
+
+/// A layer that containerd prepares with the labels of a remote snapshotter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The image as containerd names it.
+    pub image_ref: String,
+    /// The manifest for this platform; it is in containerd's content store.
+    pub manifest_digest: Digest,
+    /// The compressed blob.
+    pub layer_digest: Digest,
+    /// The chain ID that the layer will have (label `containerd.io/snapshot.ref`).
+    pub chain_id: Digest,
+    /// Diff IDs of the layers below, base first; all of them are remote.
+    pub parent_chain: Vec<Digest>,
+}
+
+/// What a [`Claim`] turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    /// The layer.
+    pub diff_id: Digest,
+    /// Is it the last layer of its image? The pull of the image waits for this one.
+    pub top: bool,
+}
+
+/// Why an image is left to containerd. A whole sentence, for the log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refused {
+    /// Names the image and the cause.
+    pub reason: String,
+}
+
+/// Why a chain cannot be mounted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct NotReady {
+    /// What kind of trouble it is: decides the gRPC code.
+    pub class: Class,
+    /// A sentence that names image, layer and cause: kubelet shows it to people.
+    pub message: Arc<str>,
+}
+
+impl NotReady {
+    /// From anything that can be printed.
+    pub fn new(class: Class, message: impl fmt::Display) -> Self {
+        Self { class, message: message.to_string().into() }
+    }
+}
+
+/// A chain of remote layers and the image it was claimed for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RemoteChain {
+    /// containerd's namespace when it was claimed.
+    pub namespace: String,
+    /// The image as containerd named it.
+    pub image_ref: String,
+    /// The image's manifest.
+    pub image: Digest,
+    /// The layers, base first; never empty.
+    pub diff_ids: Vec<Digest>,
+    /// Is this the image's whole chain?
+    pub top: bool,
+}
+
+/// How far a chain is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// [`Layers::lowers`] will answer within milliseconds.
+    Ready,
+    /// On its way.
+    Coming,
+    /// Neither here nor on its way.
+    Failed(NotReady),
+}
+
+/// Layers of images, pulled and shown by someone else.
+#[tonic::async_trait]
+pub trait Layers: fmt::Debug + Send + Sync + 'static {
+    /// Takes a layer of an image, or refuses the whole image. The first call for an image may take up to a second;
+    /// later ones take milliseconds: containerd's Prepare waits for it. Starts the pull of the image.
+    ///
+    /// # Errors
+    /// Why the image is left to containerd.
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Refused>;
+
+    /// Ends when all layers of the chain are whole, proved and mountable. Starts the pull of the image, with backoff
+    /// after a failure, when it is neither here nor on its way. Dropping the future leaves the pull going for others.
+    ///
+    /// # Errors
+    /// Why the pull failed.
+    async fn ready(&self, chain: RemoteChain) -> Result<(), NotReady>;
+
+    /// Is the chain mountable now? Never waits. Starts the pull again when it failed.
+    fn state(&self, chain: &RemoteChain) -> State;
+
+    /// Mount points of a chain given base first; the result is top first, as overlayfs wants it. Mounts what is not
+    /// mounted yet. Blocks for milliseconds: called from threads that may block.
+    ///
+    /// # Errors
+    /// When a layer is not whole or cannot be mounted.
+    fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, NotReady>;
+
+    /// What the layer takes when it is whole; [`None`] until that is known.
+    fn usage(&self, diff_id: &Digest) -> Option<Usage>;
+
+    /// Snapshots of remote layers came or went: [`Snapshots::in_use`](crate::Snapshots::in_use) and
+    /// [`Snapshots::remote_chains`](crate::Snapshots::remote_chains) say something new. Must return at once.
+    fn changed(&self);
+}

@@ -1,0 +1,323 @@
+//! The gRPC service. Called by containerd for everything it does with snapshots.
+//!
+//! Work that may block runs in blocking threads; the only call that waits for a pull is Stat, and only where [`Waits`]
+//! says so. A panic is an `Internal` error for its caller and nothing for anyone else.
+
+use std::{panic::AssertUnwindSafe, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+
+use futures::FutureExt as _;
+use silk_api::containerd::{
+    services::snapshots::v1::{
+        CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, ListSnapshotsResponse, MountsRequest,
+        MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest,
+        StatSnapshotResponse, UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest, UsageResponse,
+        ViewSnapshotRequest, ViewSnapshotResponse,
+        snapshots_server::{self, SnapshotsServer},
+    },
+    types::Mount,
+};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use crate::{
+    Claim, Config, Kind, Layers, NotReady, Remote, Snapshot, SnapshotError, Snapshots, State,
+    filter::Filters,
+    labels,
+    mounts::{Style, mounts},
+    snapshots::{Final, New},
+    state::Stack,
+    usage,
+    waits::{self, Waits},
+};
+
+mod proto;
+
+/// containerd's own limit for messages in both directions (`defaults.DefaultMaxRecvMsgSize`).
+const MAX_MESSAGE: usize = 16 << 20;
+/// Snapshots in one message of a list, as containerd's own service sends them.
+const LIST_PART: usize = 100;
+/// Cleanup waits this long for deletions, so that space is free again when containerd says that an image is gone, unless
+/// there is so much to delete that the next garbage collection should not wait for it.
+const CLEANUP: Duration = Duration::from_secs(10);
+
+/// Serves `containerd.services.snapshots.v1.Snapshots`. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Service(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    snapshots: Arc<Snapshots>,
+    layers: Arc<dyn Layers>,
+    style: Style,
+    waits: Waits,
+}
+
+impl Service {
+    /// A service on the snapshots of a root, whose remote layers are `layers`.
+    pub fn new(config: &Config, snapshots: Arc<Snapshots>, layers: Arc<dyn Layers>) -> Self {
+        let style = Style::of_host(config.remap_ids);
+        Self(Arc::new(Inner { snapshots, layers, style, waits: Waits::default() }))
+    }
+
+    /// For a tonic router.
+    pub fn into_server(self) -> SnapshotsServer<Self> {
+        SnapshotsServer::new(self).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Runs `work` where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, SnapshotError> + Send + 'static,
+    ) -> Result<T, SnapshotError> {
+        let inner = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || work(&inner)).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a request failed (a bug)");
+            Err(SnapshotError::Panicked)
+        })
+    }
+
+    /// Prepares or views.
+    async fn create(&self, new: New) -> Result<Vec<Mount>, SnapshotError> {
+        self.blocking(move |inner| {
+            inner.snapshots.check_new(&new.key, &new.parent)?;
+            let lowers = inner.lowers(&inner.snapshots.stack(&new.parent))?;
+            let snapshot = inner.snapshots.create(new, &lowers)?;
+            Ok(mounts(&inner.style, &inner.snapshots.dirs, &snapshot, &lowers))
+        })
+        .await
+    }
+
+    /// Takes an image's layer, if it can be taken; [`None`] leaves it to containerd.
+    async fn claim(&self, mut claim: Claim, new: &New) -> Result<Option<Arc<Snapshot>>, SnapshotError> {
+        let inner = &self.0;
+        inner.snapshots.check_new(&new.key, &new.parent)?;
+        if !new.parent.is_empty() {
+            let stack = inner.snapshots.stack(&new.parent);
+            match stack.remote {
+                Some((_, chain)) if stack.ordinary.is_empty() => claim.parent_chain = chain.diff_ids,
+                // The layer below was left to containerd, so this one is, too.
+                _ => return Ok(None),
+            }
+        }
+        let known = inner.snapshots.remote(&claim.chain_id, &new.parent);
+        if let Some(known) = known
+            && inner.snapshots.chain(&known).is_some_and(|chain| inner.layers.state(&chain) == State::Ready)
+        {
+            return Ok(Some(known));
+        }
+        let claimed = match inner.layers.claim(claim.clone()).await {
+            Ok(claimed) => claimed,
+            Err(refused) => {
+                tracing::info!(image = claim.image_ref, layer = %claim.layer_digest, %refused, "a layer is left to containerd");
+                return Ok(None);
+            }
+        };
+        let remote = Remote {
+            namespace: claim.namespace,
+            image_ref: claim.image_ref,
+            image: claim.manifest_digest,
+            chain_id: claim.chain_id,
+            diff_id: claimed.diff_id,
+            top: claimed.top,
+        };
+        let (parent, labels) = (new.parent.clone(), new.labels.clone());
+        let snapshot = self.blocking(move |inner| inner.snapshots.commit_remote(&parent, labels, remote)).await?;
+        inner.layers.changed();
+        Ok(Some(snapshot))
+    }
+
+    async fn prepare_any(
+        &self,
+        request: PrepareSnapshotRequest,
+        headers: &MetadataMap,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let claim = labels::claim(&request.key, header(headers, "containerd-namespace"), &request.labels);
+        let new =
+            New { kind: Kind::Active, key: request.key, parent: request.parent, labels: labels::kept(request.labels) };
+        if let Some(claim) = claim {
+            let chain_id = claim.chain_id.to_string();
+            if let Some(snapshot) = self.claim(claim, &new).await? {
+                if snapshot.remote.as_ref().is_some_and(|r| r.top) {
+                    self.0.waits.arm(&snapshot.name);
+                }
+                return Err(SnapshotError::Served { name: snapshot.name.clone(), chain_id });
+            }
+        }
+        self.create(new).await
+    }
+
+    async fn stat_any(&self, key: &str, headers: &MetadataMap) -> Result<Arc<Snapshot>, SnapshotError> {
+        let inner = &self.0;
+        let snapshot = inner.snapshots.get(key)?;
+        if !snapshot.remote.as_ref().is_some_and(|r| r.top) {
+            return Ok(snapshot);
+        }
+        let leased = header(headers, waits::LEASE).is_some();
+        let (Some(wait), Some(chain)) = (inner.waits.enter(key, leased), inner.snapshots.chain(&snapshot)) else {
+            return Ok(snapshot);
+        };
+        inner.layers.ready(chain).await.map_err(SnapshotError::Pull)?;
+        wait.over();
+        // It may have been removed or updated meanwhile.
+        inner.snapshots.get(key)
+    }
+
+    async fn usage_of(&self, key: &str) -> Result<crate::Usage, SnapshotError> {
+        let snapshot = self.0.snapshots.get(key)?;
+        match (&snapshot.remote, snapshot.kind) {
+            // Not zero and not what is here so far: CRI asks once and keeps the answer.
+            (Some(remote), _) => {
+                self.0.layers.usage(&remote.diff_id).ok_or_else(|| SnapshotError::NoUsage(key.to_owned()))
+            }
+            (None, Kind::Active) => self.blocking(move |inner| usage::of(&inner.snapshots.dirs.fs(snapshot.id))).await,
+            (None, Kind::Committed | Kind::View) => Ok(snapshot.usage),
+        }
+    }
+}
+
+impl Inner {
+    /// The directories and mount points below a snapshot, top first. Never waits for a pull: containerd holds a lock.
+    fn lowers(&self, stack: &Stack) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut lowers: Vec<_> = stack.ordinary.iter().map(|id| self.snapshots.dirs.fs(*id)).collect();
+        if let Some((name, chain)) = &stack.remote {
+            let not_ready = |source| SnapshotError::NotMountable { name: name.clone(), source };
+            match self.layers.state(chain) {
+                State::Ready => {}
+                State::Failed(cause) => return Err(not_ready(cause)),
+                State::Coming => {
+                    let message = format!("image {} is still being pulled", chain.image_ref);
+                    return Err(not_ready(NotReady::new(silk_model::Class::Transient, message)));
+                }
+            }
+            lowers.extend(self.layers.lowers(&chain.diff_ids).map_err(not_ready)?);
+        }
+        Ok(lowers)
+    }
+}
+
+/// A header's text.
+fn header<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Runs a handler. Without this a panic would end the connection, and with it all of containerd's calls under way.
+async fn answer<T>(handler: impl Future<Output = Result<T, SnapshotError>>) -> Result<Response<T>, Status> {
+    let outcome = AssertUnwindSafe(handler).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("a request failed (a bug)");
+        Err(SnapshotError::Panicked)
+    });
+    outcome.map(Response::new).map_err(Status::from)
+}
+
+#[tonic::async_trait]
+impl snapshots_server::Snapshots for Service {
+    async fn prepare(
+        &self,
+        request: Request<PrepareSnapshotRequest>,
+    ) -> Result<Response<PrepareSnapshotResponse>, Status> {
+        let (headers, _, request) = request.into_parts();
+        answer(async move {
+            let mounts = self.prepare_any(request, &headers).await?;
+            Ok(PrepareSnapshotResponse { mounts })
+        })
+        .await
+    }
+
+    async fn view(&self, request: Request<ViewSnapshotRequest>) -> Result<Response<ViewSnapshotResponse>, Status> {
+        let ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        answer(async move {
+            let mounts = self.create(New { kind: Kind::View, key, parent, labels: labels::kept(labels) }).await?;
+            Ok(ViewSnapshotResponse { mounts })
+        })
+        .await
+    }
+
+    async fn mounts(&self, request: Request<MountsRequest>) -> Result<Response<MountsResponse>, Status> {
+        let key = request.into_inner().key;
+        let work = self.blocking(move |inner| {
+            let snapshot = inner.snapshots.get(&key)?;
+            if snapshot.kind == Kind::Committed {
+                return Err(SnapshotError::NoMounts(key));
+            }
+            let lowers = inner.lowers(&inner.snapshots.stack(&snapshot.parent))?;
+            Ok(MountsResponse { mounts: mounts(&inner.style, &inner.snapshots.dirs, &snapshot, &lowers) })
+        });
+        answer(work).await
+    }
+
+    async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {
+        let CommitSnapshotRequest { name, key, labels, parent, .. } = request.into_inner();
+        let last = Final { name, key, parent, labels: labels::kept(labels) };
+        answer(self.blocking(move |inner| inner.snapshots.commit(last))).await
+    }
+
+    async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
+        let key = request.into_inner().key;
+        let work = self.blocking(move |inner| {
+            inner.waits.forget(&key);
+            if inner.snapshots.remove(&key)?.remote.is_some() {
+                inner.layers.changed();
+            }
+            Ok(())
+        });
+        answer(work).await
+    }
+
+    async fn stat(&self, request: Request<StatSnapshotRequest>) -> Result<Response<StatSnapshotResponse>, Status> {
+        let (headers, _, request) = request.into_parts();
+        tracing::debug!(key = request.key, ?headers, "stat");
+        answer(async move {
+            let snapshot = self.stat_any(&request.key, &headers).await?;
+            Ok(StatSnapshotResponse { info: Some(proto::info(&snapshot)) })
+        })
+        .await
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateSnapshotRequest>,
+    ) -> Result<Response<UpdateSnapshotResponse>, Status> {
+        let UpdateSnapshotRequest { info, update_mask, .. } = request.into_inner();
+        let work = self.blocking(move |inner| {
+            let Info { name, labels, .. } = info.ok_or(SnapshotError::NoInfo)?;
+            let fields = update_mask.map(|mask| mask.paths).unwrap_or_default();
+            let snapshot = inner.snapshots.update(&name, &labels, &fields)?;
+            Ok(UpdateSnapshotResponse { info: Some(proto::info(&snapshot)) })
+        });
+        answer(work).await
+    }
+
+    type ListStream = Pin<Box<dyn Stream<Item = Result<ListSnapshotsResponse, Status>> + Send>>;
+
+    async fn list(&self, request: Request<ListSnapshotsRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let filters = request.into_inner().filters;
+        let work = self.blocking(move |inner| Ok(inner.snapshots.list(&Filters::parse(&filters)?)));
+        answer(async move {
+            let found = work.await?;
+            let parts: Vec<_> = found.chunks(LIST_PART).map(<[_]>::to_vec).collect();
+            let messages = parts.into_iter().map(|part| {
+                Ok(ListSnapshotsResponse { info: part.iter().map(|snapshot| proto::info(snapshot)).collect() })
+            });
+            Ok(Box::pin(tokio_stream::iter(messages)) as Self::ListStream)
+        })
+        .await
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
+        let key = request.into_inner().key;
+        answer(async move { Ok(proto::usage(self.usage_of(&key).await?)) }).await
+    }
+
+    async fn cleanup(&self, _: Request<CleanupRequest>) -> Result<Response<()>, Status> {
+        let work = self.blocking(|inner| {
+            if !inner.snapshots.clean_up(CLEANUP) {
+                tracing::debug!("cleanup goes on in the background");
+            }
+            Ok(())
+        });
+        answer(work).await
+    }
+}
+
+#[cfg(test)]
+mod tests;
