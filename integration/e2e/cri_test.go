@@ -134,7 +134,7 @@ func removed(t *testing.T, n *node.Node, ref string, bundle image.Bundle) {
 		t.Fatal(err)
 	}
 	own := bundle.DiffIDs[len(bundle.DiffIDs)-1]
-	n.Eventually("the image's layer is gone", func() error {
+	n.Settled("the image's layer is gone", func() error {
 		if _, err := n.Silk("gc", "--keep", "0"); err != nil {
 			return err
 		}

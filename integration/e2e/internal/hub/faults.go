@@ -2,6 +2,7 @@ package hub
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -22,12 +23,9 @@ func Silk(fault Fault) Fault {
 	}
 }
 
-// Status answers each GET with an error.
+// Status answers with an error.
 func Status(status int, code string) Fault {
 	return func(w http.ResponseWriter, r Request) bool {
-		if r.Method != http.MethodGet {
-			return false
-		}
 		if status == http.StatusUnauthorized {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
 		}
@@ -94,3 +92,21 @@ func (l *limited) Write(data []byte) (int, error) {
 var zeroTime time.Time
 
 func newReader(data []byte) io.ReadSeeker { return bytes.NewReader(data) }
+
+// CutAt never sends the byte at an offset of the blob: each connection that gets there is closed.
+func CutAt(offset int64) Fault {
+	return at(offset, Cut)
+}
+
+// StallAt never sends the byte at an offset of the blob: each answer that gets there stops.
+func StallAt(offset int64) Fault {
+	return at(offset, Stall)
+}
+
+func at(offset int64, fault func(int) Fault) Fault {
+	return func(w http.ResponseWriter, r Request) bool {
+		var from int64
+		fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
+		return fault(int(max(offset-from, 0)))(w, r)
+	}
+}

@@ -31,6 +31,9 @@ type Hub struct {
 	counts    map[string]Count
 	total     int64
 	fault     Fault
+	manifest  Fault
+	down      bool
+	requests  int
 	rate      int64
 	closing   chan struct{}
 }
@@ -86,6 +89,27 @@ func (h *Hub) SetFault(fault Fault) {
 	h.fault = fault
 }
 
+// SetManifestFault sets what goes wrong with manifests.
+func (h *Hub) SetManifestFault(fault Fault) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.manifest = fault
+}
+
+// SetDown makes the registry answer 503 to everything.
+func (h *Hub) SetDown(down bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.down = down
+}
+
+// Requests counts requests of all kinds since the start.
+func (h *Hub) Requests() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.requests
+}
+
 // SetRate limits each response to so many bytes a second; 0 is as fast as it goes.
 func (h *Hub) SetRate(bytesPerSecond int64) {
 	h.mu.Lock()
@@ -112,7 +136,13 @@ func (h *Hub) Closing() <-chan struct{} { return h.closing }
 
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path, ok := strings.CutPrefix(r.URL.Path, "/v2/")
+	h.mu.Lock()
+	h.requests++
+	down := h.down
+	h.mu.Unlock()
 	switch {
+	case down:
+		Error(w, http.StatusServiceUnavailable, "UNAVAILABLE")
 	case !ok || (r.Method != http.MethodGet && r.Method != http.MethodHead):
 		w.WriteHeader(http.StatusNotFound)
 	case path == "":
@@ -147,7 +177,11 @@ func (h *Hub) serveManifest(w http.ResponseWriter, r *http.Request, name, refere
 	}
 	h.mu.Lock()
 	manifest, ok := h.manifests[key]
+	fault := h.manifest
 	h.mu.Unlock()
+	if fault != nil && fault(w, Request{r, reference, h}) {
+		return
+	}
 	if !ok {
 		Error(w, http.StatusNotFound, "MANIFEST_UNKNOWN")
 		return

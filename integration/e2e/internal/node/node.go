@@ -151,20 +151,25 @@ func (n *Node) connect() {
 // Eventually tries until there is no error, for at most a minute.
 func (n *Node) Eventually(what string, try func() error) {
 	n.t.Helper()
-	Eventually(n.t, what, try)
+	within(n.t, time.Minute, what, try)
 }
 
-// Eventually tries until there is no error, for at most a minute.
-func Eventually(t testing.TB, what string, try func() error) {
+// Settled is Eventually for what silkd does when nobody needs it any more: it looks once a minute.
+func (n *Node) Settled(what string, try func() error) {
+	n.t.Helper()
+	within(n.t, 3*time.Minute, what, try)
+}
+
+func within(t testing.TB, limit time.Duration, what string, try func() error) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(limit)
 	for {
 		err := try()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not within a minute: %s: %v", what, err)
+			t.Fatalf("not within %v: %s: %v", limit, what, err)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}

@@ -1,0 +1,48 @@
+package node
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// Status is what `silk status --json` prints, as far as the tests look.
+type Status struct {
+	Rung   string `json:"rung"`
+	Images []struct {
+		Reference string `json:"reference"`
+		State     string `json:"state"`
+		Error     string `json:"error"`
+		Layers    []struct {
+			DiffID     string `json:"diff_id"`
+			State      string `json:"state"`
+			Proved     bool   `json:"proved"`
+			Mountpoint string `json:"mountpoint"`
+		} `json:"layers"`
+	} `json:"images"`
+}
+
+// Status asks silkd.
+func (n *Node) Status() (status Status, err error) {
+	out, err := n.Silk("status", "--json")
+	if err != nil {
+		return status, err
+	}
+	if err := json.Unmarshal([]byte(out), &status); err != nil {
+		return status, fmt.Errorf("silk status --json printed %q: %w", out, err)
+	}
+	return status, nil
+}
+
+// ImageState is what silkd says of one image: its state, and the cause when it failed.
+func (n *Node) ImageState(ref string) (state, message string) {
+	status, err := n.Status()
+	if err != nil {
+		return "", err.Error()
+	}
+	for _, image := range status.Images {
+		if image.Reference == ref {
+			state, message = image.State, image.Error
+		}
+	}
+	return state, message
+}
