@@ -46,8 +46,8 @@ func podLife(t *testing.T, options node.Options) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := n.Exec(ctx, container, "/guest", "cat", "/data/file"); err != nil || got != content {
-		t.Fatalf("%d bytes of %d, %v", len(got), len(content), err)
+	if got, err := n.Exec(ctx, container, "/guest", "sum", "/data/file"); err != nil || got != image.Digest([]byte(content)) {
+		t.Fatalf("the file in the container is %s, want %s (%v)", got, image.Digest([]byte(content)), err)
 	}
 	t.Run("a broken image fails its PullImage", func(t *testing.T) { brokenImage(t, n, registry) })
 	if state := n.ContainerState(ctx, container); state != runtime.ContainerState_CONTAINER_RUNNING {

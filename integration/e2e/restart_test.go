@@ -45,7 +45,7 @@ func restart(t *testing.T, generation node.Generation, rung string) {
 		if err := end.end(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := n.Exec(ctx, running, "/guest", "cat", "/data/two"); err != nil {
+		if _, err := n.Exec(ctx, running, "/guest", "sum", "/data/two"); err != nil {
 			t.Errorf("%s: while silkd is away: %v", end.name, err)
 		}
 		n.StartSilkd()

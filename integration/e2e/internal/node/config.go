@@ -37,6 +37,7 @@ func newestSid() string {
 }
 
 // Directories and addresses are those of the scratch folder; features that would touch the machine (NRI's socket, /opt) are off.
+// restrict_oom_score_adj: a sandbox wants a score below its parent's, for which test machines lack CAP_SYS_RESOURCE.
 var versionTwo = parse(`version = 2
 root = "{{.Dir}}/c"
 state = "{{.Dir}}/state"
@@ -52,6 +53,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   path = "{{.Dir}}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{{.Sandbox}}"
+  restrict_oom_score_adj = true
   stream_server_port = "0"
   stats_collect_period = 1
   [plugins."io.containerd.grpc.v1.cri".containerd]
@@ -96,6 +98,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     sandbox = "{{.Sandbox}}"
   [plugins."io.containerd.cri.v1.images".registry]
     config_path = "{{.Dir}}/certs.d"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".containerd]
   default_runtime_name = "runc"
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
