@@ -254,6 +254,8 @@ impl Error {
             Self::NoHost { .. } => Class::Unsupported,
             Self::Client { .. } => Class::Internal,
             Self::Denied { .. } => Class::Denied,
+            // Trust is missing, and will be at the next attempt.
+            Self::Unreachable { cause, .. } if cause.is_tls() => Class::Denied,
             Self::NotFound { .. } => Class::NotFound,
             Self::Status { status, .. } if is_transient(*status) => Class::Transient,
             Self::Status { .. } | Self::Redirect { .. } | Self::NoToken { .. } | Self::WrongRange { .. } => {
@@ -287,10 +289,19 @@ impl Transport {
 
     /// Whether the other side answered a TLS greeting in another language.
     pub(crate) fn is_not_tls(&self) -> bool {
+        matches!(self.tls(), Some(rustls::Error::InvalidMessage(_)))
+    }
+
+    /// Whether the two sides cannot agree on TLS or do not trust each other.
+    fn is_tls(&self) -> bool {
+        self.tls().is_some()
+    }
+
+    fn tls(&self) -> Option<&rustls::Error> {
         let mut cause: Option<&(dyn StdError + 'static)> = self.0.source();
         while let Some(error) = cause {
-            if matches!(error.downcast_ref(), Some(rustls::Error::InvalidMessage(_))) {
-                return true;
+            if let Some(error) = error.downcast_ref() {
+                return Some(error);
             }
             // An `io::Error` names the causes of what it carries, not that itself.
             cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
@@ -298,7 +309,7 @@ impl Transport {
                 None => error.source(),
             };
         }
-        false
+        None
     }
 
     /// Whether no connection came about at all: refused, unknown name, TLS.

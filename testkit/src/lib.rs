@@ -1,1 +1,14 @@
-//! (in the making)
+//! For tests only: images made in memory, and a registry that misbehaves on demand.
+//!
+//! [`Fake`] is a registry on a loopback port: it serves what is pushed to it, remembers every request, and plays the
+//! faults it is told to. [`ImageSpec`] makes images from tar bytes, honest or lying. Panics wherever a test would.
+
+#![forbid(unsafe_code)]
+
+mod certificates;
+mod fake;
+mod image;
+
+pub use certificates::Certificates;
+pub use fake::{ALWAYS, Access, Fake, Fault, Request};
+pub use image::{Compression, ImageSpec, LayerSpec, Pushed, PushedLayer};

@@ -1,0 +1,171 @@
+//! Several hosts for one registry.
+
+use std::time::Duration;
+
+use silk_model::Class;
+use silk_registry::{Error, Object, Selector};
+use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec, Pushed};
+
+use crate::world::{World, pattern, read};
+
+const SIZE: u64 = 300_000;
+
+struct Two {
+    mirror: Fake,
+    own: Fake,
+    world: World,
+    pushed: Pushed,
+    content: bytes::Bytes,
+    digest: silk_model::Digest,
+}
+
+/// `registry.test` with a mirror before it; both have everything.
+async fn start(mirror_options: &str) -> Two {
+    let (mirror, own) = (Fake::start().await, Fake::start().await);
+    let pushed = own.push_image("library/app:latest", &ImageSpec::new());
+    let content = pattern(SIZE as usize);
+    let digest = own.put_blob(content.clone());
+    mirror.mirror(&own);
+    let world = World::new(&[]);
+    let toml = format!("server = '{}'\n[host.'{}']\n{mirror_options}", own.url(), mirror.url());
+    world.hosts("registry.test", &toml);
+    Two { mirror, own, world, pushed, content, digest }
+}
+
+fn latest() -> Selector {
+    Selector::Tag("latest".into())
+}
+
+#[tokio::test]
+async fn the_mirror_is_asked_first_and_told_for_whom() {
+    let two = start("").await;
+    let repository = two.world.repository("registry.test/library/app").await;
+    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    let blob = repository.blob(two.digest, SIZE);
+    assert_eq!(read(&blob, 0..SIZE).await.unwrap(), two.content);
+    assert_eq!((two.mirror.count("ns=registry.test$"), two.mirror.requests().len()), (2, 2));
+    assert_eq!((two.own.requests().len(), blob.host()), (0, two.mirror.host()));
+}
+
+#[tokio::test]
+async fn a_mirror_that_may_not_resolve_serves_digests_only() {
+    let two = start("capabilities = ['pull']").await;
+    let repository = two.world.repository("registry.test/library/app").await;
+    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (0, 1));
+    repository.manifest(&Selector::Digest(two.pushed.digest), &["*/*"]).await.unwrap();
+    assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 1));
+
+    two.world.hosts("push.test", "server = 'http://127.0.0.1:1'\ncapabilities = ['push']");
+    let error = two.world.repository("push.test/a").await.manifest(&latest(), &["*/*"]).await.unwrap_err();
+    assert!(matches!(error, Error::NoHost { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_mirror_that_refuses_or_lies_is_passed_over_at_once() {
+    let two = start("").await;
+    let repository = two.world.repository("registry.test/library/app").await;
+    for fault in [Fault::status(404), Fault::status(403), Fault::Flip(3), Fault::too_many_requests("3000")] {
+        let before = two.mirror.requests().len();
+        two.mirror.fault(".", fault.clone(), ALWAYS);
+        let manifest = repository.manifest(&Selector::Digest(two.pushed.digest), &["*/*"]).await;
+        assert_eq!(manifest.unwrap().digest, two.pushed.digest, "{fault:?}");
+        assert_eq!(two.mirror.requests().len(), before + 1);
+        two.mirror.heal();
+    }
+    two.mirror.drop_blobs();
+    let blob = repository.blob(two.digest, SIZE);
+    assert_eq!(read(&blob, 5..SIZE).await.unwrap(), two.content[5..]);
+    let before = two.mirror.requests().len();
+    assert_eq!(read(&blob, 0..5).await.unwrap(), two.content[..5]);
+    assert_eq!(two.mirror.requests().len(), before, "the next read starts where the last one succeeded");
+}
+
+#[tokio::test]
+async fn the_registrys_own_refusal_is_reported() {
+    let two = start("").await;
+    two.mirror.fault_status(".", 404, ALWAYS);
+    two.own.require(Access::basic("u", "p"));
+    let repository = two.world.repository("registry.test/library/app").await;
+    let error = repository.manifest(&latest(), &["*/*"]).await.unwrap_err();
+    assert_eq!(error.class(), Class::Denied);
+    assert!(error.to_string().contains(&two.own.host()), "{error}");
+}
+
+#[tokio::test]
+async fn a_mirror_that_keeps_cutting_is_left_in_the_middle_of_a_blob() {
+    let two = start("").await;
+    two.mirror.fault("blobs", Fault::CutAfter(100_000), 1);
+    two.mirror.fault("blobs", Fault::CutAfter(0), ALWAYS);
+    let blob = two.world.repository("registry.test/library/app").await.blob(two.digest, SIZE);
+    assert_eq!(read(&blob, 0..SIZE).await.unwrap(), two.content);
+    let ranges: Vec<_> = two.own.requests().iter().map(|r| r.header("range").map(str::to_owned)).collect();
+    assert_eq!(ranges, [Some("bytes=100000-299999".to_owned())]);
+    assert_eq!((two.mirror.requests().len(), blob.host()), (2, two.own.host()));
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_down_is_left_alone_for_a_while() {
+    let two = start("").await;
+    two.mirror.stop().await;
+    let registry = two.world.registry();
+    let repository = registry.repository(&"registry.test/library/app".parse().unwrap()).await.unwrap();
+    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    two.mirror.resume().await;
+    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (0, 2), "it rests");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 2), "and comes back");
+}
+
+#[tokio::test]
+async fn a_probe_leaves_the_registry_its_share_of_the_time() {
+    let two = start("").await;
+    two.mirror.fault("HEAD", Fault::NoAnswer, ALWAYS);
+    let repository = two.world.repository("registry.test/library/app").await;
+    repository.check(Object::Manifest(two.pushed.digest), Duration::from_secs(4)).await.unwrap();
+    assert_eq!((two.mirror.count("HEAD"), two.own.count("HEAD")), (1, 1));
+}
+
+#[tokio::test]
+async fn credentials_of_the_registry_do_not_go_to_its_mirror() {
+    let two = start("").await;
+    two.mirror.require(Access::basic("u", "p"));
+    two.own.require(Access::basic("u", "p"));
+    let entry = r#"{"username": "u", "password": "p"}"#;
+    two.world.login(&format!(r#"{{"auths": {{"{}": {entry}, "registry.test": {entry}}}}}"#, two.own.host()));
+    two.world.repository("registry.test/library/app").await.manifest(&latest(), &["*/*"]).await.unwrap();
+    assert!(two.mirror.requests().iter().all(|request| request.header("authorization").is_none()));
+}
+
+#[tokio::test]
+async fn headers_and_another_root_path_are_used() {
+    let own = Fake::start().await;
+    let pushed = own.push_image("proxy/library/app:latest", &ImageSpec::new());
+    let world = World::new(&[]);
+    let toml = format!(
+        "server = '{}/v2/proxy'\noverride_path = true\n[header]\nx-a = ['1', '2']\nuser-agent = 'me'",
+        own.url()
+    );
+    world.hosts("registry.test", &toml);
+    let manifest = world.repository("registry.test/library/app").await.manifest(&latest(), &["*/*"]).await.unwrap();
+    assert_eq!(manifest.digest, pushed.digest);
+    let request = &own.requests()[0];
+    assert_eq!(request.path, "/v2/proxy/library/app/manifests/latest?ns=registry.test");
+    assert_eq!(request.header("user-agent"), Some("me"));
+    assert_eq!(request.header("x-a"), Some("2"), "the last of both");
+}
+
+#[tokio::test]
+async fn a_changed_hosts_file_is_seen_by_the_next_pull() {
+    let two = start("").await;
+    let registry = two.world.registry();
+    let reference = "registry.test/library/app".parse().unwrap();
+    registry.repository(&reference).await.unwrap().manifest(&latest(), &["*/*"]).await.unwrap();
+    two.world.hosts("registry.test", &format!("server = '{}'", two.own.url()));
+    registry.repository(&reference).await.unwrap().manifest(&latest(), &["*/*"]).await.unwrap();
+    assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 1));
+}

@@ -1,0 +1,124 @@
+//! Blobs that a registry keeps elsewhere.
+
+use futures::future::join_all;
+use silk_model::Class;
+use silk_registry::{Blob, Error, Object, Selector};
+use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec};
+
+use crate::world::{World, pattern, read, rest};
+
+const SIZE: u64 = 300_000;
+
+async fn start() -> (Fake, Fake, Blob, bytes::Bytes) {
+    let (fake, storage) = (Fake::start().await, Fake::start().await);
+    let content = pattern(SIZE as usize);
+    let digest = fake.put_blob(content.clone());
+    fake.redirect_blobs_to(&storage);
+    fake.require(Access::anonymous_token());
+    let world = World::new(&[&fake]);
+    world.hosts(&fake.host(), &format!("server = '{}'\n[header]\nx-secret = 'hunter2'", fake.url()));
+    let blob = world.repository(&format!("{}/app", fake.host())).await.blob(digest, SIZE);
+    (fake, storage, blob, content)
+}
+
+#[tokio::test]
+async fn the_address_is_kept_and_no_secret_goes_there() {
+    let (fake, storage, blob, content) = start().await;
+    assert_eq!(read(&blob, 0..SIZE).await.unwrap(), content);
+    for i in 0..5 {
+        assert_eq!(read(&blob, i..i + 10).await.unwrap(), content[i as usize..i as usize + 10]);
+    }
+    assert_eq!((fake.count("blobs"), storage.requests().len()), (2, 6), "the registry: a challenge and a redirect");
+    assert!(fake.matching("blobs").iter().all(|request| request.header("x-secret") == Some("hunter2")));
+    for request in storage.requests() {
+        assert_eq!((request.header("authorization"), request.header("x-secret")), (None, None));
+    }
+    assert_eq!(blob.host(), storage.host());
+}
+
+#[tokio::test]
+async fn readers_that_start_together_ask_for_the_address_once() {
+    let (fake, _storage, blob, content) = start().await;
+    let reads = (0..20).map(|i| read(&blob, i * 1000..(i + 1) * 1000));
+    for (i, bytes) in join_all(reads).await.into_iter().enumerate() {
+        assert_eq!(bytes.unwrap(), content[i * 1000..(i + 1) * 1000]);
+    }
+    assert_eq!(fake.count("blobs"), 2);
+}
+
+#[tokio::test]
+async fn an_expired_signature_is_replaced_without_a_wait() {
+    let (fake, storage, blob, content) = start().await;
+    storage.fault("storage", Fault::CutAfter(100_000), 1);
+    let mut stream = blob.read(0..SIZE);
+    let mut got = stream.next().await.unwrap().unwrap().to_vec();
+    storage.expire_signatures();
+    got.extend(rest(&mut stream).await.unwrap());
+    assert_eq!(got, content);
+    let statuses: Vec<u16> = storage.requests().iter().map(|request| request.status).collect();
+    assert_eq!((statuses, fake.count("blobs")), (vec![200, 403, 206], 3));
+
+    for code in [400, 401, 404, 410] {
+        let before = fake.count("blobs");
+        storage.fault_status("storage", code, 1);
+        assert_eq!(read(&blob, 7..9).await.unwrap(), content[7..9], "{code}");
+        assert_eq!(fake.count("blobs"), before + 1, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn storage_that_goes_on_refusing_is_named_without_its_signature() {
+    let (fake, storage, blob, _) = start().await;
+    storage.fault("storage", Fault::error(403, "AccessDenied", "no"), ALWAYS);
+    let error = read(&blob, 0..SIZE).await.unwrap_err();
+    assert_eq!(error.class(), Class::Denied);
+    let (registry, storage) = (fake.host(), storage.host());
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "registry {storage} refused silk: 403 Forbidden for blob {} of app (AccessDenied: no): \
+             registry {registry} redirected silk there",
+            blob.digest()
+        )
+    );
+}
+
+#[tokio::test]
+async fn storage_that_is_down_makes_the_registry_be_asked_again() {
+    let (fake, storage, blob, content) = start().await;
+    assert_eq!(read(&blob, 0..10).await.unwrap(), content[..10]);
+    storage.stop().await;
+    let other = Fake::start().await;
+    fake.redirect_blobs_to(&other);
+    assert_eq!(read(&blob, 10..20).await.unwrap(), content[10..20]);
+    assert_eq!(blob.host(), other.host());
+}
+
+#[tokio::test]
+async fn a_probe_is_content_with_a_redirect() {
+    let (_fake, storage, blob, _) = start().await;
+    let fake = &_fake;
+    let repository = World::new(&[fake]).repository(&format!("{}/app", fake.host())).await;
+    repository.check(Object::Blob(blob.digest()), std::time::Duration::from_secs(5)).await.unwrap();
+    assert_eq!(storage.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn redirects_within_the_registry_keep_the_authorization_and_end() {
+    let fake = Fake::start().await;
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    fake.require(Access::basic("u", "p"));
+    let world = World::new(&[&fake]);
+    world.login(&format!(r#"{{"auths": {{"{}": {{"username": "u", "password": "p"}}}}}}"#, fake.host()));
+    let repository = world.repository(&pushed.reference).await;
+    let latest = Selector::Tag("latest".into());
+    fake.fault("manifests/latest", Fault::Redirect(format!("/v2/app/manifests/{}", pushed.digest)), 1);
+    assert_eq!(repository.manifest(&latest, &["*/*"]).await.unwrap().digest, pushed.digest);
+
+    for location in ["/v2/app/manifests/latest", "ftp://h/x", "http://", "data:,x"] {
+        fake.fault("manifests", Fault::Redirect(location.into()), ALWAYS);
+        let error = repository.manifest(&latest, &["*/*"]).await.unwrap_err();
+        assert!(matches!(error, Error::Redirect { .. }), "{location}: {error}");
+        fake.heal();
+    }
+}
