@@ -366,8 +366,7 @@ impl<'a> Builder<'a> {
 
     /// Sets a directory entry's time on whatever its path leads to in the end.
     fn set_dir_time(&mut self, entry: &Entry) -> Result<(), TreeFault> {
-        let is_gap = |id: NodeId| self.marks[id.0 as usize].whiteout;
-        match resolve(&self.nodes, clean(&entry.path)?, is_gap, &mut self.budget) {
+        match resolve(&self.nodes, clean(&entry.path)?, |_| false, &mut self.budget) {
             Ok(walk) => {
                 if let Some(id) = walk.end() {
                     self.nodes[id.0 as usize].mtime = bounded(entry.mtime);

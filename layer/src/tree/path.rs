@@ -89,7 +89,9 @@ impl Walk<'_> {
         self.names.clear();
     }
 
+    /// `..`, by its text: that of a file is the file's directory.
     fn up(&mut self) {
+        self.leaf = None;
         self.names.pop();
         self.dirs.truncate(self.names.len() + 1);
     }
@@ -104,33 +106,19 @@ pub(super) fn resolve<'t>(
     budget: &mut Budget,
 ) -> Result<Walk<'t>, TreeFault> {
     let mut walk = Walk { dirs: vec![ROOT], names: Vec::new(), leaf: None };
-    let mut path = path.into_iter();
-    // What is left of the targets of links on the way, innermost last.
-    let mut targets: Vec<Split<'t, u8, fn(&u8) -> bool>> = Vec::new();
+    // What is still to be gone through, first name last.
+    let mut pending: Vec<&'t [u8]> = path.into_iter().collect();
+    pending.reverse();
     let mut links = 0;
-    loop {
-        let name = match targets.last_mut() {
-            Some(target) => match target.next() {
-                Some(name) => name,
-                None => {
-                    targets.pop();
-                    continue;
-                }
-            },
-            None => match path.next() {
-                Some(name) => name,
-                None => return Ok(walk),
-            },
-        };
+    while let Some(name) = pending.pop() {
         budget.spend(1)?;
         match name {
             b"" | b"." => continue,
-            // Behind a file there is no parent either.
-            _ if walk.leaf.is_some() => return Err(walk.not_a_directory()),
             b".." => {
                 walk.up();
                 continue;
             }
+            _ if walk.leaf.is_some() => return Err(walk.not_a_directory()),
             _ => {}
         }
         match step(nodes, &mut walk, name, &is_gap)? {
@@ -142,12 +130,29 @@ pub(super) fn resolve<'t>(
                 if target.first() == Some(&b'/') {
                     walk.restart();
                 }
-                targets.push(split(target));
+                follow(target, &mut pending);
             }
             None if walk.names.len() > MAX_DEPTH => return Err(TreeFault::TooDeep),
             None => {}
         }
     }
+    Ok(walk)
+}
+
+/// Puts a link's target in front of what is pending. As in `RootPath`, `x/..` inside of a relative one cancels out by
+/// its text, whatever `x` is.
+fn follow<'t>(target: &'t [u8], pending: &mut Vec<&'t [u8]>) {
+    let is_relative = target.first() != Some(&b'/');
+    let mut names: Vec<&[u8]> = Vec::new();
+    for name in split(target).filter(|name| !matches!(*name, b"" | b".")) {
+        let cancels = is_relative && name == b".." && names.last().is_some_and(|last| *last != b"..");
+        if cancels {
+            names.pop();
+        } else {
+            names.push(name);
+        }
+    }
+    pending.extend(names.into_iter().rev());
 }
 
 /// Goes one name further; answers the target where the name is a symbolic link.
@@ -157,7 +162,7 @@ fn step<'t>(
     name: &'t [u8],
     is_gap: &impl Fn(NodeId) -> bool,
 ) -> Result<Option<&'t [u8]>, TreeFault> {
-    let missing = walk.names.len() == walk.dirs.len();
+    let missing = walk.names.len() >= walk.dirs.len();
     let dir = if missing { None } else { walk.dirs.last() };
     let child = dir.and_then(|dir| child(nodes, *dir, name)).filter(|id| !is_gap(*id));
     let Some(id) = child else {

@@ -108,6 +108,8 @@ fn parents_are_resolved_within_the_layer_and_scoped_to_its_root() {
     assert_eq!(show(&base(&["l -> /b", "b -> c/", "l/x"])), "b>c/ c/ c/x l>/b");
     assert_eq!(show(&base(&["a/", "a/b/", "l -> a/b", "l/../x"])), "a/ a/b/ l>a/b x");
     assert_eq!(show(&base(&["a/", "a/b/", "l -> a/b", "m -> l/../c", "m/x"])), "a/ a/b/ a/c/ a/c/x l>a/b m>l/../c");
+    // Behind a name that is missing nothing is looked up any more.
+    assert_eq!(show(&base(&["a -> d", "b/c/a/x"])), "a>d b/ b/c/ b/c/a/ b/c/a/x");
     // The links of the layers below are not seen.
     let below = base(&["lib -> usr/lib", "usr/lib/"]);
     assert_eq!(show(&above(&["lib/x"], &[&below])), "lib/ lib/x");
