@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     fd::OwnedFd,
-    fs::CWD,
+    fs::{Advice, CWD, fadvise},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
@@ -18,7 +18,7 @@ use rustix::{
 };
 use silk_sys::loop_device::LoopDevice;
 
-use crate::Rung;
+use crate::{Rung, readahead};
 
 /// Blocks of the metadata images, and so of the loop devices below them.
 const BLOCK: u32 = 512;
@@ -46,17 +46,27 @@ pub(crate) fn mount_erofs(rung: Rung, meta: &Path, devices: &[PathBuf], target: 
     match rung {
         Rung::File => {
             let files: Vec<_> = devices.iter().map(|d| Named::open(d)).collect::<io::Result<_>>()?;
-            let meta = Named::open(meta)?;
-            attach(&meta.name, files.iter().map(|f| f.name.as_path()), target)
+            let source = Named::open(meta)?;
+            let before = readahead::known();
+            attach(&source.name, files.iter().map(|f| f.name.as_path()), target)?;
+            readahead::set_new(&before, meta);
         }
         Rung::Loop => {
-            let attached = |path: &Path| LoopDevice::attach(&File::open(path)?, path, BLOCK);
+            let attached = |path: &Path| {
+                let device = LoopDevice::attach(&File::open(path)?, path, BLOCK)?;
+                readahead::set_loop(device.path(), path);
+                Ok(device)
+            };
             let loops: Vec<_> = devices.iter().map(|d| attached(d)).collect::<io::Result<_>>()?;
-            let meta = attached(meta)?;
-            attach(meta.path(), loops.iter().map(LoopDevice::path), target)
+            let source: LoopDevice = attached(meta)?;
+            attach(source.path(), loops.iter().map(LoopDevice::path), target)?;
+            // The device has a page cache of its own, which the mount has just emptied and would fill page by page.
+            // Advice that is not taken costs time only.
+            let _ = fadvise(source.file(), 0, None, Advice::WillNeed);
         }
-        Rung::None => Err(Errno::NOTSUP.into()),
+        Rung::None => return Err(Errno::NOTSUP.into()),
     }
+    Ok(())
 }
 
 /// A file under a name that `fsconfig` takes: its own, or that of its descriptor if it is too long.

@@ -18,6 +18,7 @@ mod meta;
 mod mountinfo;
 mod mounts;
 mod probe;
+mod readahead;
 mod turns;
 mod view;
 mod views;

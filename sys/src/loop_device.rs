@@ -35,7 +35,7 @@ const TRIES: u32 = 64;
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
-    _open: File,
+    open: File,
 }
 
 impl LoopDevice {
@@ -53,7 +53,7 @@ impl LoopDevice {
             let path = PathBuf::from(format!("/dev/loop{}", get_free(control.as_fd())?));
             let open = OpenOptions::new().read(true).open(&path)?;
             match configure(open.as_fd(), backing, name, block_size) {
-                Ok(()) => return Ok(Self { path, _open: open }),
+                Ok(()) => return Ok(Self { path, open }),
                 Err(Errno::BUSY) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -64,6 +64,11 @@ impl LoopDevice {
     /// `/dev/loop7`.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The open device.
+    pub fn file(&self) -> &File {
+        &self.open
     }
 }
 
