@@ -176,3 +176,63 @@ impl File {
 fn aligned(extent: &SourceExtent) -> bool {
     extent.offset % BLOCK == extent.logical % BLOCK
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn extents() -> impl Strategy<Value = Vec<SourceExtent>> {
+        let number =
+            prop_oneof![0u64..5000, (0u64..40).prop_map(|n| n * 512), (0u32..64).prop_map(|n| 1 << n), any::<u64>()];
+        vec((number.clone(), number.clone(), number), 0..8).prop_map(|triples| {
+            let mut at = 0u64;
+            let pieces = triples.into_iter().map(|(gap, offset, len)| {
+                let logical = at.wrapping_add(gap);
+                at = logical.wrapping_add(len);
+                SourceExtent { source: Source::Own, logical, offset, len }
+            });
+            pieces.collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_extents_are_refused_or_stay_within_the_limits(extents in extents(), size in any::<u64>()) {
+            let end = extents.last().map_or(0, |e| e.logical.wrapping_add(e.len));
+            for size in [size, end, end.wrapping_add(1)] {
+                let Ok(Some(file)) = File::new(size, &extents) else { continue };
+                if let Ok(shape) = file.shape() {
+                    prop_assert!(shape.chunks <= MAX_FILE_CHUNKS && shape.copied <= MAX_COPIED);
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_copied_is_what_was_counted(extents in extents(), tail in 0u64..3000, bits in 9u32..20) {
+            let size = extents.last().map_or(0, |e| e.logical.wrapping_add(e.len)).wrapping_add(tail);
+            let Ok(Some(file)) = File::new(size, &extents) else { return Ok(()) };
+            prop_assume!(size >> bits < 100_000);
+            let copies = (0..).zip(file.chunks(bits)).filter(|(_, chunk)| *chunk == Chunk::Copied);
+            let bytes = copies.map(|(nr, _)| {
+                let range = file.range(bits, nr);
+                (range.end - range.start).next_multiple_of(BLOCK)
+            });
+            prop_assert_eq!(bytes.sum::<u64>(), file.copied(bits));
+        }
+    }
+
+    #[test]
+    fn the_largest_chunk_that_divides_the_boundaries_is_taken() {
+        let piece = |logical, offset, len| SourceExtent { source: Source::Own, logical, offset, len };
+        let shape = |size, extents: &[_]| File::new(size, extents).unwrap().unwrap().shape().unwrap();
+        assert_eq!(shape(700, &[piece(0, 512, 700)]), Shape { bits: 10, chunks: 1, copied: 0 });
+        assert_eq!(shape(1 << 45, &[]), Shape { bits: 40, chunks: 32, copied: 0 });
+        let two = [piece(0, 512, 8192), piece(65536, 16384, 8192)];
+        assert_eq!(shape(1 << 20, &two), Shape { bits: 13, chunks: 128, copied: 0 });
+        assert_eq!(shape(1000, &[piece(0, 1, 1000)]), Shape { bits: 10, chunks: 1, copied: 1024 });
+    }
+}
