@@ -71,12 +71,19 @@ sid_unpack() {
     printf '%s\n' "$tree"
 }
 
+# True when the machine's own loader finds all that a program needs.
+fits_here() {
+    local needs
+    needs=$(ldd "$1" 2>&1) || true
+    [[ $needs != *'not found'* ]]
+}
+
 # Points the tree's dynamic programs at the tree's own loader and libraries when the machine's do not fit them.
 sid_fit() {
     local tree=$1 libs loader program library
     libs=$(dirname "$(find "$tree/usr/lib" -name libc.so.6 | head -n1)")
     for program in "$tree"/usr/bin/* "$tree"/usr/sbin/*; do
-        if [ ! -f "$program" ] || [ -L "$program" ] || ! ldd "$program" 2>&1 | grep -q 'not found'; then continue; fi
+        if [ ! -f "$program" ] || [ -L "$program" ] || fits_here "$program"; then continue; fi
         loader=$(basename "$(patchelf --print-interpreter "$program")")
         patchelf --set-interpreter "$libs/$loader" --force-rpath --set-rpath "$libs" "$program"
     done
