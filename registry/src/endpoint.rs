@@ -178,8 +178,7 @@ impl Endpoint {
 
     fn url(&self, call: &Call<'_>) -> Result<Url, Error> {
         let Host { tls, authority, path, .. } = &self.host;
-        let scheme = if *tls && !self.fell_back.load(Ordering::Relaxed) { "https" } else { "http" };
-        let mut text = format!("{scheme}://{authority}{path}/{}/{}", call.repository, call.path);
+        let mut text = format!("{}://{authority}{path}/{}/{}", scheme(*tls), call.repository, call.path);
         let is_own = authority == call.registry || call.registry == "docker.io" && authority == "registry-1.docker.io";
         if !is_own {
             text.push_str("?ns=");
@@ -188,9 +187,13 @@ impl Endpoint {
         Url::parse(&text).map_err(|_| Error::Redirect { asked: self.asked(call) })
     }
 
+    /// Of this host, by a scheme that it may be spoken to with.
     fn is_own_origin(&self, url: &Url) -> bool {
-        let scheme = if self.host.tls && !self.fell_back.load(Ordering::Relaxed) { "https" } else { "http" };
-        Url::parse(&format!("{scheme}://{}", self.host.authority)).is_ok_and(|own| own.origin() == url.origin())
+        let is = |tls| {
+            let own = Url::parse(&format!("{}://{}", scheme(tls), self.host.authority));
+            own.is_ok_and(|own| own.origin() == url.origin())
+        };
+        is(self.host.tls) || self.host.may_fall_back && is(false)
     }
 
     /// With authorization if the URL is of this host, else bare.
@@ -275,21 +278,33 @@ impl Endpoint {
             request.header(header::ACCEPT_ENCODING, "identity")
         };
         debug!(method = %call.method, host = %asked.host, path = url.path(), range = ?call.range, "request");
-        let sent = self.timed(request(url.clone()), &asked).await;
-        if url.scheme() == "http" && sent.as_ref().map_or(true, |response| response.status() == StatusCode::BAD_REQUEST)
-        {
-            // Perhaps it speaks TLS by now.
+        let plain = match self.host.may_fall_back && url.scheme() == "https" && self.is_own_origin(url) {
+            true => plain(url),
+            false => None,
+        };
+        let Some(plain) = plain else { return self.timed(request(url.clone()), &asked).await };
+        if !self.fell_back.load(Ordering::Relaxed) {
+            let sent = self.timed(request(url.clone()), &asked).await;
+            if !self.speaks_no_tls(&sent) {
+                return sent;
+            }
+            info!("registry {} does not speak TLS: going on with plain HTTP", asked.host);
+            self.fell_back.store(true, Ordering::Relaxed);
+        }
+        let sent = self.timed(request(plain), &asked).await;
+        if sent.as_ref().map_or(true, |response| response.status() == StatusCode::BAD_REQUEST) {
+            // Perhaps it does by now.
             self.fell_back.store(false, Ordering::Relaxed);
         }
-        if self.host.may_fall_back && url.scheme() == "https" && self.is_own_origin(url) && is_not_tls(&sent) {
-            info!("registry {} does not speak TLS: going on with plain HTTP", asked.host);
-            let mut plain = url.clone();
-            if plain.set_scheme("http").is_ok() {
-                self.fell_back.store(true, Ordering::Relaxed);
-                return self.timed(request(plain), &asked).await;
-            }
-        }
         sent
+    }
+
+    /// Whether the other side answered a TLS greeting in another language, or nobody listens where TLS would be: with an
+    /// explicit port, there is no other place to look.
+    fn speaks_no_tls(&self, sent: &Result<Response, Error>) -> bool {
+        let Err(Error::Unreachable { cause, .. }) = sent else { return false };
+        let has_port = hosts::split_port(&self.host.authority).1.is_some();
+        cause.is_not_tls() || cause.is_connect() && !cause.is_tls() && !has_port
     }
 
     async fn timed(&self, request: reqwest::RequestBuilder, asked: &Asked) -> Result<Response, Error> {
@@ -404,12 +419,14 @@ impl TokenServer for Endpoint {
     }
 }
 
-/// Whether the other side answered a TLS greeting in another language, or not at all.
-fn is_not_tls(sent: &Result<Response, Error>) -> bool {
-    match sent {
-        Err(Error::Unreachable { cause, .. }) => cause.is_not_tls(),
-        _ => false,
-    }
+fn scheme(tls: bool) -> &'static str {
+    if tls { "https" } else { "http" }
+}
+
+/// The same without TLS.
+fn plain(url: &Url) -> Option<Url> {
+    let mut plain = url.clone();
+    plain.set_scheme("http").ok().map(|()| plain)
 }
 
 /// RFC 9110 10.2.3: seconds, or a date.

@@ -293,7 +293,7 @@ impl Transport {
     }
 
     /// Whether the two sides cannot agree on TLS or do not trust each other.
-    fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         self.tls().is_some()
     }
 

@@ -25,4 +25,4 @@ pub use blob::{Blob, BlobStream};
 pub use config::Config;
 pub use error::{Asked, CertificateFault, Error, Result, Said, Transport};
 pub use reference::{Reference, ReferenceError, Selector};
-pub use repository::{Manifest, Object, Registry, Repository};
+pub use repository::{MANIFEST_TYPES, Manifest, Object, Registry, Repository};

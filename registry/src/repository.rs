@@ -27,6 +27,15 @@ use crate::{
 
 /// The largest manifest that is read. containerd takes 4 MiB; indexes with long annotations have been seen near that.
 const MAX_MANIFEST: usize = 8 << 20;
+/// What to accept when any manifest will do. By name: distribution 2.8 answers 404 for an OCI manifest to who only says
+/// `*/*`.
+pub const MANIFEST_TYPES: &[&str] = &[
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "*/*",
+];
 /// Hosts whose connections are kept before those that no pull uses are dropped.
 const MAX_ENDPOINTS: usize = 256;
 
@@ -132,18 +141,18 @@ impl Registry {
 // === impl Repository ===
 
 impl Repository {
-    /// A manifest or index, whole (at most 8 MiB) and proved against its digest.
+    /// A manifest or index, whole (at most 8 MiB) and proved against its digest. [`MANIFEST_TYPES`] accepts any.
     ///
     /// # Errors
     /// After retries and on all hosts.
-    pub async fn manifest(&self, selector: &Selector, accept: &[&str]) -> Result<Manifest, Error> {
+    pub async fn manifest(&self, selector: &Selector, media_types: &[&str]) -> Result<Manifest, Error> {
         let inner = &*self.inner;
         let (needs, what) = match selector {
             Selector::Tag(tag) => (Needs::Resolve, format!("manifest {tag} of {}", inner.path)),
             Selector::Digest(digest) => (Needs::Pull, format!("manifest {digest} of {}", inner.path)),
         };
         let call = inner.call(Method::GET, format!("manifests/{selector}"), what);
-        let call = Call { accept: HeaderValue::from_str(&accept.join(", ")).ok(), ..call };
+        let call = Call { accept: accept(media_types), ..call };
         let mut attempts = Attempts::new(inner.policy, inner.order(needs, None)?);
         loop {
             let endpoint = &inner.endpoints[attempts.host()];
@@ -169,7 +178,7 @@ impl Repository {
             Object::Blob(digest) => (format!("blobs/{digest}"), inner.blob_name(&digest)),
         };
         let call = inner.call(Method::HEAD, path, what);
-        let call = Call { accept: Some(HeaderValue::from_static("*/*")), ..call };
+        let call = Call { accept: accept(MANIFEST_TYPES), ..call };
         let end = Instant::now() + deadline;
         let order = inner.order(Needs::Pull, None)?;
         let mut last = None;
@@ -224,6 +233,10 @@ async fn manifest(endpoint: &Endpoint, call: &Call<'_>, selector: &Selector) -> 
     let media_type = text(&headers, header::CONTENT_TYPE.as_str()).unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
     Ok(Manifest { media_type, digest, bytes })
+}
+
+fn accept(media_types: &[&str]) -> Option<HeaderValue> {
+    HeaderValue::from_str(&media_types.join(", ")).ok()
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -6,7 +6,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -32,7 +31,6 @@ pub const ALWAYS: usize = usize::MAX;
 
 /// A registry that does as it is told.
 pub struct Fake {
-    address: SocketAddr,
     tls: Option<TlsAcceptor>,
     state: Arc<State>,
     server: Mutex<Option<JoinHandle<()>>>,
@@ -158,17 +156,18 @@ impl Fake {
             inner.send_digest_header = true;
         }
         let server = tokio::spawn(serve::accept(listener, tls.clone(), state.clone()));
-        Self { address, tls, state, server: Mutex::new(Some(server)) }
+        Self { tls, state, server: Mutex::new(Some(server)) }
     }
 
     /// `127.0.0.1:PORT`.
     pub fn host(&self) -> String {
-        self.address.to_string()
+        self.state.lock().host.clone()
     }
 
     /// `http://127.0.0.1:PORT` or `https://...`.
     pub fn url(&self) -> String {
-        format!("{}://{}", self.state.lock().scheme, self.address)
+        let inner = self.state.lock();
+        format!("{}://{}", inner.scheme, inner.host)
     }
 
     /// Stops listening and closes all connections.
@@ -183,9 +182,20 @@ impl Fake {
 
     /// Listens again, on the same port.
     pub async fn resume(&self) {
-        let listener = TcpListener::bind(self.address).await.expect("the port was ours");
+        let listener = TcpListener::bind(self.host()).await.expect("the port was ours");
         let server = tokio::spawn(serve::accept(listener, self.tls.clone(), self.state.clone()));
         *self.server.lock().expect("no test panics with it") = Some(server);
+    }
+
+    /// Each listens where the other did.
+    pub async fn swap_ports_with(&self, other: &Self) {
+        self.stop().await;
+        other.stop().await;
+        let (mine, theirs) = (self.host(), other.host());
+        self.state.lock().host = theirs;
+        other.state.lock().host = mine;
+        self.resume().await;
+        other.resume().await;
     }
 
     // --- contents ---
@@ -348,7 +358,7 @@ impl Drop for Fake {
 
 impl fmt::Debug for Fake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Fake({})", self.address)
+        write!(f, "Fake({})", self.host())
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use silk_model::Class;
-use silk_registry::{Error, Repository, Selector};
+use silk_registry::{Error, MANIFEST_TYPES, Repository, Selector};
 use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec, Pushed};
 
 use crate::world::{World, pattern, read};
@@ -25,7 +25,7 @@ fn login(world: &World, fake: &Fake, entry: &str) {
 }
 
 async fn get(repository: &Repository) -> Result<(), Error> {
-    repository.manifest(&Selector::Tag("latest".into()), &["*/*"]).await.map(drop)
+    repository.manifest(&Selector::Tag("latest".into()), MANIFEST_TYPES).await.map(drop)
 }
 
 #[tokio::test]

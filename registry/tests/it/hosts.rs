@@ -1,14 +1,14 @@
 //! TLS, client certificates, HTTP/2, and the fall back to plain HTTP on loopback.
 
 use silk_model::Class;
-use silk_registry::{Error, Manifest, Selector};
-use silk_testkit::{Certificates, Fake, ImageSpec};
+use silk_registry::{Error, MANIFEST_TYPES, Manifest, Selector};
+use silk_testkit::{Access, Certificates, Fake, Fault, ImageSpec};
 
 use crate::world::World;
 
 async fn get(world: &World, fake: &Fake) -> Result<Manifest, Error> {
     let repository = world.repository(&format!("{}/app", fake.host())).await;
-    repository.manifest(&Selector::Tag("latest".into()), &["*/*"]).await
+    repository.manifest(&Selector::Tag("latest".into()), MANIFEST_TYPES).await
 }
 
 async fn start_tls(certificates: &Certificates, wants_client: bool) -> Fake {
@@ -21,12 +21,35 @@ async fn start_tls(certificates: &Certificates, wants_client: bool) -> Fake {
 async fn loopback_falls_back_to_plain_http_and_others_do_not() {
     let fake = Fake::start().await;
     fake.push_image("app:latest", &ImageSpec::new());
+    fake.require(Access::anonymous_token());
+    fake.fault("manifests/latest", Fault::Redirect(format!("{}/v2/app/manifests/other", fake.url())), 1);
+    fake.push_image("app:other", &ImageSpec::new());
     get(&World::new(&[]), &fake).await.unwrap();
+    assert_eq!((fake.count("manifests/other"), fake.count("/token")), (2, 1), "authorization included");
 
     let world = World::new(&[]);
     world.hosts(&fake.host(), &format!("server = 'https://{}'", fake.host()));
+    let before = fake.requests().len();
     let error = get(&world, &fake).await.unwrap_err();
-    assert_eq!((error.class(), fake.requests().len()), (Class::Denied, 1), "{error}");
+    assert_eq!((error.class(), fake.requests().len()), (Class::Denied, before), "{error}");
+}
+
+#[tokio::test]
+async fn a_loopback_registry_may_change_to_tls_and_back() {
+    let certificates = Certificates::new();
+    let (plain, tls) = (Fake::start().await, start_tls(&certificates, false).await);
+    plain.push_image("app:latest", &ImageSpec::new());
+    let world = World::new(&[]);
+    let registry = world.registry();
+    let reference = format!("{}/app", plain.host()).parse().unwrap();
+    let repository = registry.repository(&reference).await.unwrap();
+    let latest = Selector::Tag("latest".into());
+    repository.manifest(&latest, MANIFEST_TYPES).await.unwrap();
+    for _ in 0..2 {
+        plain.swap_ports_with(&tls).await;
+        repository.manifest(&latest, MANIFEST_TYPES).await.unwrap();
+    }
+    assert_eq!((plain.count("manifests"), tls.count("manifests")), (2, 1));
 }
 
 #[tokio::test]

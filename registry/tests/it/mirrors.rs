@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use silk_model::Class;
-use silk_registry::{Error, Object, Selector};
+use silk_registry::{Error, MANIFEST_TYPES, Object, Selector};
 use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec, Pushed};
 
 use crate::world::{World, pattern, read};
@@ -40,7 +40,7 @@ fn latest() -> Selector {
 async fn the_mirror_is_asked_first_and_told_for_whom() {
     let two = start("").await;
     let repository = two.world.repository("registry.test/library/app").await;
-    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    repository.manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     let blob = repository.blob(two.digest, SIZE);
     assert_eq!(read(&blob, 0..SIZE).await.unwrap(), two.content);
     assert_eq!((two.mirror.count("ns=registry.test$"), two.mirror.requests().len()), (2, 2));
@@ -51,13 +51,13 @@ async fn the_mirror_is_asked_first_and_told_for_whom() {
 async fn a_mirror_that_may_not_resolve_serves_digests_only() {
     let two = start("capabilities = ['pull']").await;
     let repository = two.world.repository("registry.test/library/app").await;
-    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    repository.manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (0, 1));
-    repository.manifest(&Selector::Digest(two.pushed.digest), &["*/*"]).await.unwrap();
+    repository.manifest(&Selector::Digest(two.pushed.digest), MANIFEST_TYPES).await.unwrap();
     assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 1));
 
     two.world.hosts("push.test", "server = 'http://127.0.0.1:1'\ncapabilities = ['push']");
-    let error = two.world.repository("push.test/a").await.manifest(&latest(), &["*/*"]).await.unwrap_err();
+    let error = two.world.repository("push.test/a").await.manifest(&latest(), MANIFEST_TYPES).await.unwrap_err();
     assert!(matches!(error, Error::NoHost { .. }), "{error}");
 }
 
@@ -68,7 +68,7 @@ async fn a_mirror_that_refuses_or_lies_is_passed_over_at_once() {
     for fault in [Fault::status(404), Fault::status(403), Fault::Flip(3), Fault::too_many_requests("3000")] {
         let before = two.mirror.requests().len();
         two.mirror.fault(".", fault.clone(), ALWAYS);
-        let manifest = repository.manifest(&Selector::Digest(two.pushed.digest), &["*/*"]).await;
+        let manifest = repository.manifest(&Selector::Digest(two.pushed.digest), MANIFEST_TYPES).await;
         assert_eq!(manifest.unwrap().digest, two.pushed.digest, "{fault:?}");
         assert_eq!(two.mirror.requests().len(), before + 1);
         two.mirror.heal();
@@ -87,7 +87,7 @@ async fn the_registrys_own_refusal_is_reported() {
     two.mirror.fault_status(".", 404, ALWAYS);
     two.own.require(Access::basic("u", "p"));
     let repository = two.world.repository("registry.test/library/app").await;
-    let error = repository.manifest(&latest(), &["*/*"]).await.unwrap_err();
+    let error = repository.manifest(&latest(), MANIFEST_TYPES).await.unwrap_err();
     assert_eq!(error.class(), Class::Denied);
     assert!(error.to_string().contains(&two.own.host()), "{error}");
 }
@@ -110,14 +110,14 @@ async fn a_mirror_that_is_down_is_left_alone_for_a_while() {
     two.mirror.stop().await;
     let registry = two.world.registry();
     let repository = registry.repository(&"registry.test/library/app".parse().unwrap()).await.unwrap();
-    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    repository.manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     two.mirror.resume().await;
-    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    repository.manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (0, 2), "it rests");
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(31)).await;
     tokio::time::resume();
-    repository.manifest(&latest(), &["*/*"]).await.unwrap();
+    repository.manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 2), "and comes back");
 }
 
@@ -137,7 +137,7 @@ async fn credentials_of_the_registry_do_not_go_to_its_mirror() {
     two.own.require(Access::basic("u", "p"));
     let entry = r#"{"username": "u", "password": "p"}"#;
     two.world.login(&format!(r#"{{"auths": {{"{}": {entry}, "registry.test": {entry}}}}}"#, two.own.host()));
-    two.world.repository("registry.test/library/app").await.manifest(&latest(), &["*/*"]).await.unwrap();
+    two.world.repository("registry.test/library/app").await.manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     assert!(two.mirror.requests().iter().all(|request| request.header("authorization").is_none()));
 }
 
@@ -151,7 +151,8 @@ async fn headers_and_another_root_path_are_used() {
         own.url()
     );
     world.hosts("registry.test", &toml);
-    let manifest = world.repository("registry.test/library/app").await.manifest(&latest(), &["*/*"]).await.unwrap();
+    let manifest =
+        world.repository("registry.test/library/app").await.manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     assert_eq!(manifest.digest, pushed.digest);
     let request = &own.requests()[0];
     assert_eq!(request.path, "/v2/proxy/library/app/manifests/latest?ns=registry.test");
@@ -164,8 +165,8 @@ async fn a_changed_hosts_file_is_seen_by_the_next_pull() {
     let two = start("").await;
     let registry = two.world.registry();
     let reference = "registry.test/library/app".parse().unwrap();
-    registry.repository(&reference).await.unwrap().manifest(&latest(), &["*/*"]).await.unwrap();
+    registry.repository(&reference).await.unwrap().manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     two.world.hosts("registry.test", &format!("server = '{}'", two.own.url()));
-    registry.repository(&reference).await.unwrap().manifest(&latest(), &["*/*"]).await.unwrap();
+    registry.repository(&reference).await.unwrap().manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 1));
 }

@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 use silk_model::Class;
-use silk_registry::{Blob, Error, Object, Selector};
+use silk_registry::{Blob, Error, MANIFEST_TYPES, Object, Selector};
 use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec};
 
 use crate::world::{World, pattern, read, rest};
@@ -113,11 +113,11 @@ async fn redirects_within_the_registry_keep_the_authorization_and_end() {
     let repository = world.repository(&pushed.reference).await;
     let latest = Selector::Tag("latest".into());
     fake.fault("manifests/latest", Fault::Redirect(format!("/v2/app/manifests/{}", pushed.digest)), 1);
-    assert_eq!(repository.manifest(&latest, &["*/*"]).await.unwrap().digest, pushed.digest);
+    assert_eq!(repository.manifest(&latest, MANIFEST_TYPES).await.unwrap().digest, pushed.digest);
 
     for location in ["/v2/app/manifests/latest", "ftp://h/x", "http://", "data:,x"] {
         fake.fault("manifests", Fault::Redirect(location.into()), ALWAYS);
-        let error = repository.manifest(&latest, &["*/*"]).await.unwrap_err();
+        let error = repository.manifest(&latest, MANIFEST_TYPES).await.unwrap_err();
         assert!(matches!(error, Error::Redirect { .. }), "{location}: {error}");
         fake.heal();
     }

@@ -162,6 +162,14 @@ fn reply(state: &Arc<State>, request: &Request, form: &Bytes, fault: Option<&Fau
     }
     match inner.manifests.get(&(repository.to_owned(), id.to_owned())).cloned() {
         None => Reply::error(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "manifest unknown"),
+        // As distribution 2.8 does: who does not name OCI's types does not know them.
+        Some((media_type, _))
+            if media_type.starts_with("application/vnd.oci.")
+                && !request.header("accept").is_some_and(|accept| accept.contains(&media_type)) =>
+        {
+            let message = "OCI manifest found, but accept header does not support OCI manifests";
+            Reply::error(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", message)
+        }
         Some((media_type, body)) => {
             let digest = inner.send_digest_header.then(|| Digest::of(&body).to_string());
             let reply = Reply { status: StatusCode::OK, headers: Vec::new(), body, is_content: true };
