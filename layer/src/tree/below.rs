@@ -117,7 +117,7 @@ impl<'t> Merged<'t> {
                     if target.first() == Some(&b'/') {
                         dirs.truncate(1);
                     }
-                    budget.spend(target.len())?;
+                    budget.spend(target.len() / 8)?;
                     pending.extend(target.rsplit(|byte| *byte == b'/'));
                 }
             }

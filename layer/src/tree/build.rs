@@ -38,10 +38,12 @@ use crate::toc::{Entry, Kind, Time, Toc};
 /// that as many directories may be implied. An inode takes some 200 bytes.
 const MAX_INODES: u32 = 8_000_000;
 
-/// Steps (names looked up in one directory of one layer) that a build may take: what 100 layers of 1000 directories
-/// that none of them knows take, and a thousand for every entry. Honest layers take about ten an entry.
-const STEPS: u64 = 64 << 20;
-const STEPS_PER_ENTRY: u64 = 1024;
+/// Steps (names looked up in one directory of one layer, some 50 ns each) that a build may take: a thousand for each
+/// entry, within bounds. An honest entry takes about ten; a directory that none of 100 layers below knows takes a
+/// hundred.
+const STEPS_PER_ENTRY: u64 = 1 << 10;
+const MIN_STEPS: u64 = 1 << 24;
+const MAX_STEPS: u64 = 1 << 30;
 
 /// Prefix of whiteouts, and the name of the marker that makes a directory opaque (OCI image specification, layer.md).
 const WHITEOUT: &[u8] = b".wh.";
@@ -140,7 +142,7 @@ impl<'a> Builder<'a> {
             probing: false,
             nodes: vec![Node { mode: 0o755, ..Node::fresh(NodeKind::Dir(BTreeMap::new())) }],
             marks: vec![Mark::default()],
-            budget: Budget(STEPS + STEPS_PER_ENTRY * toc.entries.len() as u64),
+            budget: Budget((STEPS_PER_ENTRY * toc.entries.len() as u64).clamp(MIN_STEPS, MAX_STEPS)),
             chain: Chain::default(),
             last_parent: None,
             removals: 0,

@@ -1,8 +1,8 @@
 //! Paths: cleaned by their text, then resolved in one layer's tree, symbolic links scoped to its root.
 //!
 //! As containerd's `filepath.Clean` and continuity's `fs.RootPath`, with two differences: a path that climbs above the
-//! root is an error, and `..` behind a chain of several symbolic links means the parent of where the chain ends
-//! (`RootPath` takes it by the text of the first link).
+//! root is an error, and a relative link inside of a directory that is reached through a chain of several links starts
+//! where the chain ends (to `RootPath` it starts at the target of the first).
 
 use std::slice::Split;
 
@@ -130,6 +130,8 @@ pub(super) fn resolve<'t>(
                 if target.first() == Some(&b'/') {
                     walk.restart();
                 }
+                // Reading a target takes about as long as a step for every eight bytes.
+                budget.spend(target.len() / 8)?;
                 follow(target, &mut pending);
             }
             None if walk.names.len() > MAX_DEPTH => return Err(TreeFault::TooDeep),
