@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fmt, fs,
     io::{self, ErrorKind},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -36,6 +36,8 @@ impl fmt::Display for Rung {
 #[derive(Debug)]
 pub struct Mounts {
     mnt: PathBuf,
+    /// The file system that `mnt` is on: what is mounted in it is on another.
+    dev: u64,
     rung: Rung,
     reason: String,
     shown: Mutex<BTreeSet<String>>,
@@ -59,10 +61,11 @@ impl Mounts {
             .map_err(|e| MountError::io("create", &mnt, e))?;
         // The kernel lists mounts by their real paths.
         let mnt = mnt.canonicalize().map_err(|e| MountError::io("resolve", &mnt, e))?;
+        let dev = fs::metadata(&mnt).map_err(|e| MountError::io("look at", &mnt, e))?.dev();
         let shown = adopt(&mnt)?;
         let (rung, reason) = probe::probe(&mnt, choice)?;
         tracing::info!(%rung, %reason, adopted = shown.len(), "layers are shown");
-        Ok(Self { mnt, rung, reason, shown: Mutex::new(shown), turns: Turns::default() })
+        Ok(Self { mnt, dev, rung, reason, shown: Mutex::new(shown), turns: Turns::default() })
     }
 
     /// What this kernel mounts from.
@@ -80,9 +83,15 @@ impl Mounts {
         self.mnt.join(view.name())
     }
 
-    /// Whether a view is shown now.
+    /// Whether a view is shown now. Asks the kernel too: an empty directory where somebody has unmounted the view by
+    /// hand would be an empty layer in the next overlay.
     pub fn is_shown(&self, view: &View) -> bool {
-        self.shown_set().contains(&view.name())
+        self.is_live(&view.name())
+    }
+
+    fn is_live(&self, name: &str) -> bool {
+        let known = self.shown_set().contains(name);
+        known && fs::metadata(self.mnt.join(name)).is_ok_and(|m| m.dev() != self.dev)
     }
 
     /// Shows a view: mounts `meta` with the data files `devices`, in the order of the image's device table. A view that
@@ -94,7 +103,7 @@ impl Mounts {
         let name = view.name();
         let target = self.mnt.join(&name);
         self.turns.take(&name, || {
-            if self.shown_set().contains(&name) {
+            if self.is_live(&name) {
                 return Ok(target.clone());
             }
             if self.rung == Rung::None {

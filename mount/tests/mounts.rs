@@ -119,6 +119,20 @@ fn privileged_a_view_is_shown_once_and_hidden_without_a_trace() {
 }
 
 #[test]
+fn privileged_a_view_that_was_unmounted_by_hand_is_mounted_again() {
+    for rung in RUNGS {
+        let root = Root::new();
+        let mounts = root.open(rung);
+        let (view, meta, data) = layer(root.path(), 1);
+        let point = mounts.show(&view, &meta, std::slice::from_ref(&data)).unwrap();
+        unmount(&point, UnmountFlags::empty()).unwrap();
+        assert!(!mounts.is_shown(&view));
+        assert_eq!(mounts.show(&view, &meta, &[data]).unwrap(), point);
+        assert_eq!(fs::read_to_string(point.join("file-1")).unwrap(), "layer 1");
+    }
+}
+
+#[test]
 fn privileged_many_threads_make_one_mount() {
     let root = Root::new();
     let mounts = root.open(RungChoice::Auto);
