@@ -31,8 +31,8 @@ install_build_packages() {
     install_packages ca-certificates curl git gcc g++ libc6-dev make pkg-config patchelf jq python3 shellcheck
 }
 
-# What silk is run with.
+# What silk is run with. Buildah 1.39 looks for netavark even when it makes no network.
 install_run_packages() {
-    install_packages containerd runc docker-registry buildah skopeo debootstrap debian-archive-keyring \
+    install_packages containerd runc docker-registry buildah netavark skopeo debootstrap debian-archive-keyring \
         xz-utils zstd procps util-linux
 }

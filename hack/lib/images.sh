@@ -52,7 +52,7 @@ recipe_hash() {
 
 # build_image NAME: builds the image unless the cache has it; prints the path of its OCI layout (tag latest).
 build_image() {
-    local name=$1 layout work from=() base
+    local name=$1 layout from=() base
     layout=$SILK_CACHE/images/$name-$(recipe_hash "$name")
     if [ ! -e "$layout" ]; then
         if [ "$name" != debian ]; then
@@ -60,20 +60,26 @@ build_image() {
             from=(--from "oci:$base:latest")
         fi
         say "building image $name"
-        mkdir -p "$SILK_CACHE/images"
-        work=$(mktemp -d "$SILK_CACHE/images/.build-XXXXXX")
-        cp -r "$RECIPES/$name" "$work/context"
-        [ "$name" != debian ] || debian_rootfs "$work/rootfs" "$work/context/rootfs.tar"
-        write_machine "$work"
-        run_buildah "$work" bud --layers --isolation chroot --network host --pull-never "${from[@]}" --tag "$name" \
-            -v "$work/apt:/etc/apt:ro" -v "$work/env:/run/build:ro" "$work/context"
-        run_buildah "$work" push --format oci "$name" "oci:$work/layout:latest"
-        umount "$work/storage/overlay" 2>/dev/null || true
-        mv "$work/layout" "$layout"
-        rm -rf "$work"
+        make_layout "$name" "$layout" "${from[@]}"
     fi
     printf '%s\n' "$layout"
 }
+
+# make_layout NAME LAYOUT [--from BASE]: in a process of its own, so that however it ends its work folder goes.
+make_layout() (
+    name=$1 layout=$2
+    shift 2
+    mkdir -p "$SILK_CACHE/images"
+    work=$(mktemp -d "$SILK_CACHE/images/.build-XXXXXX")
+    trap 'umount -q "$work/storage/overlay" || true; rm -rf "$work"' EXIT
+    cp -r "$RECIPES/$name" "$work/context"
+    [ "$name" != debian ] || debian_rootfs "$work/rootfs" "$work/context/rootfs.tar"
+    write_machine "$work"
+    run_buildah "$work" bud --layers --isolation chroot --network host --pull-never "$@" --tag "$name" \
+        -v "$work/apt:/etc/apt:ro" -v "$work/env:/run/build:ro" "$work/context"
+    run_buildah "$work" push --format oci "$name" "oci:$work/layout:latest"
+    mv "$work/layout" "$layout"
+)
 
 # Buildah with storage of its own, so that nothing of the machine's is touched. Policy: what we built ourselves needs no signature.
 run_buildah() {
