@@ -71,7 +71,7 @@ make_layout() (
     shift 2
     mkdir -p "$SILK_CACHE/images"
     work=$(mktemp -d "$SILK_CACHE/images/.build-XXXXXX")
-    trap 'umount -q "$work/storage/overlay" || true; rm -rf "$work"' EXIT
+    trap 'umount -Rq "$work/storage/overlay" || true; rm -rf "$work"' EXIT
     cp -r "$RECIPES/$name" "$work/context"
     [ "$name" != debian ] || debian_rootfs "$work/rootfs" "$work/context/rootfs.tar"
     write_machine "$work"
