@@ -112,7 +112,7 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// When a layer is not whole or cannot be mounted.
     fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, NotReady>;
 
-    /// What the layer takes when it is whole; [`None`] until that is known.
+    /// What the layer takes, once it is whole; [`None`] until then. Must return at once.
     fn usage(&self, diff_id: &Digest) -> Option<Usage>;
 
     /// Snapshots of remote layers came or went: [`Snapshots::in_use`](crate::Snapshots::in_use) and

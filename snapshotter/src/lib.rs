@@ -15,6 +15,7 @@ mod filter;
 mod idmap;
 mod labels;
 mod layers;
+mod leases;
 mod mounts;
 mod records;
 mod service;

@@ -3,39 +3,53 @@
 //! Work that may block runs in blocking threads; the only call that waits for a pull is Stat, and only where [`Waits`]
 //! says so. A panic is an `Internal` error for its caller and nothing for anyone else.
 
-use std::{panic::AssertUnwindSafe, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    path::PathBuf,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::FutureExt as _;
-use silk_api::containerd::{
-    services::snapshots::v1::{
-        CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, ListSnapshotsResponse, MountsRequest,
-        MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest,
-        StatSnapshotResponse, UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest, UsageResponse,
-        ViewSnapshotRequest, ViewSnapshotResponse,
-        snapshots_server::{self, SnapshotsServer},
+use silk_api::{
+    Connect,
+    containerd::{
+        services::snapshots::v1::{
+            CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, ListSnapshotsResponse, MountsRequest,
+            MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest,
+            StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest,
+            UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
+            snapshots_server::{self, SnapshotsServer},
+        },
+        types::Mount,
     },
-    types::Mount,
 };
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
-    Claim, Config, Kind, Layers, NotReady, Remote, Snapshot, SnapshotError, Snapshots, State,
+    Claim, Config, Kind, Layers, NotReady, Remote, RemoteChain, Snapshot, SnapshotError, Snapshots, State,
     filter::Filters,
     labels,
+    leases::Leases,
     mounts::{Style, mounts},
     snapshots::{Final, New},
     state::Stack,
     usage,
-    waits::{self, Waits},
+    waits::{self, Turn, Waits},
 };
 
 mod proto;
 
 /// containerd's own limit for messages in both directions (`defaults.DefaultMaxRecvMsgSize`).
 const MAX_MESSAGE: usize = 16 << 20;
+/// containerd's namespace; its garbage collection has none.
+const NAMESPACE: &str = "containerd-namespace";
 /// Snapshots in one message of a list, as containerd's own service sends them.
 const LIST_PART: usize = 100;
+/// How often a wait for some of an image's layers looks whether they are here.
+const LOOK: Duration = Duration::from_millis(100);
 /// Cleanup waits this long for deletions, so that space is free again when containerd says that an image is gone, unless
 /// there is so much to delete that the next garbage collection should not wait for it.
 const CLEANUP: Duration = Duration::from_secs(10);
@@ -50,13 +64,23 @@ struct Inner {
     layers: Arc<dyn Layers>,
     style: Style,
     waits: Waits,
+    leases: Option<Leases>,
 }
 
 impl Service {
     /// A service on the snapshots of a root, whose remote layers are `layers`.
     pub fn new(config: &Config, snapshots: Arc<Snapshots>, layers: Arc<dyn Layers>) -> Self {
         let style = Style::of_host(config.remap_ids);
-        Self(Arc::new(Inner { snapshots, layers, style, waits: Waits::default() }))
+        Self(Arc::new(Inner { snapshots, layers, style, waits: Waits::default(), leases: None }))
+    }
+
+    /// Asks this containerd which of several callers without a lease is a pull. Call it before the service is cloned.
+    #[must_use]
+    pub fn with_containerd(mut self, containerd: Connect) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.leases = Some(Leases::new(containerd));
+        }
+        self
     }
 
     /// For a tonic router.
@@ -131,35 +155,46 @@ impl Service {
         request: PrepareSnapshotRequest,
         headers: &MetadataMap,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        let claim = labels::claim(&request.key, header(headers, "containerd-namespace"), &request.labels);
+        let claim = labels::claim(&request.key, header(headers, NAMESPACE), &request.labels);
         let new =
             New { kind: Kind::Active, key: request.key, parent: request.parent, labels: labels::kept(request.labels) };
         if let Some(claim) = claim {
             let chain_id = claim.chain_id.to_string();
             if let Some(snapshot) = self.claim(claim, &new).await? {
-                if snapshot.remote.as_ref().is_some_and(|r| r.top) {
-                    self.0.waits.arm(&snapshot.name);
-                }
+                self.0.waits.expect(&snapshot.name, header(headers, waits::LEASE));
                 return Err(SnapshotError::Served { name: snapshot.name.clone(), chain_id });
             }
         }
         self.create(new).await
     }
 
-    async fn stat_any(&self, key: &str, headers: &MetadataMap) -> Result<Arc<Snapshot>, SnapshotError> {
-        let inner = &self.0;
-        let snapshot = inner.snapshots.get(key)?;
-        if !snapshot.remote.as_ref().is_some_and(|r| r.top) {
+    async fn stat_any(
+        &self,
+        request: &StatSnapshotRequest,
+        headers: &MetadataMap,
+    ) -> Result<Arc<Snapshot>, SnapshotError> {
+        let (inner, name) = (&self.0, &request.key);
+        let snapshot = inner.snapshots.get(name)?;
+        let Some(remote) = &snapshot.remote else { return Ok(snapshot) };
+        let turn = inner.waits.turn(name, header(headers, waits::LEASE), remote.top);
+        if turn == Turn::Pass {
             return Ok(snapshot);
         }
-        let leased = header(headers, waits::LEASE).is_some();
-        let (Some(wait), Some(chain)) = (inner.waits.enter(key, leased), inner.snapshots.chain(&snapshot)) else {
-            return Ok(snapshot);
-        };
-        inner.layers.ready(chain).await.map_err(SnapshotError::Pull)?;
-        wait.over();
+        let Some(chain) = inner.snapshots.chain(&snapshot) else { return Ok(snapshot) };
+        if turn == Turn::Ask {
+            // containerd 1.6 sends no namespace.
+            let namespace = header(headers, NAMESPACE).unwrap_or(&remote.namespace);
+            let chain_id = remote.chain_id.to_string();
+            let held = inner.held(namespace, &request.snapshotter, &chain_id, &chain).await;
+            if held <= inner.waits.waiting(name) {
+                return Ok(snapshot);
+            }
+        }
+        let waiting = inner.waits.wait(name);
+        inner.ready(chain).await?;
+        drop(waiting);
         // It may have been removed or updated meanwhile.
-        inner.snapshots.get(key)
+        inner.snapshots.get(name)
     }
 
     async fn usage_of(&self, key: &str) -> Result<crate::Usage, SnapshotError> {
@@ -176,6 +211,35 @@ impl Service {
 }
 
 impl Inner {
+    /// How many pulls hold a chain that is not here; containerd knows it by its chain ID.
+    async fn held(&self, namespace: &str, snapshotter: &str, chain_id: &str, chain: &RemoteChain) -> usize {
+        match &self.leases {
+            Some(leases) if chain.diff_ids.iter().any(|id| self.layers.usage(id).is_none()) => {
+                leases.holding(namespace, snapshotter, chain_id).await
+            }
+            _ => 0,
+        }
+    }
+
+    /// Waits for the layers of the chain, and not for others of its image.
+    async fn ready(&self, chain: RemoteChain) -> Result<(), SnapshotError> {
+        if self.layers.state(&chain) == State::Ready {
+            return Ok(());
+        }
+        let image = self.layers.ready(chain.clone());
+        if chain.top {
+            return image.await.map_err(SnapshotError::Pull);
+        }
+        let mut image = pin!(image);
+        loop {
+            match tokio::time::timeout(LOOK, &mut image).await {
+                Ok(outcome) => return outcome.map_err(SnapshotError::Pull),
+                Err(_) if self.layers.state(&chain) == State::Ready => return Ok(()),
+                Err(_) => {}
+            }
+        }
+    }
+
     /// The directories and mount points below a snapshot, top first. Never waits for a pull: containerd holds a lock.
     fn lowers(&self, stack: &Stack) -> Result<Vec<PathBuf>, SnapshotError> {
         let mut lowers: Vec<_> = stack.ordinary.iter().map(|id| self.snapshots.dirs.fs(*id)).collect();
@@ -265,9 +329,8 @@ impl snapshots_server::Snapshots for Service {
 
     async fn stat(&self, request: Request<StatSnapshotRequest>) -> Result<Response<StatSnapshotResponse>, Status> {
         let (headers, _, request) = request.into_parts();
-        tracing::debug!(key = request.key, ?headers, "stat");
         answer(async move {
-            let snapshot = self.stat_any(&request.key, &headers).await?;
+            let snapshot = self.stat_any(&request, &headers).await?;
             Ok(StatSnapshotResponse { info: Some(proto::info(&snapshot)) })
         })
         .await

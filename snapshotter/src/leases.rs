@@ -1,0 +1,57 @@
+//! Asks containerd how many pulls hold a snapshot.
+//!
+//! Every client of containerd that pulls has a lease, and the metadata layer adds each snapshot that the pull prepares
+//! or finds to it. Between them and the listings, which have none, only containerd can tell: see [`crate::waits`].
+
+use std::time::Duration;
+
+use silk_api::{
+    Connect,
+    containerd::services::leases::v1::{ListRequest, ListResourcesRequest, leases_client::LeasesClient},
+    namespaced,
+};
+use tonic::Status;
+
+/// containerd answers from its own database; a listing does not wait longer than this for the answer.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// A node has a lease for each pull or build under way. Where there are more, the rest is not looked at.
+const LEASES: usize = 256;
+
+/// containerd's leases.
+#[derive(Debug)]
+pub(crate) struct Leases(Connect);
+
+impl Leases {
+    pub(crate) fn new(containerd: Connect) -> Self {
+        Self(containerd)
+    }
+
+    /// How many leases of `namespace` hold the snapshot that containerd knows as `name` in `snapshotter`. Zero when
+    /// containerd cannot say: whoever lists must not wait.
+    pub(crate) async fn holding(&self, namespace: &str, snapshotter: &str, name: &str) -> usize {
+        match tokio::time::timeout(DEADLINE, self.count(namespace, snapshotter, name)).await {
+            Ok(Ok(count)) => count,
+            Ok(Err(status)) => self.unknown(status.message()),
+            Err(_) => self.unknown("no answer in time"),
+        }
+    }
+
+    fn unknown(&self, error: &str) -> usize {
+        tracing::warn!(containerd = %self.0.socket.display(), error, "containerd does not tell its leases: a pull may not wait");
+        0
+    }
+
+    async fn count(&self, namespace: &str, snapshotter: &str, name: &str) -> Result<usize, Status> {
+        let mut client = LeasesClient::new(self.0.channel.clone());
+        let kind = format!("snapshots/{snapshotter}");
+        let leases = client.list(namespaced(namespace, ListRequest::default())).await?.into_inner().leases;
+        let mut count = 0;
+        for lease in leases.into_iter().take(LEASES) {
+            // A lease that ended meanwhile holds nothing.
+            let request = namespaced(namespace, ListResourcesRequest { id: lease.id });
+            let Ok(answer) = client.list_resources(request).await else { continue };
+            count += usize::from(answer.into_inner().resources.iter().any(|r| r.r#type == kind && r.id == name));
+        }
+        Ok(count)
+    }
+}
