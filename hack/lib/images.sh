@@ -75,11 +75,22 @@ make_layout() (
     cp -r "$RECIPES/$name" "$work/context"
     [ "$name" != debian ] || debian_rootfs "$work/rootfs" "$work/context/rootfs.tar"
     write_machine "$work"
+    # shellcheck disable=SC2046  # words of options
     run_buildah "$work" bud --layers --isolation chroot --network host --pull-never "$@" --tag "$name" \
+        $(same_limits) \
         -v "$work/apt:/etc/apt:ro" -v "$work/env:/run/build:ro" "$work/context"
     run_buildah "$work" push --format oci "$name" "oci:$work/layout:latest"
     mv "$work/layout" "$layout"
 )
+
+# Options for a build under the limits that we have: buildah would raise them, which takes CAP_SYS_RESOURCE.
+same_limits() {
+    local name value
+    for name in nproc:u nofile:n; do
+        value=$(ulimit -H"${name#*:}")
+        [ "$value" = unlimited ] || printf -- '--ulimit %s=%s:%s ' "${name%:*}" "$value" "$value"
+    done
+}
 
 # Buildah with storage of its own, so that nothing of the machine's is touched. Policy: what we built ourselves needs no signature.
 run_buildah() {
