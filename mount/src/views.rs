@@ -36,7 +36,10 @@ pub trait LayerFiles: Sync {
 #[derive(Debug)]
 pub struct Views {
     mounts: Mounts,
+    /// Making a view, by its name; learning of a layer, by its diff ID.
     turns: Turns<String>,
+    /// Finding or mounting a layer's view, against retiring the layer. Short: nothing is made meanwhile.
+    layers: Turns<Digest>,
     /// One image is made at a time: a table of contents and its tree take some 500 bytes an entry together.
     making: Mutex<()>,
     /// On what a layer's tree depends; an entry for each layer that was shown and not hidden since.
@@ -54,8 +57,8 @@ struct Wants {
 impl Views {
     /// Views over these mounts. Call [`Views::sweep`] before anything else.
     pub fn new(mounts: Mounts) -> Self {
-        let (turns, making) = (Turns::default(), Mutex::default());
-        Self { mounts, turns, making, dependences: Mutex::default(), chains: Mutex::default() }
+        let (turns, layers, making) = (Turns::default(), Turns::default(), Mutex::default());
+        Self { mounts, turns, layers, making, dependences: Mutex::default(), chains: Mutex::default() }
     }
 
     /// The mounts below.
@@ -70,7 +73,11 @@ impl Views {
     /// When a layer is not whole, has no tree, or cannot be mounted.
     pub fn lowers(&self, files: &dyn LayerFiles, chain: &[Digest]) -> Result<Vec<PathBuf>, ViewError> {
         let ids = chain_ids(chain);
-        (0..chain.len()).rev().map(|at| self.show_at(files, (chain, &ids), at)).collect()
+        // Base first: see `retire`.
+        let mut lowers: Vec<_> =
+            (0..chain.len()).map(|at| self.show_at(files, (chain, &ids), at)).collect::<Result<_, _>>()?;
+        lowers.reverse();
+        Ok(lowers)
     }
 
     /// Shows the top layer of a chain, base first, so that a later [`Views::lowers`] finds it shown. The layers below
@@ -92,8 +99,32 @@ impl Views {
         self.mounts.is_shown(&view).then(|| (variant, self.mounts.mountpoint(&view)))
     }
 
+    /// Takes away a layer's views as [`Views::hide_layer`] and then does `then` (deletes its files, say), unless
+    /// `in_use`; `None` if it is. A [`Views::lowers`] on its way either finds the layer as it was or, when its caller
+    /// made `in_use` true before, keeps it: it asks for the base first, and this holds that layer until it is done.
+    ///
+    /// `in_use` and `then` must not wait for anybody who is in [`Views::lowers`].
+    ///
+    /// # Errors
+    /// When the kernel refuses to unmount; `then` was not done.
+    pub fn retire<R>(
+        &self,
+        files: &dyn LayerFiles,
+        diff_id: &Digest,
+        in_use: &dyn Fn() -> bool,
+        then: impl FnOnce() -> R,
+    ) -> Result<Option<R>, ViewError> {
+        self.layers.take(diff_id, || {
+            if in_use() {
+                return Ok(None);
+            }
+            self.hide_layer(files, diff_id)?;
+            Ok(Some(then()))
+        })
+    }
+
     /// Takes away all views of a layer, and those of other layers that point into its data. Call it before the layer's
-    /// files are deleted: a mount keeps the space of deleted ones.
+    /// files are deleted: a mount keeps the space of deleted ones. Overlays that stand on them keep what they have.
     ///
     /// # Errors
     /// When the kernel refuses to unmount.
@@ -159,7 +190,7 @@ impl Views {
             None => self.turns.take(&diff_id.hex(), || self.learn(files, diff_id, place))?,
         };
         let view = View { diff_id, variant: chain::variant(dependence, place) };
-        if self.mounts.is_shown(&view) {
+        if self.layers.take(&diff_id, || self.mounts.is_shown(&view)) {
             return Ok(self.mounts.mountpoint(&view));
         }
         // Two that want the same view: the second finds the image made and the mount there.
@@ -184,14 +215,17 @@ impl Views {
                 make(files, view, chain, &tree)?
             }
         };
-        if let Some(gone) = layers.iter().find(|layer| files.size(layer).is_none()) {
-            return Err(ViewError::NotWhole(*gone));
-        }
         let devices: Vec<_> = layers.iter().map(|layer| files.layer_path(layer).join("data")).collect();
-        if let Variant::Chain(_) = view.variant {
-            self.chains().insert(view.name(), Wants { meta: path.clone(), layers });
-        }
-        self.mounts.show(view, &path, &devices).map_err(|source| ViewError::Mount { layer, source })
+        self.layers.take(&layer, || {
+            // Layers that were retired while the image was made.
+            if let Some(gone) = layers.iter().find(|layer| files.size(layer).is_none()) {
+                return Err(ViewError::NotWhole(*gone));
+            }
+            if let Variant::Chain(_) = view.variant {
+                self.chains().insert(view.name(), Wants { meta: path.clone(), layers });
+            }
+            self.mounts.show(view, &path, &devices).map_err(|source| ViewError::Mount { layer, source })
+        })
     }
 
     fn known_dependence(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Option<Dependence> {

@@ -299,6 +299,49 @@ fn privileged_many_containers_at_once_make_each_image_once() {
 }
 
 #[test]
+fn privileged_a_layer_is_retired_unless_it_is_in_use() {
+    let layers = Layers::new();
+    let views = layers.views(RungChoice::Auto);
+    let chain = [layers.add(&base()), layers.add(&Tar::new().file("etc/added", "added").hard_link("sh", "bin"))];
+    let lowers = views.lowers(&layers, &chain).unwrap();
+    assert_eq!(views.retire(&layers, &chain[0], &|| true, || unreachable!()).unwrap(), None::<()>);
+    assert!(lowers.iter().all(|lower| lower.exists()));
+    let deleted =
+        views.retire(&layers, &chain[0], &|| false, || layers.known.lock().unwrap().remove(&chain[0]).is_some());
+    assert_eq!(deleted.unwrap(), Some(true));
+    assert!(lowers.iter().all(|lower| !lower.exists()), "the top's view held the base's data");
+}
+
+/// Containers come and go while the janitor retires what none of them uses: an overlay always has all of its layers.
+#[test]
+fn privileged_who_is_in_use_first_keeps_its_layers() {
+    let layers = Layers::new();
+    let views = layers.views(RungChoice::Auto);
+    let chain = [layers.add(&base()), layers.add(&Tar::new().file("etc/added", "added").hard_link("sh", "bin"))];
+    let (users, done) = (std::sync::atomic::AtomicU32::new(0), std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut retired = 0;
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                for layer in &chain {
+                    let in_use = || users.load(std::sync::atomic::Ordering::SeqCst) > 0;
+                    retired += views.retire(&layers, layer, &in_use, || ()).unwrap().iter().count();
+                }
+            }
+            assert!(retired > 0);
+        });
+        for _ in 0..200 {
+            users.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let lowers = views.lowers(&layers, &chain).unwrap();
+            assert_eq!(read(&lowers[0].join("etc/added")) + &read(&lowers[1].join("bin")), "addedbusybox");
+            users.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+            std::thread::yield_now();
+        }
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+}
+
+#[test]
 fn privileged_a_chain_whose_layer_is_missing_says_which() {
     let layers = Layers::new();
     let views = layers.views(RungChoice::Auto);
