@@ -1,6 +1,8 @@
 //! Archives made by GNU tar and by Python's `tarfile`, read by the scanner and by Python's reader: both must find the
 //! same members at the same places, and our extents must hold the files' bytes. Needs `tar` and `python3`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     fs,
     io::{Seek as _, SeekFrom, Write as _},

@@ -33,9 +33,10 @@ impl Pax {
         // The regions of sparse version 0.0: offset, length, offset, ... in records of their own.
         let mut regions: Vec<&[u8]> = Vec::new();
         while !bytes.is_empty() {
-            let (key, value, rest) = record(bytes)?;
+            let Record { key, value, rest } = record(bytes)?;
             bytes = rest;
-            let expected: &[u8] = if regions.len() % 2 == 0 { b"GNU.sparse.offset" } else { b"GNU.sparse.numbytes" };
+            let expected: &[u8] =
+                if regions.len().is_multiple_of(2) { b"GNU.sparse.offset" } else { b"GNU.sparse.numbytes" };
             if matches!(key, b"GNU.sparse.offset" | b"GNU.sparse.numbytes") {
                 if key != expected || value.contains(&b',') {
                     return Err(PaxFault::SparseOrder);
@@ -97,8 +98,15 @@ impl Pax {
     }
 }
 
-/// Splits off the first record: key, value and what follows.
-fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), PaxFault> {
+/// A record, and the bytes that follow it.
+struct Record<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+    rest: &'a [u8],
+}
+
+/// Splits off the first record.
+fn record(bytes: &[u8]) -> Result<Record<'_>, PaxFault> {
     let space = bytes.iter().position(|byte| *byte == b' ').ok_or(PaxFault::Record)?;
     let len = decimal(&bytes[..space]).and_then(|len| usize::try_from(len).ok()).ok_or(PaxFault::Record)?;
     if len < 5 || len > bytes.len() || len <= space + 1 {
@@ -114,7 +122,7 @@ fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), PaxFault> {
     if (if is_name { value } else { key }).contains(&0) {
         return Err(PaxFault::Nul);
     }
-    Ok((key, value, &bytes[len..]))
+    Ok(Record { key, value, rest: &bytes[len..] })
 }
 
 /// Removes all but the last record of each name.

@@ -43,7 +43,10 @@ fn file(name: &str, body: &[u8]) -> Vec<u8> {
     Block::new(name, b'0', body.len() as u64).with(body)
 }
 
-fn records(records: &[(&str, &[u8])]) -> Vec<u8> {
+/// Keys and values of PAX records.
+type Pairs<'a> = &'a [(&'a str, &'a [u8])];
+
+fn records(records: Pairs<'_>) -> Vec<u8> {
     let mut body = Vec::new();
     for (key, value) in records {
         let bare = key.len() + value.len() + 3;
@@ -53,7 +56,7 @@ fn records(records: &[(&str, &[u8])]) -> Vec<u8> {
     body
 }
 
-fn pax(pairs: &[(&str, &[u8])]) -> Vec<u8> {
+fn pax(pairs: Pairs<'_>) -> Vec<u8> {
     let body = records(pairs);
     Block::new("PaxHeaders/x", b'x', body.len() as u64).with(&body)
 }
@@ -301,13 +304,13 @@ fn global_headers_are_read_and_not_applied() {
 }
 
 /// A PAX sparse member: records, then a plain header with `body`.
-fn sparse(records: &[(&str, &[u8])], body: &[u8]) -> Vec<u8> {
+fn sparse(records: Pairs<'_>, body: &[u8]) -> Vec<u8> {
     [pax(records), file("GNUSparseFile.0/f", body)].concat()
 }
 
 #[test]
 fn pax_sparse_maps_of_every_version_say_the_same() {
-    let versions: [(&[(&str, &[u8])], &[u8], u64); 4] = [
+    let versions: [(Pairs<'_>, &[u8], u64); 4] = [
         (
             &[
                 ("GNU.sparse.size", b"1000"),

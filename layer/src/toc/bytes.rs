@@ -1,5 +1,5 @@
-//! Byte strings for serde as byte strings: a plain `Vec<u8>` is a sequence to serde, decoded number by number, three
-//! times slower. In postcard both look the same.
+//! Byte strings for serde as byte strings: a plain `Vec<u8>` is a sequence to serde, taken number by number. In
+//! postcard both look the same.
 
 use std::fmt;
 
