@@ -80,6 +80,7 @@ make_layout() (
         $(same_limits) \
         -v "$work/apt:/etc/apt:ro" -v "$work/env:/run/build:ro" "$work/context"
     run_buildah "$work" push --format oci "$name" "oci:$work/layout:latest"
+    rm -rf "$SILK_CACHE/images/$name"-*
     mv "$work/layout" "$layout"
 )
 
