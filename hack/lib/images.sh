@@ -84,12 +84,14 @@ make_layout() (
     mv "$work/layout" "$layout"
 )
 
-# Options for a build under the limits that we have: buildah would raise them, which takes CAP_SYS_RESOURCE.
+# Options for a build under limits that need not be raised, which would take CAP_SYS_RESOURCE: buildah's own wishes lie above this
+# machine's. 32768 processes are what older ones set themselves first.
 same_limits() {
     local name value
     for name in nproc:u nofile:n; do
         value=$(ulimit -H"${name#*:}")
-        [ "$value" = unlimited ] || printf -- '--ulimit %s=%s:%s ' "${name%:*}" "$value" "$value"
+        if [ "$value" = unlimited ] || [ "$value" -gt 32768 ]; then value=32768; fi
+        printf -- '--ulimit %s=%s:%s ' "${name%:*}" "$value" "$value"
     done
 }
 
