@@ -7,6 +7,7 @@ mod below;
 pub mod build;
 mod error;
 mod naive;
+mod node;
 mod path;
 #[cfg(test)]
 mod tests;

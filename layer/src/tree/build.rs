@@ -22,17 +22,18 @@
 //! lists that are inherited through a default ACL, and the clock: directories that are implied, and not known below,
 //! are of 1970, as are whiteouts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::{
-    Node, NodeId, NodeKind, OPAQUE, ROOT, Source, SourceExtent, Tree,
+    Node, NodeId, NodeKind, ROOT, Source, Tree,
     below::{Chain, Merged},
     error::{TreeError, TreeFault, shown},
     naive::Naive,
+    node::bounded,
     path::{Budget, check_name, child, clean, resolve},
     xattrs,
 };
-use crate::toc::{Entry, Kind, Time, Toc};
+use crate::toc::{Entry, Kind, Toc};
 
 /// Inodes that one build may make, those that are replaced again included: twice the scanner's limit on entries, so
 /// that as many directories may be implied. An inode takes some 200 bytes.
@@ -48,9 +49,6 @@ const MAX_STEPS: u64 = 1 << 30;
 /// Prefix of whiteouts, and the name of the marker that makes a directory opaque (OCI image specification, layer.md).
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
-
-/// The owner that chown(2) leaves as it is.
-const UNCHANGED: u32 = u32::MAX;
 
 /// What lies under a layer.
 #[derive(Debug, Clone, Copy)]
@@ -91,8 +89,16 @@ impl Tree {
 
     /// Whether the tree of `toc` depends on the layer's place. Costs as much as one build.
     pub fn dependence(toc: &Toc) -> Result<Dependence, TreeError> {
-        let builder = Builder { probing: true, ..Builder::new(toc, Below::Above(&[])) };
-        Ok(builder.run(toc)?.dependence)
+        let mut builder = Builder { probing: true, ..Builder::new(toc, Below::Above(&[])) };
+        match builder.run(toc) {
+            Ok(built) => Ok(built.dependence),
+            // What a hard link out of the layer leads to may be what makes the rest possible.
+            Err(_) if builder.dependence.consults_below => {
+                let base_differs = toc.entries.iter().any(|entry| is_marker(&entry.path));
+                Ok(Dependence { base_differs, consults_below: true })
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -101,6 +107,8 @@ impl Tree {
 struct Mark {
     /// A directory that no entry was needed for.
     implied: bool,
+    /// One that took over something from below.
+    inherits: bool,
     /// A whiteout made from a whiteout entry.
     whiteout: bool,
     /// A directory made in place of such a whiteout, or implied inside of one: what is below has no say in it.
@@ -140,7 +148,7 @@ impl<'a> Builder<'a> {
             layers,
             is_base,
             probing: false,
-            nodes: vec![Node { mode: 0o755, ..Node::fresh(NodeKind::Dir(BTreeMap::new())) }],
+            nodes: vec![Node::fresh_dir()],
             marks: vec![Mark::default()],
             budget: Budget((STEPS_PER_ENTRY * toc.entries.len() as u64).clamp(MIN_STEPS, MAX_STEPS)),
             chain: Chain::default(),
@@ -154,7 +162,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn run(mut self, toc: &'a Toc) -> Result<Built, TreeError> {
+    fn run(&mut self, toc: &'a Toc) -> Result<Built, TreeError> {
         for entry in &toc.entries {
             self.apply(entry).map_err(|fault| TreeError { path: shown(&entry.path), fault })?;
         }
@@ -209,14 +217,14 @@ impl<'a> Builder<'a> {
             let name = &names[depth];
             parent = dirs[depth];
             let covers = child(&self.nodes, parent, name).is_some();
-            let node = Node { mode: 0o755, ..Node::fresh(NodeKind::Dir(BTreeMap::new())) };
+            let node = Node::fresh_dir();
             let id = self.add(parent, name, node)?;
             dirs.push(id);
             let cut = covers || self.marks[parent.0 as usize].cut;
-            self.marks[id.0 as usize] = Mark { implied: !cut, cut, whiteout: false };
+            self.marks[id.0 as usize] = Mark { implied: !cut, cut, ..Mark::default() };
             if covers {
                 // In place of a whiteout: what is below stays hidden.
-                self.nodes[id.0 as usize].xattrs.insert(OPAQUE.to_vec(), b"y".to_vec());
+                self.nodes[id.0 as usize].cover();
             }
             if let Some(naive) = &mut self.naive {
                 naive.implied(parent, name);
@@ -235,14 +243,14 @@ impl<'a> Builder<'a> {
             let node = &mut self.nodes[id.0 as usize];
             (node.mode, node.uid, node.gid, node.mtime) = (from.mode, from.uid, from.gid, from.mtime);
             xattrs::inherit(from, node);
-            self.used_below = true;
+            self.marks[id.0 as usize].inherits = true;
         }
         Ok(())
     }
 
     fn opaque(&mut self, dir: NodeId) -> Result<(), TreeFault> {
         if !self.is_base {
-            self.nodes[dir.0 as usize].xattrs.insert(OPAQUE.to_vec(), b"y".to_vec());
+            self.nodes[dir.0 as usize].cover();
         } else if let Some(naive) = &mut self.naive {
             for (dir, name) in naive.opaque(&self.nodes, dir) {
                 self.remove(dir, &name);
@@ -262,7 +270,7 @@ impl<'a> Builder<'a> {
         } else if let Some(id) = existing {
             let node = &mut self.nodes[id.0 as usize];
             if matches!(node.kind, NodeKind::Dir(_)) {
-                node.xattrs.insert(OPAQUE.to_vec(), b"y".to_vec());
+                node.cover();
             }
         } else {
             let id = self.add(parent, name, Node::fresh(NodeKind::Char(0, 0)))?;
@@ -285,31 +293,17 @@ impl<'a> Builder<'a> {
                         self.name(parent, name, id);
                         id
                     }
-                    kind => self.add(parent, name, Node::fresh(node_kind(kind)?))?,
+                    kind => self.add(parent, name, Node::of(kind)?)?,
                 }
             }
         };
-        self.stamp(id, entry)?;
+        self.nodes[id.0 as usize].stamp(entry)?;
         if entry.kind == Kind::Dir {
             self.dirs.push(entry);
         }
         if let Some(naive) = &mut self.naive {
             naive.unpacked(parent, name);
         }
-        Ok(())
-    }
-
-    /// Gives an inode what the entry's header says: chown, attributes, chmod (which symbolic links do not have), time.
-    fn stamp(&mut self, id: NodeId, entry: &Entry) -> Result<(), TreeFault> {
-        let node = &mut self.nodes[id.0 as usize];
-        node.chown(entry);
-        for (name, value) in &entry.xattrs {
-            xattrs::set(node, name, value).map_err(|fault| TreeFault::Xattr { name: shown(name), fault })?;
-        }
-        if !matches!(node.kind, NodeKind::Symlink(_)) {
-            xattrs::chmod(node, entry.mode);
-        }
-        node.mtime = bounded(entry.mtime);
         Ok(())
     }
 
@@ -347,6 +341,7 @@ impl<'a> Builder<'a> {
         let merged = Merged { own: &self.nodes, layers: self.layers };
         let missing = || TreeFault::NoLinkTarget(shown(target));
         let place = merged.find(target, &mut self.budget)?.ok_or_else(missing)?;
+        self.used_below = true;
         let Some(below) = place.0.checked_sub(1) else { return Ok(place.1) };
         if let Some(copy) = self.copies.get(&place) {
             return Ok(*copy);
@@ -360,7 +355,6 @@ impl<'a> Builder<'a> {
                 });
             }
         }
-        self.used_below = true;
         let id = self.insert(node)?;
         self.copies.insert(place, id);
         Ok(id)
@@ -429,7 +423,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Keeps what names lead to, numbered parents first and by name.
-    fn compact(mut self) -> Built {
+    fn compact(&mut self) -> Built {
         const UNSEEN: u32 = u32::MAX;
         let mut numbers = vec![UNSEEN; self.nodes.len()];
         let mut order = Vec::new();
@@ -441,7 +435,9 @@ impl<'a> Builder<'a> {
             }
             *number = order.len() as u32;
             order.push(id);
-            self.dependence.consults_below |= self.marks[id.0 as usize].implied;
+            let mark = self.marks[id.0 as usize];
+            self.dependence.consults_below |= mark.implied;
+            self.used_below |= mark.inherits;
             if let NodeKind::Dir(children) = &self.nodes[id.0 as usize].kind {
                 stack.extend(children.values().rev());
             }
@@ -458,50 +454,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-impl Node {
-    /// As the system calls that make inodes leave it for root.
-    fn fresh(kind: NodeKind) -> Self {
-        let mode = if matches!(kind, NodeKind::Symlink(_)) { 0o777 } else { 0 };
-        Self { kind, mode, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() }
-    }
-
-    /// chown(2), which takes file capabilities away from everything but directories.
-    fn chown(&mut self, entry: &Entry) {
-        if entry.uid != UNCHANGED {
-            self.uid = entry.uid;
-        }
-        if entry.gid != UNCHANGED {
-            self.gid = entry.gid;
-        }
-        if !matches!(self.kind, NodeKind::Dir(_)) {
-            self.xattrs.remove(xattrs::CAPABILITY);
-        }
-    }
-}
-
-fn node_kind(kind: &Kind) -> Result<NodeKind, TreeFault> {
-    Ok(match kind {
-        Kind::File { size, extents } => {
-            let own = extents.iter().map(|extent| SourceExtent {
-                source: Source::Own,
-                logical: extent.logical,
-                offset: extent.offset,
-                len: extent.len,
-            });
-            NodeKind::File { size: *size, extents: own.collect() }
-        }
-        Kind::Dir => NodeKind::Dir(BTreeMap::new()),
-        Kind::Symlink(target) if target.is_empty() => return Err(TreeFault::EmptyTarget),
-        Kind::Symlink(target) => NodeKind::Symlink(target.clone()),
-        Kind::Char { major, minor } => NodeKind::Char(*major, *minor),
-        Kind::Block { major, minor } => NodeKind::Block(*major, *minor),
-        // A hard link has no inode of its own; the caller has followed it.
-        Kind::Fifo | Kind::Hardlink(_) => NodeKind::Fifo,
-    })
-}
-
-/// containerd's `boundTime`: what does not fit into 64 bits of nanoseconds since 1970 becomes 1970.
-fn bounded(time: Time) -> Time {
-    let nanos = i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
-    if (0..=i128::from(i64::MAX)).contains(&nanos) { time } else { Time::default() }
+/// Whether a path is that of a whiteout or an opaque marker.
+fn is_marker(path: &[u8]) -> bool {
+    clean(path).is_ok_and(|names| names.last().is_some_and(|name| name.starts_with(WHITEOUT)))
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::toc::{Entry, Extent, Kind, Toc};
 
@@ -279,6 +281,8 @@ fn dependence_is_told_without_the_layers_below() {
     assert_eq!(of(&["a/x"]), (false, true));
     assert_eq!(of(&["a/x", "a"]), (false, false));
     assert_eq!(of(&["a = b"]), (false, true));
+    assert_eq!(of(&["a = b", "a/x", ".wh.c"]), (true, true), "b may be a link to a directory");
+    assert!(Tree::dependence(&toc(&["a", "a/x"])).is_err());
     assert_eq!(of(&[".wh.a"]), (true, false));
     assert_eq!(of(&["a/.wh..wh..opq"]), (true, true));
 }
@@ -390,4 +394,76 @@ fn depth_is_bounded_and_never_recursed_into() {
     let deep = "d/".repeat(2000);
     assert_eq!(above(&[&deep], &[]).inodes(), 2001);
     assert_eq!(fault(&[&deep, &format!("l -> {deep}"), &format!("l/{}x", "e/".repeat(60))]), TreeFault::TooDeep);
+}
+
+/// Entries of few names, so that they meet.
+fn lines() -> impl Strategy<Value = Vec<String>> {
+    let name = prop::sample::select(vec!["a", "b", "c", ".", ".."]);
+    let path = prop::collection::vec(name, 1..4).prop_map(|names| names.join("/"));
+    let line = (path.clone(), path, 0..10).prop_map(|(path, other, kind)| match kind {
+        0..3 => format!("{path}/"),
+        3 => format!("{path} -> {other}"),
+        4 => format!("{path} -> /{other}"),
+        5 => format!("{path} = {other}"),
+        6 => format!("{path}/.wh.{}", &other[..1]),
+        7 => format!("{path}/.wh..wh..opq"),
+        _ => path,
+    });
+    prop::collection::vec(line, 1..14)
+}
+
+/// The table of those lines that can be unpacked after those in front of them, and its tree.
+fn build_some(lines: &[String], below: Below<'_>) -> (Toc, Built) {
+    let mut kept = toc(&[]);
+    for line in lines {
+        kept.entries.push(entry(line));
+        if Tree::build(&kept, below).is_err() {
+            kept.entries.pop();
+        }
+    }
+    let built = Tree::build(&kept, below).unwrap();
+    (kept, built)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// What [`Dependence`] and [`Built::used_below`] promise to those who share a tree between places.
+    #[test]
+    fn trees_depend_on_their_place_only_as_told(bottom in lines(), middle in lines(), top in lines()) {
+        let bottom = build_some(&bottom, Below::Base).1.tree;
+        let middle = build_some(&middle, Below::Above(&[&bottom])).1.tree;
+        let (toc, built) = build_some(&top, Below::Above(&[&middle, &bottom]));
+        let told = Tree::dependence(&toc).unwrap();
+        prop_assert_eq!(built.dependence, told);
+        prop_assert!(told.consults_below || !built.used_below);
+        let alone = Tree::build(&toc, Below::Above(&[]));
+        if !built.used_below {
+            prop_assert_eq!(&built.tree, &alone.as_ref().unwrap().tree);
+        }
+        if let (Ok(alone), Ok(base)) = (alone, Tree::build(&toc, Below::Base)) {
+            prop_assert!(told.base_differs || alone.tree == base.tree);
+            prop_assert_eq!(base.dependence.base_differs, told.base_differs);
+        }
+    }
+
+    /// Every node is reached by exactly the names that lead to it, directories by one.
+    #[test]
+    fn trees_are_trees(bottom in lines(), top in lines()) {
+        let bottom = build_some(&bottom, Below::Base).1.tree;
+        let top = build_some(&top, Below::Above(&[&bottom])).1.tree;
+        for tree in [&bottom, &top] {
+            let mut names = vec![0; tree.nodes.len()];
+            names[0] = 1;
+            let mut stack: Vec<NodeId> = vec![ROOT];
+            while let Some(id) = stack.pop() {
+                let NodeKind::Dir(children) = &tree.node(id).kind else { continue };
+                children.values().for_each(|child| names[child.0 as usize] += 1);
+                stack.extend(children.values().rev());
+            }
+            for (node, names) in tree.nodes.iter().zip(names) {
+                prop_assert!(names == 1 || names > 1 && !matches!(node.kind, NodeKind::Dir(_)));
+            }
+        }
+    }
 }
