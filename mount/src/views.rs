@@ -1,7 +1,7 @@
 //! From an image's layers to the directories of its overlay.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -77,6 +77,10 @@ impl Views {
         let mut lowers: Vec<_> =
             (0..chain.len()).map(|at| self.show_at(files, (chain, &ids), at)).collect::<Result<_, _>>()?;
         lowers.reverse();
+        // A chain may hold a layer twice (`RUN true` makes the same empty one each time), and overlayfs takes no lower
+        // directory twice. The topmost decides: whatever a repetition below it shows, it shows above.
+        let mut seen = HashSet::new();
+        lowers.retain(|lower| seen.insert(lower.clone()));
         Ok(lowers)
     }
 
