@@ -60,6 +60,9 @@ func TestTreesEqualOverlayfs(t *testing.T) {
 						if err != nil {
 							t.Fatal(err)
 						}
+						if state, message := n.ImageState(s.ref); state != "ready" {
+							t.Errorf("silk did not serve it: %s %s", state, message)
+						}
 						for _, line := range tree.Diff(want[s.name], got, s.madeUp) {
 							t.Error(line)
 						}

@@ -182,31 +182,31 @@ func octal(field []byte, value int64) {
 }
 
 // TimesMadeUp names the directories whose modification time no layer tells: those that the topmost layer with a part in them only
-// implies. containerd gives them the time of the unpacking. "." is the root.
+// implies, those that AUFS kept for itself, and the root ("."), whose entry containerd passes over. containerd gives them the time of
+// the unpacking.
 func TimesMadeUp(layers ...[]Entry) map[string]bool {
-	madeUp := map[string]bool{".": true}
+	madeUp := map[string]bool{}
 	for _, entries := range layers {
 		declared := map[string]bool{}
 		for _, entry := range entries {
-			if entry.Type == Dir {
-				declared[path.Clean("./"+entry.Name)] = true
+			name := path.Clean("./" + entry.Name)
+			if entry.Type == Dir && !strings.HasPrefix(path.Base(name), ".wh..wh.") {
+				declared[name] = true
 			}
 		}
 		for _, entry := range entries {
 			if entry.Global {
 				continue
 			}
-			for dir := path.Dir(path.Clean("./" + entry.Name)); ; dir = path.Dir(dir) {
+			for dir := path.Dir(path.Clean("./" + entry.Name)); dir != "."; dir = path.Dir(dir) {
 				madeUp[dir] = !declared[dir]
-				if dir == "." {
-					break
-				}
 			}
 		}
 		for dir := range declared {
 			delete(madeUp, dir)
 		}
 	}
+	madeUp["."] = true
 	return madeUp
 }
 
