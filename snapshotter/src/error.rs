@@ -140,11 +140,19 @@ impl SnapshotError {
             Self::NotActive { .. } | Self::NoMounts(_) | Self::HasChildren(_) => Class::Precondition,
             Self::NotMountable { .. } => Class::Transient,
             Self::Pull(not_ready) => not_ready.class,
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
+            Self::Io { source, .. } => class_of(source),
+            Self::Database(error) => match &**error {
+                redb::Error::Io(source) => class_of(source),
                 _ => Class::Internal,
             },
-            Self::Database(_) | Self::Version { .. } | Self::Panicked => Class::Internal,
+            Self::Version { .. } | Self::Panicked => Class::Internal,
         }
+    }
+}
+
+fn class_of(error: &io::Error) -> Class {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
+        _ => Class::Internal,
     }
 }

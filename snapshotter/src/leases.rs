@@ -1,4 +1,4 @@
-//! Asks containerd how many pulls hold a snapshot.
+//! Asks containerd which pulls hold a snapshot.
 //!
 //! Every client of containerd that pulls has a lease, and the metadata layer adds each snapshot that the pull prepares
 //! or finds to it. Between them and the listings, which have none, only containerd can tell: see [`crate::waits`].
@@ -26,32 +26,37 @@ impl Leases {
         Self(containerd)
     }
 
-    /// How many leases of `namespace` hold the snapshot that containerd knows as `name` in `snapshotter`. Zero when
+    /// The leases of `namespace` that hold the snapshot which containerd knows as `name` in `snapshotter`. None when
     /// containerd cannot say: whoever lists must not wait.
-    pub(crate) async fn holding(&self, namespace: &str, snapshotter: &str, name: &str) -> usize {
-        match tokio::time::timeout(DEADLINE, self.count(namespace, snapshotter, name)).await {
-            Ok(Ok(count)) => count,
+    pub(crate) async fn holding(&self, namespace: &str, snapshotter: &str, name: &str) -> Vec<String> {
+        match tokio::time::timeout(DEADLINE, self.ask(namespace, snapshotter, name)).await {
+            Ok(Ok(leases)) => leases,
             Ok(Err(status)) => self.unknown(status.message()),
             Err(_) => self.unknown("no answer in time"),
         }
     }
 
-    fn unknown(&self, error: &str) -> usize {
+    fn unknown(&self, error: &str) -> Vec<String> {
         tracing::warn!(containerd = %self.0.socket.display(), error, "containerd does not tell its leases: a pull may not wait");
-        0
+        Vec::new()
     }
 
-    async fn count(&self, namespace: &str, snapshotter: &str, name: &str) -> Result<usize, Status> {
+    async fn ask(&self, namespace: &str, snapshotter: &str, name: &str) -> Result<Vec<String>, Status> {
         let mut client = LeasesClient::new(self.0.channel.clone());
         let kind = format!("snapshots/{snapshotter}");
         let leases = client.list(namespaced(namespace, ListRequest::default())).await?.into_inner().leases;
-        let mut count = 0;
+        let mut holding = Vec::new();
         for lease in leases.into_iter().take(LEASES) {
             // A lease that ended meanwhile holds nothing.
-            let request = namespaced(namespace, ListResourcesRequest { id: lease.id });
+            let request = namespaced(namespace, ListResourcesRequest { id: lease.id.clone() });
             let Ok(answer) = client.list_resources(request).await else { continue };
-            count += usize::from(answer.into_inner().resources.iter().any(|r| r.r#type == kind && r.id == name));
+            if answer.into_inner().resources.iter().any(|r| r.r#type == kind && r.id == name) {
+                holding.push(lease.id);
+            }
         }
-        Ok(count)
+        Ok(holding)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,6 @@
 
 #![forbid(unsafe_code)]
 
-mod config;
 mod dirs;
 mod error;
 mod filter;
@@ -26,7 +25,6 @@ mod status;
 mod usage;
 mod waits;
 
-pub use config::Config;
 pub use error::SnapshotError;
 pub use layers::{Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State};
 pub use service::Service;

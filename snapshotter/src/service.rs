@@ -29,11 +29,11 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
-    Claim, Config, Kind, Layers, NotReady, Remote, RemoteChain, Snapshot, SnapshotError, Snapshots, State,
+    Claim, Kind, Layers, NotReady, Refused, Remote, RemoteChain, Snapshot, SnapshotError, Snapshots, State,
     filter::Filters,
     labels,
     leases::Leases,
-    mounts::{Style, mounts},
+    mounts::{knows_index, mounts},
     snapshots::{Final, New},
     state::Stack,
     usage,
@@ -48,6 +48,8 @@ const MAX_MESSAGE: usize = 16 << 20;
 const NAMESPACE: &str = "containerd-namespace";
 /// Snapshots in one message of a list, as containerd's own service sends them.
 const LIST_PART: usize = 100;
+/// A claim takes up to a second by contract. Whatever keeps it longer must not keep containerd, which holds a lock.
+const CLAIM: Duration = Duration::from_secs(5);
 /// How often a wait for some of an image's layers looks whether they are here.
 const LOOK: Duration = Duration::from_millis(100);
 /// Cleanup waits this long for deletions, so that space is free again when containerd says that an image is gone, unless
@@ -62,16 +64,16 @@ pub struct Service(Arc<Inner>);
 struct Inner {
     snapshots: Arc<Snapshots>,
     layers: Arc<dyn Layers>,
-    style: Style,
+    index_off: bool,
     waits: Waits,
     leases: Option<Leases>,
 }
 
 impl Service {
     /// A service on the snapshots of a root, whose remote layers are `layers`.
-    pub fn new(config: &Config, snapshots: Arc<Snapshots>, layers: Arc<dyn Layers>) -> Self {
-        let style = Style::of_host(config.remap_ids);
-        Self(Arc::new(Inner { snapshots, layers, style, waits: Waits::default(), leases: None }))
+    pub fn new(snapshots: Arc<Snapshots>, layers: Arc<dyn Layers>) -> Self {
+        let (index_off, waits) = (knows_index(), Waits::default());
+        Self(Arc::new(Inner { snapshots, layers, index_off, waits, leases: None }))
     }
 
     /// Asks this containerd which of several callers without a lease is a pull. Call it before the service is cloned.
@@ -106,7 +108,7 @@ impl Service {
             inner.snapshots.check_new(&new.key, &new.parent)?;
             let lowers = inner.lowers(&inner.snapshots.stack(&new.parent))?;
             let snapshot = inner.snapshots.create(new, &lowers)?;
-            Ok(mounts(&inner.style, &inner.snapshots.dirs, &snapshot, &lowers))
+            Ok(mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers))
         })
         .await
     }
@@ -129,7 +131,9 @@ impl Service {
         {
             return Ok(Some(known));
         }
-        let claimed = match inner.layers.claim(claim.clone()).await {
+        let late = || Refused { reason: format!("silk did not learn about {} in time", claim.image_ref) };
+        let claimed = tokio::time::timeout(CLAIM, inner.layers.claim(claim.clone())).await;
+        let claimed = match claimed.unwrap_or_else(|_| Err(late())) {
             Ok(claimed) => claimed,
             Err(refused) => {
                 tracing::info!(image = claim.image_ref, layer = %claim.layer_digest, %refused, "a layer is left to containerd");
@@ -177,22 +181,20 @@ impl Service {
         let snapshot = inner.snapshots.get(name)?;
         let Some(remote) = &snapshot.remote else { return Ok(snapshot) };
         let turn = inner.waits.turn(name, header(headers, waits::LEASE), remote.top);
-        if turn == Turn::Pass {
+        let Some(chain) = inner.snapshots.chain(&snapshot) else { return Ok(snapshot) };
+        if turn == Turn::Pass || (turn == Turn::Ask && inner.is_here(&chain)) {
             return Ok(snapshot);
         }
-        let Some(chain) = inner.snapshots.chain(&snapshot) else { return Ok(snapshot) };
-        if turn == Turn::Ask {
+        if remote.top && header(headers, waits::LEASE).is_none() {
             // containerd 1.6 sends no namespace.
             let namespace = header(headers, NAMESPACE).unwrap_or(&remote.namespace);
-            let chain_id = remote.chain_id.to_string();
-            let held = inner.held(namespace, &request.snapshotter, &chain_id, &chain).await;
-            if held <= inner.waits.waiting(name) {
+            let missed = inner.take_lease(namespace, &request.snapshotter, name, remote).await;
+            if turn == Turn::Ask && !missed {
                 return Ok(snapshot);
             }
         }
-        let waiting = inner.waits.wait(name);
         inner.ready(chain).await?;
-        drop(waiting);
+        inner.waits.forget(name);
         // It may have been removed or updated meanwhile.
         inner.snapshots.get(name)
     }
@@ -211,21 +213,21 @@ impl Service {
 }
 
 impl Inner {
-    /// How many pulls hold a chain that is not here; containerd knows it by its chain ID.
-    async fn held(&self, namespace: &str, snapshotter: &str, chain_id: &str, chain: &RemoteChain) -> usize {
-        match &self.leases {
-            Some(leases) if chain.diff_ids.iter().any(|id| self.layers.usage(id).is_none()) => {
-                leases.holding(namespace, snapshotter, chain_id).await
-            }
-            _ => 0,
-        }
+    /// Are all layers of the chain whole? Starts nothing, unlike [`Layers::state`].
+    fn is_here(&self, chain: &RemoteChain) -> bool {
+        chain.diff_ids.iter().all(|id| self.layers.usage(id).is_some())
+    }
+
+    /// Notes that one of the pulls that hold a snapshot waits; says whether there is one that did not wait yet.
+    async fn take_lease(&self, namespace: &str, snapshotter: &str, name: &str, remote: &Remote) -> bool {
+        let Some(leases) = &self.leases else { return false };
+        // For containerd, the snapshot's name is its chain ID.
+        let holding = leases.holding(namespace, snapshotter, &remote.chain_id.to_string()).await;
+        self.waits.take_first(name, &holding)
     }
 
     /// Waits for the layers of the chain, and not for others of its image.
     async fn ready(&self, chain: RemoteChain) -> Result<(), SnapshotError> {
-        if self.layers.state(&chain) == State::Ready {
-            return Ok(());
-        }
         let image = self.layers.ready(chain.clone());
         if chain.top {
             return image.await.map_err(SnapshotError::Pull);
@@ -304,7 +306,7 @@ impl snapshots_server::Snapshots for Service {
                 return Err(SnapshotError::NoMounts(key));
             }
             let lowers = inner.lowers(&inner.snapshots.stack(&snapshot.parent))?;
-            Ok(MountsResponse { mounts: mounts(&inner.style, &inner.snapshots.dirs, &snapshot, &lowers) })
+            Ok(MountsResponse { mounts: mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers) })
         });
         answer(work).await
     }

@@ -10,20 +10,19 @@
 //! | a pull by a client of containerd (`silk pull`, `ctr`, nerdctl) | no |
 //! | listing, by CRI or by a client | no |
 //!
-//! So a Stat with a lease is an unpacker's. One without is an unpacker's when it follows its Prepare ([`Waits::expect`]);
-//! for any other, containerd's leases tell ([`crate::leases`]).
+//! So a Stat with a lease is an unpacker's, and one without is when it follows its Prepare ([`Waits::expect`]). For any
+//! other, containerd's leases tell ([`crate::leases`]): each pull has one, and waits once.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// A header that CRI sets while it pulls: what the pull makes stays until the lease ends.
 pub(crate) const LEASE: &str = "containerd-lease";
 
-/// Prepares of one snapshot whose Stat has not come yet. There are as many as pulls of one image started at once; those
-/// beyond are of callers that went away.
-const EXPECTED: usize = 64;
+/// Pulls of one snapshot that are remembered: there are as many as pulls of one image under way at once.
+const PULLS: usize = 256;
 
 /// What a Stat of a remote snapshot does while its layers are not all here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,40 +31,41 @@ pub(crate) enum Turn {
     Wait,
     /// It answers.
     Pass,
-    /// It waits if more pulls are under way than wait already.
+    /// It waits, if a lease holds the snapshot whose pull has not waited yet.
     Ask,
 }
 
-/// Stats that are expected, and those that wait.
+/// Stats that are expected, and pulls that have waited.
 #[derive(Debug, Default)]
-pub(crate) struct Waits {
-    /// By snapshot: the leases that its Prepares carried.
-    expected: Mutex<HashMap<String, Vec<Option<String>>>>,
-    /// By snapshot: how many wait now.
-    waiting: Mutex<HashMap<String, usize>>,
-}
+pub(crate) struct Waits(Mutex<HashMap<String, Pulls>>);
 
-/// A Stat that waits.
-#[derive(Debug)]
-pub(crate) struct Waiting<'a> {
-    waits: &'a Waits,
-    name: String,
+/// The pulls of one snapshot.
+#[derive(Debug, Default)]
+struct Pulls {
+    /// Leases of Prepares whose Stat has not come yet.
+    expected: Vec<Option<String>>,
+    /// Leases whose Stat has come. Which of several pulls without one in its Stat has which lease does not matter.
+    waited: HashSet<String>,
 }
 
 impl Waits {
-    /// A Prepare with this lease was answered with the snapshot: its caller asks Stat next.
-    pub(crate) fn expect(&self, name: &str, lease: Option<&str>) {
-        let mut expected = lock(&self.expected);
-        let leases = expected.entry(name.to_owned()).or_default();
-        if leases.len() == EXPECTED {
-            leases.remove(0);
-        }
-        leases.push(lease.map(str::to_owned));
+    fn pulls(&self) -> MutexGuard<'_, HashMap<String, Pulls>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The snapshot is gone.
+    /// A Prepare with this lease was answered with the snapshot: its caller asks Stat next.
+    pub(crate) fn expect(&self, name: &str, lease: Option<&str>) {
+        let mut pulls = self.pulls();
+        let expected = &mut pulls.entry(name.to_owned()).or_default().expected;
+        if expected.len() == PULLS {
+            expected.remove(0);
+        }
+        expected.push(lease.map(str::to_owned));
+    }
+
+    /// The snapshot is gone, or its layers are here: nobody waits for it again.
     pub(crate) fn forget(&self, name: &str) {
-        lock(&self.expected).remove(name);
+        self.pulls().remove(name);
     }
 
     /// What a Stat with this lease does. `top`: the snapshot is the last layer of its image.
@@ -74,50 +74,34 @@ impl Waits {
     /// under way. A Stat without a Prepare comes from a pull of another image (its lower layers are known), which may be
     /// based on this layer or end with it.
     pub(crate) fn turn(&self, name: &str, lease: Option<&str>, top: bool) -> Turn {
-        match (top, lease.is_some(), self.take(name, lease)) {
-            (true, true, _) | (true, false, true) | (false, true, false) => Turn::Wait,
-            (true, false, false) => Turn::Ask,
-            (false, true, true) | (false, false, _) => Turn::Pass,
+        let expected = self.take(name, lease);
+        match (top, lease, expected) {
+            (true, Some(lease), _) => {
+                self.take_first(name, &[lease.to_owned()]);
+                Turn::Wait
+            }
+            (true, None, true) | (false, Some(_), false) => Turn::Wait,
+            (true, None, false) => Turn::Ask,
+            (false, Some(_), true) | (false, None, _) => Turn::Pass,
         }
     }
 
     fn take(&self, name: &str, lease: Option<&str>) -> bool {
-        let mut expected = lock(&self.expected);
-        let Some(leases) = expected.get_mut(name) else { return false };
-        let Some(at) = leases.iter().position(|l| l.as_deref() == lease) else { return false };
-        leases.swap_remove(at);
-        if leases.is_empty() {
-            expected.remove(name);
+        let mut pulls = self.pulls();
+        let Some(Pulls { expected, .. }) = pulls.get_mut(name) else { return false };
+        let at = expected.iter().position(|l| l.as_deref() == lease);
+        at.map(|at| expected.swap_remove(at)).is_some()
+    }
+
+    /// Of the leases that hold the snapshot, takes one whose pull has not waited; says whether there is one.
+    pub(crate) fn take_first(&self, name: &str, leases: &[String]) -> bool {
+        let mut pulls = self.pulls();
+        let waited = &mut pulls.entry(name.to_owned()).or_default().waited;
+        if waited.len() >= PULLS {
+            waited.clear();
         }
-        true
+        leases.iter().any(|lease| waited.insert(lease.clone()))
     }
-
-    /// Counts a Stat among the waiting ones until the result is dropped.
-    pub(crate) fn wait(&self, name: &str) -> Waiting<'_> {
-        *lock(&self.waiting).entry(name.to_owned()).or_default() += 1;
-        Waiting { waits: self, name: name.to_owned() }
-    }
-
-    /// How many wait now.
-    pub(crate) fn waiting(&self, name: &str) -> usize {
-        lock(&self.waiting).get(name).copied().unwrap_or(0)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut waiting = lock(&self.waits.waiting);
-        if let Some(count) = waiting.get_mut(&self.name) {
-            *count -= 1;
-            if *count == 0 {
-                waiting.remove(&self.name);
-            }
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -136,6 +120,7 @@ mod tests {
         assert_eq!(waits.turn("top", None, true), Turn::Ask);
         assert_eq!(waits.turn("top", Some("a"), true), Turn::Wait);
         assert_eq!(waits.turn("top", Some("a"), true), Turn::Wait);
+        assert!(!waits.take_first("top", &["a".to_owned()]), "no list waits in its place");
     }
 
     #[test]
@@ -154,16 +139,17 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_when_dropped_and_expectations_are_bounded() {
+    fn each_lease_waits_once_and_what_is_remembered_is_bounded() {
         let waits = Waits::default();
-        let first = waits.wait("top");
-        let second = waits.wait("top");
-        assert_eq!(waits.waiting("top"), 2);
-        drop(first);
-        assert_eq!(waits.waiting("top"), 1);
-        drop(second);
-        assert_eq!(waits.waiting("top"), 0);
-        (0..1000).for_each(|_| waits.expect("top", None));
-        assert_eq!(lock(&waits.expected)["top"].len(), EXPECTED);
+        let leases = ["a".to_owned(), "b".to_owned()];
+        assert!(waits.take_first("top", &leases) && waits.take_first("top", &leases));
+        assert!(!waits.take_first("top", &leases));
+        assert!(waits.take_first("top", &["b".to_owned(), "c".to_owned()]));
+        for n in 0..1000 {
+            waits.expect("top", None);
+            waits.take_first("top", &[n.to_string()]);
+        }
+        let pulls = waits.pulls();
+        assert!(pulls["top"].expected.len() <= PULLS && pulls["top"].waited.len() <= PULLS);
     }
 }

@@ -4,13 +4,11 @@ package daemon
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -37,8 +35,7 @@ type Daemon struct {
 	log bytes.Buffer
 }
 
-// Start runs $SILKD on the given root and waits until it answers. SILKD_CMD, when set, says how another binary
-// is started: words separated by spaces, with {root} and {address} in them.
+// Start runs $SILKD, or the one that cargo built, on the given root and waits until it answers.
 func Start(root string) (*Daemon, error) {
 	return StartWith(root, "/run/containerd/containerd.sock", "")
 }
@@ -56,11 +53,11 @@ func StartWith(root, containerd, more string) (*Daemon, error) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	words, err := command(root, d.Socket, config)
-	if err != nil {
-		return nil, err
+	silkd := os.Getenv("SILKD")
+	if silkd == "" {
+		silkd = "../../../target/debug/silkd"
 	}
-	d.cmd = exec.Command(words[0], words[1:]...)
+	d.cmd = exec.Command(silkd, "--config", config)
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	// A test that dies leaves no daemon.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -96,17 +93,6 @@ func start(cmd *exec.Cmd) error {
 	done := make(chan error)
 	launches() <- launch{cmd, done}
 	return <-done
-}
-
-func command(root, socket, config string) ([]string, error) {
-	if template := os.Getenv("SILKD_CMD"); template != "" {
-		return strings.Fields(strings.NewReplacer("{root}", root, "{address}", socket).Replace(template)), nil
-	}
-	silkd := os.Getenv("SILKD")
-	if silkd == "" {
-		return nil, errors.New("SILKD must name the silkd to test")
-	}
-	return []string{silkd, "--config", config}, nil
 }
 
 func (d *Daemon) connect() error {
