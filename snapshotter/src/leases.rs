@@ -1,7 +1,7 @@
 //! Asks containerd which pulls hold a snapshot.
 //!
-//! Every client of containerd that pulls has a lease, and the metadata layer adds each snapshot that the pull prepares
-//! or finds to it. Between them and the listings, which have none, only containerd can tell: see [`crate::waits`].
+//! Every client of containerd that pulls has a lease, and the metadata layer adds to it what the pull makes and (but for
+//! snapshots in containerd 1.6) what it finds. Listings have none: see [`crate::waits`].
 
 use std::time::Duration;
 
@@ -26,10 +26,10 @@ impl Leases {
         Self(containerd)
     }
 
-    /// The leases of `namespace` that hold the snapshot which containerd knows as `name` in `snapshotter`. None when
-    /// containerd cannot say: whoever lists must not wait.
-    pub(crate) async fn holding(&self, namespace: &str, snapshotter: &str, name: &str) -> Vec<String> {
-        match tokio::time::timeout(DEADLINE, self.ask(namespace, snapshotter, name)).await {
+    /// The leases of `namespace` that hold a resource, of a type as containerd names it. None when containerd cannot say:
+    /// whoever lists must not wait.
+    pub(crate) async fn holding(&self, namespace: &str, kind: &str, id: &str) -> Vec<String> {
+        match tokio::time::timeout(DEADLINE, self.ask(namespace, kind, id)).await {
             Ok(Ok(leases)) => leases,
             Ok(Err(status)) => self.unknown(status.message()),
             Err(_) => self.unknown("no answer in time"),
@@ -41,16 +41,15 @@ impl Leases {
         Vec::new()
     }
 
-    async fn ask(&self, namespace: &str, snapshotter: &str, name: &str) -> Result<Vec<String>, Status> {
+    async fn ask(&self, namespace: &str, kind: &str, id: &str) -> Result<Vec<String>, Status> {
         let mut client = LeasesClient::new(self.0.channel.clone());
-        let kind = format!("snapshots/{snapshotter}");
         let leases = client.list(namespaced(namespace, ListRequest::default())).await?.into_inner().leases;
         let mut holding = Vec::new();
         for lease in leases.into_iter().take(LEASES) {
             // A lease that ended meanwhile holds nothing.
             let request = namespaced(namespace, ListResourcesRequest { id: lease.id.clone() });
             let Ok(answer) = client.list_resources(request).await else { continue };
-            if answer.into_inner().resources.iter().any(|r| r.r#type == kind && r.id == name) {
+            if answer.into_inner().resources.iter().any(|r| r.r#type == kind && r.id == id) {
                 holding.push(lease.id);
             }
         }

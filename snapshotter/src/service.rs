@@ -186,9 +186,7 @@ impl Service {
             return Ok(snapshot);
         }
         if remote.top && header(headers, waits::LEASE).is_none() {
-            // containerd 1.6 sends no namespace.
-            let namespace = header(headers, NAMESPACE).unwrap_or(&remote.namespace);
-            let missed = inner.take_lease(namespace, &request.snapshotter, name, remote).await;
+            let missed = inner.take_lease(header(headers, NAMESPACE), &request.snapshotter, name, remote).await;
             if turn == Turn::Ask && !missed {
                 return Ok(snapshot);
             }
@@ -219,10 +217,16 @@ impl Inner {
     }
 
     /// Notes that one of the pulls that hold a snapshot waits; says whether there is one that did not wait yet.
-    async fn take_lease(&self, namespace: &str, snapshotter: &str, name: &str, remote: &Remote) -> bool {
+    async fn take_lease(&self, namespace: Option<&str>, snapshotter: &str, name: &str, remote: &Remote) -> bool {
         let Some(leases) = &self.leases else { return false };
-        // For containerd, the snapshot's name is its chain ID.
-        let holding = leases.holding(namespace, snapshotter, &remote.chain_id.to_string()).await;
+        let holding = if let Some(namespace) = namespace {
+            // For containerd, the snapshot's name is its chain ID.
+            let (kind, chain_id) = (format!("snapshots/{snapshotter}"), remote.chain_id.to_string());
+            leases.holding(namespace, &kind, &chain_id).await
+        } else {
+            // containerd 1.6 passes on no namespace of a client, and adds to its lease what it makes, not what it finds.
+            leases.holding(&remote.namespace, "content", &remote.image.to_string()).await
+        };
         self.waits.take_first(name, &holding)
     }
 

@@ -11,17 +11,17 @@
 //! | listing, by CRI or by a client | no |
 //!
 //! So a Stat with a lease is an unpacker's, and one without is when it follows its Prepare ([`Waits::expect`]). For any
-//! other, containerd's leases tell ([`crate::leases`]): each pull has one, and waits once.
+//! other, containerd's leases tell ([`crate::leases`]): each pull has one, and waits once; the leases of CRI are not meant.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// A header that CRI sets while it pulls: what the pull makes stays until the lease ends.
 pub(crate) const LEASE: &str = "containerd-lease";
 
-/// Pulls of one snapshot that are remembered: there are as many as pulls of one image under way at once.
+/// Pulls that are remembered, of one snapshot and of CRI: more are not under way at once.
 const PULLS: usize = 256;
 
 /// What a Stat of a remote snapshot does while its layers are not all here.
@@ -37,7 +37,11 @@ pub(crate) enum Turn {
 
 /// Stats that are expected, and pulls that have waited.
 #[derive(Debug, Default)]
-pub(crate) struct Waits(Mutex<HashMap<String, Pulls>>);
+pub(crate) struct Waits {
+    by_name: Mutex<HashMap<String, Pulls>>,
+    /// The latest leases that came as headers.
+    headers: Mutex<VecDeque<String>>,
+}
 
 /// The pulls of one snapshot.
 #[derive(Debug, Default)]
@@ -50,11 +54,24 @@ struct Pulls {
 
 impl Waits {
     fn pulls(&self) -> MutexGuard<'_, HashMap<String, Pulls>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn headers(&self) -> MutexGuard<'_, VecDeque<String>> {
+        self.headers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, lease: &str) {
+        let mut headers = self.headers();
+        if headers.iter().all(|known| known != lease) {
+            headers.truncate(PULLS - 1);
+            headers.push_front(lease.to_owned());
+        }
     }
 
     /// A Prepare with this lease was answered with the snapshot: its caller asks Stat next.
     pub(crate) fn expect(&self, name: &str, lease: Option<&str>) {
+        lease.into_iter().for_each(|lease| self.note(lease));
         let mut pulls = self.pulls();
         let expected = &mut pulls.entry(name.to_owned()).or_default().expected;
         if expected.len() == PULLS {
@@ -74,15 +91,12 @@ impl Waits {
     /// under way. A Stat without a Prepare comes from a pull of another image (its lower layers are known), which may be
     /// based on this layer or end with it.
     pub(crate) fn turn(&self, name: &str, lease: Option<&str>, top: bool) -> Turn {
+        lease.into_iter().for_each(|lease| self.note(lease));
         let expected = self.take(name, lease);
-        match (top, lease, expected) {
-            (true, Some(lease), _) => {
-                self.take_first(name, &[lease.to_owned()]);
-                Turn::Wait
-            }
-            (true, None, true) | (false, Some(_), false) => Turn::Wait,
-            (true, None, false) => Turn::Ask,
-            (false, Some(_), true) | (false, None, _) => Turn::Pass,
+        match (top, lease.is_some(), expected) {
+            (true, true, _) | (true, false, true) | (false, true, false) => Turn::Wait,
+            (true, false, false) => Turn::Ask,
+            (false, true, true) | (false, false, _) => Turn::Pass,
         }
     }
 
@@ -93,14 +107,15 @@ impl Waits {
         at.map(|at| expected.swap_remove(at)).is_some()
     }
 
-    /// Of the leases that hold the snapshot, takes one whose pull has not waited; says whether there is one.
+    /// Of the leases that hold the snapshot, takes one of a client's pull that has not waited; says whether there is one.
     pub(crate) fn take_first(&self, name: &str, leases: &[String]) -> bool {
+        let headers = self.headers();
         let mut pulls = self.pulls();
         let waited = &mut pulls.entry(name.to_owned()).or_default().waited;
         if waited.len() >= PULLS {
             waited.clear();
         }
-        leases.iter().any(|lease| waited.insert(lease.clone()))
+        leases.iter().any(|lease| !headers.contains(lease) && waited.insert(lease.clone()))
     }
 }
 
@@ -148,7 +163,9 @@ mod tests {
         for n in 0..1000 {
             waits.expect("top", None);
             waits.take_first("top", &[n.to_string()]);
+            waits.turn("low", Some(&n.to_string()), false);
         }
+        assert!(waits.headers().len() <= PULLS);
         let pulls = waits.pulls();
         assert!(pulls["top"].expected.len() <= PULLS && pulls["top"].waited.len() <= PULLS);
     }

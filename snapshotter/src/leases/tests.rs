@@ -62,9 +62,9 @@ async fn the_leases_that_hold_a_snapshot() {
     let server = tonic::transport::Server::builder().add_service(LeasesServer::new(Fake));
     let serving = tokio::spawn(server.serve_with_incoming(listener));
     let leases = Leases::new(silk_api::connect(&socket));
-    assert_eq!(leases.holding("one", "silk", "x").await, ["a", "c"]);
-    assert_eq!(leases.holding("one", "overlayfs", "x").await, ["b"]);
-    assert!(leases.holding("two", "silk", "x").await.is_empty());
+    assert_eq!(leases.holding("one", "snapshots/silk", "x").await, ["a", "c"]);
+    assert_eq!(leases.holding("one", "snapshots/overlayfs", "x").await, ["b"]);
+    assert!(leases.holding("two", "snapshots/silk", "x").await.is_empty());
     serving.abort();
 }
 
@@ -72,5 +72,5 @@ async fn the_leases_that_hold_a_snapshot() {
 async fn without_containerd_there_are_none() {
     let dir = tempfile::tempdir().unwrap();
     let leases = Leases::new(silk_api::connect(&dir.path().join("nothing")));
-    assert!(leases.holding("one", "silk", "x").await.is_empty());
+    assert!(leases.holding("one", "content", "x").await.is_empty());
 }
