@@ -52,10 +52,13 @@ func restart(t *testing.T, generation node.Generation, rung string) {
 		if state, message := n.ImageState(ref); state != "ready" {
 			t.Errorf("%s: silk status says %q (%s)", end.name, state, message)
 		}
-		pod, sandbox, err := n.RunPod(ctx, "after-"+end.name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		var pod string
+		var sandbox *runtime.PodSandboxConfig
+		// containerd 1.6 waits a moment before it connects again, and kubelet tries again.
+		n.Eventually("a new pod", func() (err error) {
+			pod, sandbox, err = n.RunPod(ctx, "after-"+end.name)
+			return err
+		})
 		if _, err := n.RunContainer(ctx, pod, sandbox, ref, "/guest", "reread", "/data/one"); err != nil {
 			t.Errorf("%s: a new container: %v", end.name, err)
 		}
