@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use silk_registry::{Blob, Error, Ranges};
+use silk_registry::{Blob, Error};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
@@ -120,7 +120,7 @@ impl InRanges {
                 let asked = Instant::now();
                 let Some(piece) = head.pieces.recv().await else { break };
                 waited += asked.elapsed();
-                if std::mem::take(&mut first) && self.blob.ranges() == Ranges::Unsupported {
+                if std::mem::take(&mut first) && self.blob.ranges() == Some(false) {
                     drop(head);
                     return whole(&self.blob, self.size, to, &self.received).await;
                 }

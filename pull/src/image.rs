@@ -3,7 +3,10 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -101,14 +104,18 @@ pub struct Failure {
 struct Image {
     spec: OnceCell<Arc<ImageSpec>>,
     state: watch::Sender<State>,
+    /// Silk said yes once; until then the entry is only a claim being decided.
+    accepted: AtomicBool,
     /// When containerd last prepared one of its layers: the snapshot of a claim comes a moment after it.
     claimed: Mutex<Instant>,
 }
 
 impl Image {
     fn new(spec: Option<ImageSpec>) -> Arc<Self> {
+        let accepted = AtomicBool::new(spec.is_some());
         let spec = spec.map_or_else(OnceCell::new, |spec| OnceCell::new_with(Some(Arc::new(spec))));
-        Arc::new(Self { spec, state: watch::Sender::new(State::Idle), claimed: Mutex::new(Instant::now()) })
+        let claimed = Mutex::new(Instant::now());
+        Arc::new(Self { spec, state: watch::Sender::new(State::Idle), accepted, claimed })
     }
 }
 
@@ -154,6 +161,7 @@ impl Puller {
     pub async fn claim(self: &Arc<Self>, claim: Claim) -> Result<Claimed, Refused> {
         let outcome = self.try_claim(&claim).await;
         if let Err(reason) = &outcome {
+            self.drop_undecided();
             tracing::warn!(image = claim.reference, %reason, "left to containerd");
             let mut refusals = lock(&self.refusals);
             refusals.retain(|r| r.manifest != claim.manifest || r.reference != claim.reference);
@@ -176,20 +184,20 @@ impl Puller {
                 spec.map(Arc::new)
             })
             .await;
-        let spec = match spec {
-            Ok(spec) => Arc::clone(spec),
-            Err(refused) => {
-                self.drop_unresolved();
-                return Err(refused);
-            }
-        };
+        let spec = Arc::clone(spec?);
         let claimed = fits(&spec, claim)?;
-        let under_way = matches!(*image.state.borrow(), State::Pulling(_));
-        if !under_way {
-            if !self.whole(&spec) {
+        let whole = self.whole(&spec);
+        let settled = match *image.state.borrow() {
+            State::Pulling(_) => true,
+            State::Ready(_) => whole,
+            State::Idle | State::Failed(_) => false,
+        };
+        if !settled {
+            if !whole {
                 self.first_contact(&spec).await?;
             }
             self.records.put(&spec).map_err(|e| Refused::Registry(e.to_string()))?;
+            image.accepted.store(true, Ordering::Relaxed);
             self.start(&image, &spec);
         }
         Ok(claimed)
@@ -385,9 +393,9 @@ impl Puller {
         Ok(())
     }
 
-    /// Images whose manifest could not be read leave no entry behind.
-    fn drop_unresolved(&self) {
-        lock(&self.images).retain(|_, image| image.spec.initialized() || Arc::strong_count(image) > 1);
+    /// Claims that were refused leave no entry behind.
+    fn drop_undecided(&self) {
+        lock(&self.images).retain(|_, i| i.accepted.load(Ordering::Relaxed) || Arc::strong_count(i) > 1);
     }
 }
 

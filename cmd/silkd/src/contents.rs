@@ -25,9 +25,8 @@ impl ContentStore {
     async fn fetch(&self, namespace: &str, digest: &Digest, limit: u64) -> Result<Vec<u8>, String> {
         let ask = ReadContentRequest { digest: digest.to_string(), offset: 0, size: 0 };
         let mut client = ContentClient::new(self.0.channel.clone());
-        let ours = |status: tonic::Status| {
-            format!("containerd at {} says: {}", self.0.socket.display(), status.message())
-        };
+        let ours =
+            |status: tonic::Status| format!("containerd at {} says: {}", self.0.socket.display(), status.message());
         let mut stream = client.read(namespaced(namespace, ask)).await.map_err(ours)?.into_inner();
         let mut bytes = Vec::new();
         while let Some(part) = stream.message().await.map_err(ours)? {

@@ -11,6 +11,7 @@ mod janitor;
 mod layers;
 mod notify;
 mod socket;
+mod views;
 
 use std::path::PathBuf;
 

@@ -74,6 +74,7 @@ impl Puller {
         let images: Vec<_> = lock(&self.images).values().cloned().collect();
         let mut all: Vec<_> = images
             .iter()
+            .filter(|image| image.accepted.load(Ordering::Relaxed))
             .filter_map(|image| image.spec.get().map(|spec| (image, spec)))
             .filter(|(_, spec)| wanted(&spec.reference, &spec.manifest))
             .map(|(image, spec)| self.image_status(image, spec))

@@ -1,0 +1,243 @@
+//! The operator's service: translates what the rooms know into messages.
+
+use std::{pin::Pin, sync::Arc};
+
+use silk_api::control::{
+    ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, StatusRequest,
+    StatusResponse, control_server::Control,
+};
+use silk_model::Digest;
+use silk_mount::{Rung, Variant};
+use silk_pull::{ImageStatus, LayerStatus};
+use silk_store::Finding;
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+use crate::{janitor::Janitor, views::died};
+
+/// Serves `silk.control.v1.Control`.
+#[derive(Debug, Clone)]
+pub struct Service(Arc<Janitor>);
+
+impl Service {
+    /// Everything it needs, the janitor has.
+    pub fn new(janitor: Arc<Janitor>) -> Self {
+        Self(janitor)
+    }
+
+    fn images(&self, only: &str) -> Vec<Image> {
+        let only = (!only.is_empty()).then_some(only);
+        let users = self.0.snapshots.in_use();
+        let images = self.0.puller.status(only);
+        images.into_iter().map(|image| self.image(image, &users)).collect()
+    }
+
+    fn image(&self, status: ImageStatus, users: &std::collections::HashMap<Digest, u32>) -> Image {
+        let diff_ids: Vec<_> = status.layers.iter().map(|l| l.spec.diff_id).collect();
+        let layers = status.layers.into_iter().enumerate().map(|(i, layer)| {
+            let mounted = self.0.views.views.shown(&diff_ids[..=i]);
+            self.layer(layer, mounted, users)
+        });
+        Image {
+            reference: status.reference,
+            manifest_digest: status.manifest.to_string(),
+            state: status.state.to_owned(),
+            error: status.error.unwrap_or_default(),
+            layers: layers.collect(),
+            seconds: status.time.as_secs_f64(),
+            namespace: status.namespace,
+        }
+    }
+
+    fn layer(
+        &self,
+        status: LayerStatus,
+        mounted: Option<(Variant, std::path::PathBuf)>,
+        users: &std::collections::HashMap<Digest, u32>,
+    ) -> Layer {
+        let whole = status.state == "whole";
+        let (variant, mountpoint) = mounted.unzip();
+        Layer {
+            diff_id: status.spec.diff_id.to_string(),
+            blob_digest: status.spec.blob.to_string(),
+            media_type: status.spec.media_type,
+            state: status.state.to_owned(),
+            names: status.record.is_some(),
+            proved: whole,
+            durable: status.record.is_some_and(|r| r.durable),
+            blob_size: status.spec.size,
+            blob_received: status.received,
+            data_bytes: status.written,
+            source: status.source,
+            rate: status.rate,
+            error: String::new(),
+            mountpoint: mountpoint.map(|p| p.display().to_string()).unwrap_or_default(),
+            variant: variant.map(|v| variant_name(&v).to_owned()).unwrap_or_default(),
+            snapshots: users.get(&status.spec.diff_id).copied().unwrap_or(0),
+        }
+    }
+}
+
+fn variant_name(variant: &Variant) -> &'static str {
+    match variant {
+        Variant::Shared => "shared",
+        Variant::Base => "base",
+        Variant::Chain(_) => "chain",
+    }
+}
+
+fn rung_name(rung: Rung) -> &'static str {
+    match rung {
+        Rung::File => "file",
+        Rung::Loop => "loop",
+        Rung::None => "none",
+    }
+}
+
+/// The sentence of `silk explain` for a layer.
+fn sentence(layer: &Layer, rung: Rung) -> String {
+    let place = match rung {
+        Rung::File => "EROFS from files",
+        Rung::Loop => "EROFS over loop devices",
+        Rung::None => "nothing",
+    };
+    let how = match (layer.state.as_str(), layer.variant.as_str()) {
+        ("whole", "") => "whole and proved; mounted when a container needs it".to_owned(),
+        ("whole", "shared") => format!("whole and proved; shown by {place}, one mount for every image that has it"),
+        ("whole", "base") => {
+            format!(
+                "whole and proved; shown by {place}, a mount for images based on it: it has whiteouts that apply to itself"
+            )
+        }
+        ("whole", _) => format!(
+            "whole and proved; shown by {place}, a mount for this parent chain: it has directories or links whose meaning \
+             lies in the layers below"
+        ),
+        ("pulling", _) => format!("on its way from {}", layer.source),
+        ("waiting", _) => "waits for its turn".to_owned(),
+        (state, _) => state.to_owned(),
+    };
+    format!("{how} ({} of {} bytes, {} bytes of tar)", layer.blob_received, layer.blob_size, layer.data_bytes)
+}
+
+fn verdict(image: &Image) -> String {
+    match image.state.as_str() {
+        "refused" => format!("left to containerd: {}", image.error),
+        "failed" => format!("not here: {}", image.error),
+        "pulling" => "on its way: its pull returns when every layer is whole and proved".to_owned(),
+        "ready" => "here: every layer is whole and proved, and served by the kernel without silk".to_owned(),
+        _ => "known from before a restart; pulled again when containerd asks for it".to_owned(),
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Service {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let store = &self.0.views.store;
+        let mounts = self.0.views.views.mounts();
+        let used = self.0.used();
+        let whole = store.list().into_iter().filter(|(_, r)| r.whole);
+        let (mut all, mut unused) = (0, 0);
+        for (id, record) in whole {
+            all += record.facts.size;
+            unused += if used.contains(&id) { 0 } else { record.facts.size };
+        }
+        Ok(Response::new(StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            rung: rung_name(mounts.rung()).to_owned(),
+            rung_reason: mounts.reason().to_owned(),
+            root: store.root().display().to_string(),
+            layer_bytes: all,
+            unused_bytes: unused,
+            quota_bytes: store.config().cache_bytes,
+            images: self.images(&request.get_ref().image),
+        }))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let name = &request.get_ref().image;
+        let Some(image) = self.images(name).into_iter().next() else {
+            return Err(Status::not_found(format!(
+                "silk has not seen {name}: it was pulled without silk, or without the labels a remote snapshotter needs \
+                 (CRI: disable_snapshot_annotations = false)"
+            )));
+        };
+        let rung = self.0.views.views.mounts().rung();
+        let layers = image.layers.iter().map(|layer| sentence(layer, rung)).collect();
+        Ok(Response::new(ExplainResponse { verdict: verdict(&image), layers, image: Some(image) }))
+    }
+
+    type FsckStream = Pin<Box<dyn Stream<Item = Result<FsckReport, Status>> + Send>>;
+
+    async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
+        let store = &self.0.views.store;
+        let ids: Vec<Digest> = match request.get_ref().diff_id.as_str() {
+            "" => store.list().into_iter().filter(|(_, r)| r.whole).map(|(id, _)| id).collect(),
+            one => vec![one.parse().map_err(|e: silk_model::DigestError| Status::invalid_argument(e.to_string()))?],
+        };
+        let (to, reports) = tokio::sync::mpsc::channel(1);
+        let janitor = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || {
+            for id in ids {
+                if to.blocking_send(prove(&janitor, &id)).is_err() {
+                    break;
+                }
+            }
+            janitor.wake.notify_one();
+        });
+        let service = self.clone();
+        let reports = ReceiverStream::new(reports).map(move |report| {
+            if let Ok(report) = &report
+                && !report.ok
+            {
+                service.refetch();
+            }
+            report
+        });
+        Ok(Response::new(Box::pin(reports)))
+    }
+
+    async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcResponse>, Status> {
+        let janitor = Arc::clone(&self.0);
+        let keep = request.get_ref().keep_bytes.unwrap_or(janitor.views.store.config().cache_bytes);
+        let gone = tokio::task::spawn_blocking(move || {
+            let used = janitor.used();
+            let unused: u64 = janitor.views.store.unused(|id| used.contains(id)).iter().map(|u| u.bytes).sum();
+            janitor.evict(unused.saturating_sub(keep))
+        })
+        .await
+        .map_err(|e| Status::internal(died(&e).1))?
+        .map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(GcResponse { layers: gone.layers, bytes: gone.bytes }))
+    }
+}
+
+impl Service {
+    /// Starts the pulls of images that lost a layer.
+    fn refetch(&self) {
+        for chain in self.0.snapshots.remote_chains() {
+            // An image that silk does not know any more is pulled when containerd asks for it.
+            let _ = self.0.puller.state(&chain.image, &chain.image_ref);
+        }
+    }
+}
+
+/// Proves one layer; a bad one becomes a hole. Blocks.
+fn prove(janitor: &Janitor, diff_id: &Digest) -> Result<FsckReport, Status> {
+    let store = &janitor.views.store;
+    let proof = store.prove(diff_id).map_err(|e| match e.class() {
+        silk_model::Class::NotFound => Status::not_found(e.to_string()),
+        _ => Status::internal(format!("layer {diff_id}: {e}")),
+    })?;
+    let detail = match proof.finding {
+        Finding::Good => "sha256(data) is the diff ID".to_owned(),
+        Finding::Bad(found) => {
+            let failed = |e: &dyn std::fmt::Display| Status::internal(format!("layer {diff_id} is damaged, and: {e}"));
+            janitor.views.hide(diff_id).map_err(|e| failed(&e))?;
+            store.evict(diff_id).map_err(|e| failed(&e))?;
+            tracing::error!(%diff_id, %found, "fsck: a layer's data is damaged; it was dropped and is fetched again");
+            format!("sha256(data) is {found}: the data was dropped and is fetched again")
+        }
+    };
+    Ok(FsckReport { diff_id: diff_id.to_string(), ok: proof.finding == Finding::Good, detail, bytes: proof.bytes })
+}

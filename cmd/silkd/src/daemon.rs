@@ -1,0 +1,88 @@
+//! The composition root: builds the rooms from the configuration, joins them, serves, and stops on a signal.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use silk_api::{connect, control::control_server::ControlServer};
+use silk_mount::{Mounts, Views};
+use silk_pull::{Puller, Seams};
+use silk_registry::Registry;
+use silk_snapshotter::{Service, Snapshots};
+use silk_store::Store;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::{
+    config::Config, contents::ContentStore, control, janitor::Janitor, layers::Rooms, notify::notify, socket,
+    views::StoreViews,
+};
+
+/// Requests that are being answered when the stop comes have this long. A Stat that waits for a pull does not end by
+/// itself: its client sees the connection close, and asks the next silkd.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.root).with_context(|| format!("cannot create {}", config.root.display()))?;
+    let root = config.root.canonicalize().with_context(|| format!("cannot use {}", config.root.display()))?;
+    let store = Arc::new(Store::open(&root, config.store).context("cannot open the store")?);
+    let mounts = Mounts::open(&root, config.mount.rung).context("cannot prepare mounts")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %root.display(), rung = ?mounts.rung(), reason = mounts.reason(), "silkd starts");
+    let views = Arc::new(StoreViews { store: Arc::clone(&store), views: Views::new(mounts) });
+    views.sweep().context("cannot take stock of the mounts")?;
+    let registry = Registry::new(config.registry).context("the configuration of registries")?;
+    let contents = Arc::new(ContentStore::new(connect(&config.containerd.address)));
+    let seams = Seams { contents, show: Arc::clone(&views) as Arc<_> };
+    let puller = Puller::new(config.pull, registry, Arc::clone(&store), seams).context("cannot read known images")?;
+    let wake = Arc::new(Notify::new());
+    let rooms = Rooms { puller: Arc::clone(&puller), views: Arc::clone(&views), wake: Arc::clone(&wake) };
+    let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
+    let service = Service::new(Arc::clone(&snapshots), Arc::new(rooms))
+        .with_containerd(connect(&config.containerd.address));
+    let janitor = Arc::new(Janitor { views, puller: Arc::clone(&puller), snapshots: Arc::clone(&snapshots), wake });
+    let cleaning = tokio::spawn(Arc::clone(&janitor).run());
+
+    let listener = socket::bind(&config.address)?;
+    resume(&puller, &snapshots);
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
+    let server = Server::builder()
+        .add_service(service.into_server())
+        .add_service(ControlServer::new(control::Service::new(janitor)))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            let _ = stopped.wait_for(|s| *s).await;
+        });
+    let mut server = tokio::spawn(server);
+    notify("READY=1");
+    tracing::info!(address = %config.address.display(), "serving");
+
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = &mut server => {
+            ended.context("the server failed")?.context("the server failed")?;
+        }
+    }
+    tracing::info!("stopping: containers keep running, pulls go on with the next start");
+    notify("STOPPING=1");
+    cleaning.abort();
+    stop.send_replace(true);
+    let _ = tokio::time::timeout(DRAIN, server).await;
+    let _ = std::fs::remove_file(&config.address);
+    Ok(())
+}
+
+/// Starts the pulls that were under way when the last process ended.
+fn resume(puller: &Arc<Puller>, snapshots: &Snapshots) {
+    for chain in snapshots.remote_chains() {
+        // What silk does not know any more, containerd's next pull brings back.
+        if let Ok(state) = puller.state(&chain.image, &chain.image_ref) {
+            tracing::debug!(image = chain.image_ref, ?state, "known from before");
+        }
+    }
+}

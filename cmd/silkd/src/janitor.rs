@@ -1,0 +1,94 @@
+//! Gives back what nothing uses any more: mounts at once, data beyond the quota, records of images that are gone.
+//!
+//! Woken by every removal and every pull that ends, and once a minute, because a file system fills without silk too.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use silk_model::Digest;
+use silk_pull::Puller;
+use silk_snapshotter::Snapshots;
+use silk_store::{Evicted, StoreError};
+use tokio::sync::Notify;
+
+use crate::views::StoreViews;
+
+/// Without being woken, the janitor looks this often whether the disk has filled.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// containerd's garbage collection removes an image's snapshots one by one within milliseconds: one look serves them all.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Knows who uses layers.
+#[derive(Debug)]
+pub struct Janitor {
+    /// Layers and their mounts.
+    pub views: Arc<StoreViews>,
+    /// Images on their way.
+    pub puller: Arc<Puller>,
+    /// Snapshots.
+    pub snapshots: Arc<Snapshots>,
+    /// Wakes the janitor.
+    pub wake: Arc<Notify>,
+}
+
+impl Janitor {
+    /// Runs until the daemon stops.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.wake.notified() => tokio::time::sleep(SETTLE).await,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            let janitor = Arc::clone(&self);
+            match tokio::task::spawn_blocking(move || janitor.tidy()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "could not give disk space back; tried again in a minute"),
+                Err(error) => tracing::error!(%error, "the janitor failed (a bug)"),
+            }
+        }
+    }
+
+    /// One round. Blocks.
+    fn tidy(&self) -> Result<(), StoreError> {
+        let images: HashSet<_> = self.snapshots.remote_chains().into_iter().map(|c| (c.image, c.image_ref)).collect();
+        self.puller.retain(|spec| images.contains(&(spec.manifest, spec.reference.clone())))?;
+        let used = self.used();
+        for (diff_id, record) in self.views.store.list() {
+            if record.whole && !used.contains(&diff_id) {
+                self.hide(&diff_id);
+            }
+        }
+        let unused = self.views.store.unused(|id| used.contains(id));
+        let excess = self.views.store.excess(unused.iter().map(|u| u.bytes).sum())?;
+        self.evict(excess).map(drop)
+    }
+
+    /// Layers that snapshots use or images on their way will.
+    pub fn used(&self) -> HashSet<Digest> {
+        let mut used = self.puller.wanted();
+        used.extend(self.snapshots.in_use().into_keys());
+        used
+    }
+
+    /// Drops unused layers, longest unused first, until `bytes` were given back. Blocks.
+    pub fn evict(&self, bytes: u64) -> Result<Evicted, StoreError> {
+        let mut evicted = Evicted::default();
+        let used = self.used();
+        for unused in self.views.store.unused(|id| used.contains(id)) {
+            if evicted.bytes >= bytes {
+                break;
+            }
+            self.hide(&unused.diff_id);
+            let gone = self.views.store.evict(&unused.diff_id)?;
+            evicted.layers += gone.layers;
+            evicted.bytes += gone.bytes;
+            tracing::info!(diff_id = %unused.diff_id, bytes = gone.bytes, "dropped an unused layer");
+        }
+        Ok(evicted)
+    }
+
+    fn hide(&self, diff_id: &Digest) {
+        if let Err(error) = self.views.hide(diff_id) {
+            tracing::warn!(%diff_id, %error, "a layer that nothing uses stays mounted");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What the snapshots service asks of the rest of silk: joins `pull`, `store` and the mounts.
+
+use std::{path::PathBuf, sync::Arc};
+
+use silk_model::{Class, Digest};
+use silk_pull::{ImageError, Puller, State as Pull};
+use silk_snapshotter::{Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State, Usage};
+use tokio::sync::Notify;
+
+use crate::views::{StoreViews, died};
+
+/// The rooms behind the snapshots.
+#[derive(Debug)]
+pub struct Rooms {
+    /// Images and their layers on the way.
+    pub puller: Arc<Puller>,
+    /// Whole layers.
+    pub views: Arc<StoreViews>,
+    /// Wakes the janitor.
+    pub wake: Arc<Notify>,
+}
+
+impl Rooms {
+    fn whole(&self, chain: &RemoteChain) -> bool {
+        chain.diff_ids.iter().all(|id| self.views.store.whole(id))
+    }
+}
+
+fn not_ready(error: &ImageError) -> NotReady {
+    NotReady::new(error.class(), error)
+}
+
+#[tonic::async_trait]
+impl Layers for Rooms {
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Refused> {
+        let asked = silk_pull::Claim {
+            namespace: claim.namespace,
+            reference: claim.image_ref,
+            manifest: claim.manifest_digest,
+            blob: claim.layer_digest,
+            chain_id: claim.chain_id,
+            below: claim.parent_chain.len(),
+        };
+        match self.puller.claim(asked).await {
+            Ok(claimed) => Ok(Claimed { diff_id: claimed.diff_id, top: claimed.top }),
+            Err(refused) => Err(Refused { reason: refused.to_string() }),
+        }
+    }
+
+    async fn ready(&self, chain: RemoteChain) -> Result<(), NotReady> {
+        if self.whole(&chain) {
+            // No pull is needed, whatever became of the image it was claimed for.
+            let views = Arc::clone(&self.views);
+            let shown = tokio::task::spawn_blocking(move || views.lowers(&chain.diff_ids).map(drop)).await;
+            let shown = shown.map_err(|e| {
+                let (class, message) = died(&e);
+                NotReady::new(class, message)
+            })?;
+            return shown.map_err(|e| NotReady::new(e.class(), e));
+        }
+        let outcome = self.puller.ready(&chain.image, &chain.image_ref).await;
+        self.wake.notify_one();
+        outcome.map_err(|e| not_ready(&e))
+    }
+
+    fn state(&self, chain: &RemoteChain) -> State {
+        if self.whole(chain) {
+            return State::Ready;
+        }
+        match self.puller.state(&chain.image, &chain.image_ref) {
+            Ok(Pull::Failed(failure)) => State::Failed(not_ready(&failure.error)),
+            Ok(Pull::Idle | Pull::Pulling(_) | Pull::Ready(_)) => State::Coming,
+            Err(error) => State::Failed(not_ready(&error)),
+        }
+    }
+
+    fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, NotReady> {
+        let lowers = self.views.lowers(diff_ids).map_err(|e| NotReady::new(e.class(), e))?;
+        self.views.store.touch(diff_ids).map_err(|e| NotReady::new(Class::Internal, e))?;
+        Ok(lowers)
+    }
+
+    fn usage(&self, diff_id: &Digest) -> Option<Usage> {
+        let record = self.views.store.record(diff_id).filter(|r| r.whole)?;
+        Some(Usage { size: record.facts.size, inodes: record.facts.entries })
+    }
+
+    fn changed(&self) {
+        self.wake.notify_one();
+    }
+}

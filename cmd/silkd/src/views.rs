@@ -1,0 +1,75 @@
+//! Joins the rooms that show layers: the store knows where they lie, `mount` shows them, `pull` asks for it.
+
+use std::{path::PathBuf, sync::Arc};
+
+use silk_layer::toc::Toc;
+use silk_model::{Class, Digest};
+use silk_mount::{LayerError, LayerFiles, Rung, ViewError, Views};
+use silk_pull::{Show, ShowError};
+use silk_store::Store;
+
+/// Layers of the store as mounts.
+#[derive(Debug)]
+pub struct StoreViews {
+    /// The layers.
+    pub store: Arc<Store>,
+    /// The mounts.
+    pub views: Views,
+}
+
+impl StoreViews {
+    /// Mount points of a chain given base first; the result is top first, as overlayfs wants it. Blocks.
+    pub fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, ViewError> {
+        self.views.lowers(&Files(&self.store), diff_ids)
+    }
+
+    /// Takes a layer's mounts away; containers that use them keep theirs. Blocks.
+    pub fn hide(&self, diff_id: &Digest) -> Result<(), ViewError> {
+        self.views.hide_layer(&Files(&self.store), diff_id)
+    }
+
+    /// Takes away what an earlier process left mounted of layers that are gone. Blocks.
+    pub fn sweep(&self) -> Result<(), ViewError> {
+        let whole: Vec<_> = self.store.list().into_iter().filter(|(_, r)| r.whole).map(|(id, _)| id).collect();
+        self.views.sweep(&Files(&self.store), &whole)
+    }
+}
+
+/// Where the store keeps layers, as `mount` asks for it.
+struct Files<'a>(&'a Store);
+
+impl LayerFiles for Files<'_> {
+    fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.0.layer_path(diff_id)
+    }
+
+    fn toc(&self, diff_id: &Digest) -> Result<Toc, LayerError> {
+        self.0.toc(diff_id).map_err(|e| LayerError::new(e.class(), e))
+    }
+
+    fn size(&self, diff_id: &Digest) -> Option<u64> {
+        self.0.size(diff_id)
+    }
+}
+
+impl Show for StoreViews {
+    fn possible(&self) -> Result<(), String> {
+        match self.views.mounts().rung() {
+            Rung::File | Rung::Loop => Ok(()),
+            Rung::None => Err(format!("this kernel cannot show layers: {}", self.views.mounts().reason())),
+        }
+    }
+
+    fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError> {
+        self.lowers(diff_ids).map(drop).map_err(|error| ShowError {
+            diff_id: error.layer(),
+            class: error.class(),
+            source: Box::new(error),
+        })
+    }
+}
+
+/// Used where a blocking task died: its panic is in the log.
+pub fn died(error: &tokio::task::JoinError) -> (Class, String) {
+    (Class::Internal, format!("silk failed (a bug: see silkd's log): {error}"))
+}

@@ -1,0 +1,178 @@
+//! A node without containerd: a store in a temporary directory and a puller on it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use futures::future::BoxFuture;
+use silk_model::{Digest, chain_ids};
+use silk_pull::{
+    Claim, Claimed, Config, Contents, ContentsError, ImageError, Puller, Refused, Seams, Show, ShowError, State,
+};
+use silk_registry::Registry;
+use silk_store::Store;
+use silk_testkit::Pushed;
+use tempfile::TempDir;
+
+/// containerd's content store.
+#[derive(Debug, Default)]
+struct Documents(Mutex<HashMap<Digest, Vec<u8>>>);
+
+impl Contents for Documents {
+    fn read<'a>(&'a self, _: &'a str, digest: &'a Digest, _: u64) -> BoxFuture<'a, Result<Vec<u8>, ContentsError>> {
+        let found = self.0.lock().unwrap().get(digest).cloned();
+        Box::pin(async move { found.ok_or(ContentsError { digest: *digest, message: "not found".into() }) })
+    }
+}
+
+/// Remembers which chains were shown.
+#[derive(Debug, Default)]
+struct Shown(Mutex<Vec<Vec<Digest>>>);
+
+impl Show for Shown {
+    fn possible(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError> {
+        self.0.lock().unwrap().push(diff_ids.to_vec());
+        Ok(())
+    }
+}
+
+pub struct Node {
+    pub store: Arc<Store>,
+    pub puller: Arc<Puller>,
+    config: Config,
+    documents: Arc<Documents>,
+    shown: Arc<Shown>,
+    root: TempDir,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        change(&mut config);
+        Self::open(config, Arc::default(), tempfile::tempdir().unwrap())
+    }
+
+    fn open(config: Config, documents: Arc<Documents>, root: TempDir) -> Self {
+        let store = Arc::new(Store::open(root.path(), silk_store::Config::default()).unwrap());
+        // No waiting: a fault is given up after one more try.
+        let registry = silk_registry::Config {
+            attempts: 2,
+            retry_delay_ms: 1,
+            stall_timeout_secs: 1,
+            docker_config: Some("/nonexistent/config.json".into()),
+            ..Default::default()
+        };
+        let shown = Arc::new(Shown::default());
+        let seams = Seams { contents: Arc::clone(&documents) as Arc<_>, show: Arc::clone(&shown) as Arc<_> };
+        let registry = Registry::new(registry).unwrap();
+        let puller = Puller::new(config.clone(), registry, Arc::clone(&store), seams).unwrap();
+        Self { store, puller, config, documents, shown, root }
+    }
+
+    /// The daemon ends and starts again.
+    pub fn restart(self) -> Self {
+        let Self { store, puller, config, documents, root, .. } = self;
+        drop(puller);
+        // A pull that has just ended still syncs its layers.
+        while Arc::strong_count(&store) > 1 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        drop(store);
+        Self::open(config, documents, root)
+    }
+
+    /// containerd prepares all layers.
+    pub async fn claim(&self, pushed: &Pushed) -> Result<Vec<Claimed>, Refused> {
+        {
+            let mut documents = self.documents.0.lock().unwrap();
+            documents.insert(pushed.manifest_digest, pushed.manifest.to_vec());
+            documents.insert(pushed.config_digest, pushed.config.to_vec());
+        }
+        let diff_ids: Vec<_> = pushed.layers.iter().map(|l| l.diff_id).collect();
+        let mut claimed = Vec::new();
+        for (below, (layer, chain_id)) in pushed.layers.iter().zip(chain_ids(&diff_ids)).enumerate() {
+            let claim = Claim {
+                namespace: "k8s.io".into(),
+                reference: pushed.reference.clone(),
+                manifest: pushed.manifest_digest,
+                blob: layer.blob_digest,
+                chain_id,
+                below,
+            };
+            claimed.push(self.puller.claim(claim).await?);
+        }
+        assert!(claimed.last().is_some_and(|c| c.top));
+        Ok(claimed)
+    }
+
+    pub async fn ready(&self, pushed: &Pushed) -> Result<(), ImageError> {
+        self.puller.ready(&pushed.manifest_digest, &pushed.reference).await
+    }
+
+    pub fn state(&self, pushed: &Pushed) -> Result<State, ImageError> {
+        self.puller.state(&pushed.manifest_digest, &pushed.reference)
+    }
+
+    pub async fn pull(&self, pushed: &Pushed) -> Result<(), ImageError> {
+        self.claim(pushed).await.unwrap();
+        self.ready(pushed).await
+    }
+
+    /// A layer's tar as the store has it.
+    pub fn data(&self, diff_id: &Digest) -> Vec<u8> {
+        let mut data = std::fs::read(self.store.layer_path(diff_id).join("data")).unwrap();
+        data.truncate(usize::try_from(self.store.size(diff_id).unwrap()).unwrap());
+        data
+    }
+
+    pub fn shown(&self) -> Vec<Vec<Digest>> {
+        self.shown.0.lock().unwrap().clone()
+    }
+}
+
+/// A minimal ustar archive of regular files.
+pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (name, bytes) in files {
+        let mut header = [0_u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..108].copy_from_slice(b"0000644\0");
+        header[108..116].copy_from_slice(b"0000000\0");
+        header[116..124].copy_from_slice(b"0000000\0");
+        header[124..136].copy_from_slice(format!("{:011o}\0", bytes.len()).as_bytes());
+        header[136..148].copy_from_slice(b"00000000000\0");
+        header[148..156].fill(b' ');
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        archive.extend_from_slice(&header);
+        archive.extend_from_slice(bytes);
+        archive.resize(archive.len().next_multiple_of(512), 0);
+    }
+    archive.resize(archive.len() + 1024, 0);
+    archive
+}
+
+/// Bytes that do not compress, the same for the same seed (xorshift).
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    std::iter::repeat_with(|| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x.to_le_bytes()
+    })
+    .flatten()
+    .take(len)
+    .collect()
+}

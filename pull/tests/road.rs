@@ -1,0 +1,218 @@
+//! Images from a registry with scripted faults into a real store: what arrives, what does not, and what is said about it.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Node, noise, tar};
+use silk_model::Digest;
+use silk_pull::{Refused, State};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_compression_arrives_whole_and_verbatim() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let tars: Vec<_> = (0..5).map(|i| tar(&[(&format!("file{i}"), &noise(i, 300_000))])).collect();
+    let image = ImageSpec::new()
+        .layer(&tars[0], Compression::Gzip)
+        .layer(&tars[1], Compression::GzipMembers(70_000))
+        .layer(&tars[2], Compression::Zstd)
+        .layer(&tars[3], Compression::Plain)
+        .layer(&tars[4], Compression::Gzip);
+    let pushed = registry.push_image("library/app:1", &image);
+    node.pull(&pushed).await.unwrap();
+    for (tar, layer) in tars.iter().zip(&pushed.layers) {
+        assert_eq!(Digest::of(tar), layer.diff_id);
+        assert_eq!(node.data(&layer.diff_id), *tar);
+        assert_eq!(node.store.record(&layer.diff_id).unwrap().facts.blob, layer.blob_digest);
+        assert_eq!(registry.count(&format!("GET .*{}", layer.blob_digest)), 1);
+    }
+    assert_eq!(node.shown(), [pushed.layers.iter().map(|l| l.diff_id).collect::<Vec<_>>()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_layer_comes_in_ranges_each_byte_once() {
+    let registry = Fake::start().await;
+    let node = Node::with(|config| {
+        config.range_bytes = 100_000;
+        config.bytes_in_flight = 350_000;
+    });
+    let tar = tar(&[("large", &noise(1, 3_000_000))]);
+    let pushed = registry.push_image("library/app:1", &ImageSpec::new().layer(&tar, Compression::Plain));
+    node.pull(&pushed).await.unwrap();
+    assert_eq!(node.data(&pushed.layers[0].diff_id), tar);
+    let blob = format!("GET .*{}", pushed.layers[0].blob_digest);
+    assert_eq!(registry.sent(&blob), tar.len() as u64);
+    assert_eq!(registry.count(&blob), tar.len().div_ceil(100_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_ranges_sends_the_blob_about_once() {
+    let registry = Fake::start().await;
+    let node = Node::with(|config| config.range_bytes = 100_000);
+    let tar = tar(&[("large", &noise(1, 3_000_000))]);
+    let pushed = registry.push_image("library/app:1", &ImageSpec::new().layer(&tar, Compression::Plain));
+    registry.fault("GET .*blobs", Fault::NoRanges, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    assert_eq!(node.data(&pushed.layers[0].diff_id), tar);
+    let blob = format!("GET .*{}", pushed.layers[0].blob_digest);
+    assert!(registry.count(&blob) <= 2, "{} requests", registry.count(&blob));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_images_that_share_a_layer_fetch_it_once() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let base = tar(&[("base", &noise(1, 500_000))]);
+    let one = registry.push_image(
+        "library/one:1",
+        &ImageSpec::new().layer(&base, Compression::Gzip).layer(tar(&[("one", b"1")]), Compression::Gzip),
+    );
+    let two = registry.push_image(
+        "library/two:1",
+        &ImageSpec::new().layer(&base, Compression::Gzip).layer(tar(&[("two", b"2")]), Compression::Gzip),
+    );
+    let (a, b) = tokio::join!(node.pull(&one), node.pull(&two));
+    a.unwrap();
+    b.unwrap();
+    assert_eq!(registry.count(&format!("GET .*{}", one.layers[0].blob_digest)), 1);
+}
+
+/// Each way content can be at fault: a sentence that names image, layer and cause, and nothing left behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_content_fails_with_its_cause_and_leaves_nothing() {
+    let good = tar(&[("good", &noise(1, 200_000))]);
+    let gzip = Compression::Gzip.apply(&good);
+    let truncated = gzip.slice(..gzip.len() / 2);
+    let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let mut lying = tar(&[("liar", &noise(2, 5_000))]);
+    lying.truncate(2048);
+    let cases = [
+        (
+            LayerSpec::new(&good, Compression::Gzip).claiming(Digest::of(b"other"), gzip.len() as u64),
+            "sent other bytes than the manifest names",
+        ),
+        (LayerSpec::new(&good, Compression::Gzip).with_diff_id(Digest::of(b"other")), "not its diff ID"),
+        (LayerSpec::raw(truncated, media_type, Digest::of(&good)), "truncated"),
+        (LayerSpec::new(&lying, Compression::Gzip), "tar is damaged"),
+        (LayerSpec::new(vec![0; 3 << 20], Compression::Gzip), "decode to more than"),
+    ];
+    for (bad, cause) in cases {
+        let registry = Fake::start().await;
+        let node = Node::with(|config| {
+            config.expansion_floor_bytes = 1 << 20;
+            config.max_expansion = 20;
+            config.retry_max_secs = 0;
+        });
+        let image = ImageSpec::new().layer(tar(&[("base", b"fine")]), Compression::Gzip).with(bad);
+        let pushed = registry.push_image("library/bad:1", &image);
+        let error = node.pull(&pushed).await.expect_err(cause).to_string();
+        assert!(error.contains(cause), "{error}");
+        assert!(error.contains(&pushed.reference), "{error}");
+        assert!(error.contains(&format!("layer 2 of 2 ({})", pushed.layers[1].blob_digest)), "{error}");
+        assert!(!node.store.layer_path(&pushed.layers[1].diff_id).exists(), "{cause}");
+        let status = node.puller.status(Some(&pushed.reference));
+        assert_eq!((status[0].state, status[0].error.as_deref()), ("failed", Some(error.as_str())));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_fails_names_itself_and_the_next_try_succeeds() {
+    for (fault, cause) in [
+        (Fault::status(401), "401"),
+        (Fault::status(404), "404"),
+        (Fault::too_many_requests("0"), "429"),
+        (Fault::status(500), "500"),
+        (Fault::CutAfter(0), "silk cannot pull"),
+        (Fault::StallAfter(0), "silk cannot pull"),
+        (Fault::Flip(1000), "sent other bytes than the manifest names"),
+    ] {
+        let registry = Fake::start().await;
+        let node = Node::with(|config| config.retry_max_secs = 0);
+        let image = ImageSpec::new().layer(tar(&[("a", &noise(3, 100_000))]), Compression::Gzip);
+        let pushed = registry.push_image("library/app:1", &image);
+        registry.fault("GET .*blobs/", fault.clone(), ALWAYS);
+        let error = node.pull(&pushed).await.expect_err(&format!("{fault:?}")).to_string();
+        assert!(error.contains(cause), "{fault:?}: {error}");
+        assert!(error.contains(&pushed.layers[0].blob_digest.to_string()), "{error}");
+        assert!(!node.store.layer_path(&pushed.layers[0].diff_id).exists());
+        registry.heal();
+        node.ready(&pushed).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_not_repeated_to_the_registry_before_its_backoff() {
+    let registry = Fake::start().await;
+    let node = Node::with(|config| (config.retry_min_secs, config.retry_max_secs) = (3600, 3600));
+    let pushed = registry.push_image("library/app:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
+    registry.fault("GET .*blobs/", Fault::status(404), ALWAYS);
+    node.pull(&pushed).await.unwrap_err();
+    let asked = registry.count("GET .*blobs/");
+    assert!(matches!(node.state(&pushed), Ok(State::Failed(_))));
+    let soon = tokio::time::timeout(Duration::from_millis(50), node.ready(&pushed)).await;
+    assert!(soon.is_err(), "it waits for the backoff");
+    assert_eq!(registry.count("GET .*blobs/"), asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_that_goes_away_disturbs_nobody() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let pushed = registry
+        .push_image("library/app:1", &ImageSpec::new().layer(tar(&[("a", &noise(1, 90_000))]), Compression::Gzip));
+    registry.fault("GET .*blobs/", Fault::Slow(200_000), 1);
+    node.claim(&pushed).await.unwrap();
+    let (one, other) =
+        tokio::join!(tokio::time::timeout(Duration::from_millis(10), node.ready(&pushed)), node.ready(&pushed));
+    assert!(one.is_err());
+    other.unwrap();
+    assert_eq!(registry.count(&format!("GET .*{}", pushed.layers[0].blob_digest)), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_silk_cannot_pull_is_refused_at_the_first_claim() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let odd = LayerSpec::raw(b"x".as_slice(), "application/vnd.example.squashfs", Digest::of(b"x"));
+    let pushed = registry.push_image("library/odd:1", &ImageSpec::new().with(odd));
+    assert!(matches!(node.claim(&pushed).await, Err(Refused::MediaType { number: 1, .. })));
+
+    let pushed =
+        registry.push_image("library/closed:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
+    registry.fault("HEAD .*manifests", Fault::status(401), ALWAYS);
+    let refused = node.claim(&pushed).await.unwrap_err();
+    assert!(matches!(refused, Refused::Registry(_)), "{refused}");
+    assert_eq!(registry.count("GET .*blobs/"), 0);
+    let status = node.puller.status(Some(&pushed.reference));
+    assert_eq!(status[0].state, "refused");
+
+    registry.heal();
+    node.pull(&pushed).await.unwrap();
+    assert_eq!(node.puller.status(Some(&pushed.reference))[0].state, "ready");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_image_needs_no_registry_and_survives_a_restart() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let pushed = registry.push_image("library/app:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
+    node.pull(&pushed).await.unwrap();
+    registry.stop().await;
+    let node = node.restart();
+    assert!(matches!(node.state(&pushed), Ok(State::Idle)));
+    node.ready(&pushed).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evicted_layer_is_fetched_again() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let pushed = registry.push_image("library/app:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
+    node.pull(&pushed).await.unwrap();
+    node.store.evict(&pushed.layers[0].diff_id).unwrap();
+    node.ready(&pushed).await.unwrap();
+    assert!(node.store.whole(&pushed.layers[0].diff_id));
+    assert_eq!(registry.count("GET .*blobs/"), 2);
+}
