@@ -233,8 +233,8 @@ fn prove(janitor: &Janitor, diff_id: &Digest) -> Result<FsckReport, Status> {
         Finding::Good => "sha256(data) is the diff ID".to_owned(),
         Finding::Bad(found) => {
             let failed = |e: &dyn std::fmt::Display| Status::internal(format!("layer {diff_id} is damaged, and: {e}"));
-            janitor.views.hide(diff_id).map_err(|e| failed(&e))?;
-            store.evict(diff_id).map_err(|e| failed(&e))?;
+            let evicted = janitor.views.retire(diff_id, &|| false, || store.evict(diff_id)).map_err(|e| failed(&e))?;
+            evicted.transpose().map_err(|e| failed(&e))?;
             tracing::error!(%diff_id, %found, "fsck: a layer's data is damaged; it was dropped and is fetched again");
             format!("sha256(data) is {found}: the data was dropped and is fetched again")
         }

@@ -41,8 +41,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let wake = Arc::new(Notify::new());
     let rooms = Rooms { puller: Arc::clone(&puller), views: Arc::clone(&views), wake: Arc::clone(&wake) };
     let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
-    let service = Service::new(Arc::clone(&snapshots), Arc::new(rooms))
-        .with_containerd(connect(&config.containerd.address));
+    let service =
+        Service::new(Arc::clone(&snapshots), Arc::new(rooms)).with_containerd(connect(&config.containerd.address));
     let janitor = Arc::new(Janitor { views, puller: Arc::clone(&puller), snapshots: Arc::clone(&snapshots), wake });
     let cleaning = tokio::spawn(Arc::clone(&janitor).run());
 

@@ -54,7 +54,7 @@ impl Janitor {
         let used = self.used();
         for (diff_id, record) in self.views.store.list() {
             if record.whole && !used.contains(&diff_id) {
-                self.hide(&diff_id);
+                self.retire(&diff_id, || ());
             }
         }
         let unused = self.views.store.unused(|id| used.contains(id));
@@ -77,8 +77,8 @@ impl Janitor {
             if evicted.bytes >= bytes {
                 break;
             }
-            self.hide(&unused.diff_id);
-            let gone = self.views.store.evict(&unused.diff_id)?;
+            let Some(gone) = self.retire(&unused.diff_id, || self.views.store.evict(&unused.diff_id)) else { continue };
+            let gone = gone?;
             evicted.layers += gone.layers;
             evicted.bytes += gone.bytes;
             tracing::info!(diff_id = %unused.diff_id, bytes = gone.bytes, "dropped an unused layer");
@@ -86,9 +86,12 @@ impl Janitor {
         Ok(evicted)
     }
 
-    fn hide(&self, diff_id: &Digest) {
-        if let Err(error) = self.views.hide(diff_id) {
+    /// Takes a layer's mounts away and does `then`, unless somebody has begun to use it.
+    fn retire<R>(&self, diff_id: &Digest, then: impl FnOnce() -> R) -> Option<R> {
+        let retired = self.views.retire(diff_id, &|| self.used().contains(diff_id), then);
+        retired.unwrap_or_else(|error| {
             tracing::warn!(%diff_id, %error, "a layer that nothing uses stays mounted");
-        }
+            None
+        })
     }
 }

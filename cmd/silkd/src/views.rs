@@ -23,9 +23,15 @@ impl StoreViews {
         self.views.lowers(&Files(&self.store), diff_ids)
     }
 
-    /// Takes a layer's mounts away; containers that use them keep theirs. Blocks.
-    pub fn hide(&self, diff_id: &Digest) -> Result<(), ViewError> {
-        self.views.hide_layer(&Files(&self.store), diff_id)
+    /// Takes a layer's mounts away and does `then`, unless the layer is in use by then; `None` if it is. Containers that
+    /// stand on the mounts keep theirs. Blocks.
+    pub fn retire<R>(
+        &self,
+        diff_id: &Digest,
+        in_use: &dyn Fn() -> bool,
+        then: impl FnOnce() -> R,
+    ) -> Result<Option<R>, ViewError> {
+        self.views.retire(&Files(&self.store), diff_id, in_use, then)
     }
 
     /// Takes away what an earlier process left mounted of layers that are gone. Blocks.

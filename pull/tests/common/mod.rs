@@ -1,5 +1,7 @@
 //! A node without containerd: a store in a temporary directory and a puller on it.
 
+#![allow(clippy::unwrap_used)] // a test's helper panics where the test would
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
