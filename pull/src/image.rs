@@ -34,6 +34,10 @@ const REFUSALS: usize = 64;
 /// A claim is followed by its snapshot within milliseconds; a minute covers a node that is starved of everything.
 const SETTLED: Duration = Duration::from_secs(60);
 
+/// How long the cause of a failed pull stays in `silk status` after containerd gave the image up: long enough for a person who
+/// was told by kubelet.
+const FAILURE_KEPT: Duration = Duration::from_secs(600);
+
 /// What the puller needs of others.
 #[derive(Debug, Clone)]
 pub struct Seams {
@@ -116,6 +120,13 @@ impl Image {
         let spec = spec.map_or_else(OnceCell::new, |spec| OnceCell::new_with(Some(Arc::new(spec))));
         let claimed = Mutex::new(Instant::now());
         Arc::new(Self { spec, state: watch::Sender::new(State::Idle), accepted, claimed })
+    }
+
+    fn is_wanted(&self) -> bool {
+        match *self.state.borrow() {
+            State::Failed(_) => lock(&self.claimed).elapsed() <= SETTLED,
+            State::Idle | State::Pulling(_) | State::Ready(_) => true,
+        }
     }
 }
 
@@ -296,7 +307,13 @@ impl Puller {
         let (puller, image, spec) = (Arc::clone(self), Arc::clone(image), Arc::clone(spec));
         tokio::spawn(async move {
             let began = Instant::now();
-            let state = match puller.pull(&spec).await {
+            // In a task of its own: whatever happens there, those who wait are told.
+            let pull = tokio::spawn({
+                let (puller, spec) = (Arc::clone(&puller), Arc::clone(&spec));
+                async move { puller.pull(&spec).await }
+            });
+            let outcome = pull.await.unwrap_or_else(|_| Err(failed(&spec, 0, Arc::new(LayerError::Panicked))));
+            let state = match outcome {
                 Ok(()) => State::Ready(began.elapsed()),
                 Err(error) => {
                     tracing::error!(image = spec.reference, "{error}");
@@ -336,13 +353,7 @@ impl Puller {
         if missing.is_empty() {
             return Ok(());
         }
-        let fail = |index: usize, source| ImageError::Layer {
-            image: spec.reference.clone(),
-            number: index + 1,
-            count: spec.layers.len(),
-            blob: spec.layers[index].blob,
-            source,
-        };
+        let fail = |index, source| failed(spec, index, source);
         let repository = self.repository(&spec.reference).await.map_err(|e| fail(missing[0].0, Arc::new(e)))?;
         let mut pulls = JoinSet::new();
         for (index, layer) in missing {
@@ -360,13 +371,20 @@ impl Puller {
         Ok(())
     }
 
-    /// The layers of all images that silk knows: those that snapshots use, and those about to be.
+    /// The layers of the images that silk knows: those that snapshots use, and those about to be. A failed image keeps
+    /// none once its claim is old.
     pub fn wanted(&self) -> HashSet<Digest> {
         let images = lock(&self.images);
-        images.values().filter_map(|i| i.spec.get()).flat_map(|spec| spec.diff_ids()).collect()
+        images
+            .values()
+            .filter(|i| i.is_wanted())
+            .filter_map(|i| i.spec.get())
+            .flat_map(|spec| spec.diff_ids())
+            .collect()
     }
 
-    /// Forgets images that `keep` does not hold, that are not on their way and were not claimed within the last minute.
+    /// Forgets images that `keep` does not hold, that are not on their way and were not claimed within the last minute; a
+    /// failed one is kept longer, so that the operator finds its cause.
     ///
     /// # Errors
     /// When the database cannot be written.
@@ -376,8 +394,13 @@ impl Puller {
             images
                 .iter()
                 .filter(|(_, image)| {
-                    let idle = !matches!(*image.state.borrow(), State::Pulling(_));
-                    idle && lock(&image.claimed).elapsed() > SETTLED && image.spec.get().is_some_and(|spec| !keep(spec))
+                    let age = lock(&image.claimed).elapsed();
+                    let over = match *image.state.borrow() {
+                        State::Pulling(_) => false,
+                        State::Failed(_) => age > FAILURE_KEPT,
+                        State::Idle | State::Ready(_) => age > SETTLED,
+                    };
+                    over && image.spec.get().is_some_and(|spec| !keep(spec))
                 })
                 .map(|(name, _)| name.clone())
                 .collect()
@@ -396,6 +419,16 @@ impl Puller {
     /// Claims that were refused leave no entry behind.
     fn drop_undecided(&self) {
         lock(&self.images).retain(|_, i| i.accepted.load(Ordering::Relaxed) || Arc::strong_count(i) > 1);
+    }
+}
+
+fn failed(spec: &ImageSpec, index: usize, source: Arc<LayerError>) -> ImageError {
+    ImageError::Layer {
+        image: spec.reference.clone(),
+        number: index + 1,
+        count: spec.layers.len(),
+        blob: spec.layers[index].blob,
+        source,
     }
 }
 

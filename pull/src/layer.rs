@@ -111,7 +111,12 @@ impl Layers {
         jobs.insert(spec.diff_id, Arc::clone(&job));
         let (layers, spec, repository) = (Arc::clone(self), spec.clone(), repository.clone());
         tokio::spawn(async move {
-            let result = layers.run(&job, &spec, &repository).await;
+            // In a task of its own: whatever happens there, those who wait are told.
+            let run = tokio::spawn({
+                let (layers, job, spec) = (Arc::clone(&layers), Arc::clone(&job), spec.clone());
+                async move { layers.run(&job, &spec, &repository).await }
+            });
+            let result = run.await.unwrap_or(Err(LayerError::Panicked));
             if let Err(error) = &result {
                 tracing::warn!(diff_id = %spec.diff_id, blob = %spec.blob, %error, "a layer did not arrive");
             }
