@@ -87,7 +87,7 @@ CONFIG
     env_start silkd "$1" --config "$SCRATCH/silkd.toml"
     # shellcheck disable=SC2034  # for the script that measures
     SILKD_PID=$STARTED
-    SILK=("$2" --address "$SCRATCH/silk.sock")
+    SILK=("$2" --address "$SCRATCH/silk.sock" --containerd "$SCRATCH/containerd.sock" --config "$SCRATCH/silkd.toml")
     env_wait silkd "${SILK[@]}" status
 }
 

@@ -18,12 +18,18 @@ import (
 
 // The calls that kubelet makes, from an empty node to an empty node.
 func TestPodsThroughCRI(t *testing.T) {
-	eachGeneration(t, func(t *testing.T, generation node.Generation) {
-		t.Run("pull by CRI", func(t *testing.T) { podLife(t, node.Options{Generation: generation}) })
-		if generation.Name == node.Second.Name {
-			t.Run("pull by the transfer service", func(t *testing.T) { podLife(t, node.Options{Generation: generation, Transfer: true}) })
-		}
-	})
+	// In parallel with others that wait for silkd to give space back, which it does once a minute.
+	t.Parallel()
+	for name, options := range map[string]node.Options{
+		"packaged":                     {Generation: node.Packaged},
+		"second":                       {Generation: node.Second},
+		"second, its transfer service": {Generation: node.Second, Transfer: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			podLife(t, options)
+		})
+	}
 }
 
 func podLife(t *testing.T, options node.Options) {

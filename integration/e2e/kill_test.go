@@ -24,8 +24,10 @@ const (
 // silkd is killed at random moments of pulls, counted in bytes that the registry sent, and started again; the client tries again, as
 // kubelet does. Every pull must end with the right tree, and nothing may be left over at the end.
 func TestKilledWhilePulling(t *testing.T) {
+	t.Parallel()
 	for _, rung := range []string{"file", "loop"} {
 		t.Run(rung, func(t *testing.T) {
+			t.Parallel()
 			seed := time.Now().UnixNano()
 			t.Logf("seed %d", seed)
 			k := &killer{Node: node.Start(t, node.Options{Generation: node.Second, Rung: rung}), registry: hub.Start(t), random: rand.New(rand.NewSource(seed))}

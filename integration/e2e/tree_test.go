@@ -17,7 +17,9 @@ type specimen struct {
 	madeUp map[string]bool
 }
 
-func specimens(t *testing.T, registry *hub.Hub) (all []specimen) {
+// specimens are the adversarial images in the test's own registry, and the real ones in Debian's.
+func specimens(t *testing.T) (all []specimen) {
+	registry, debian := hub.Start(t), node.StartRegistry(t)
 	for _, c := range image.Adversarial() {
 		ref := registry.Add("adversarial/"+strings.ReplaceAll(strings.ToLower(c.Name), " ", "-"), "1", c.Image.Bundle())
 		var layers [][]image.Entry
@@ -32,15 +34,14 @@ func specimens(t *testing.T, registry *hub.Hub) (all []specimen) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, specimen{name, registry.Add("real/"+name, "1", bundle), image.TimesMadeUp(layers...)})
+		all = append(all, specimen{name, debian.Push("real/"+name, "1", bundle), image.TimesMadeUp(layers...)})
 	}
 	return all
 }
 
 // Each image's root file system is read from containerd's overlayfs and from silk, on each rung, and must be the same.
 func TestTreesEqualOverlayfs(t *testing.T) {
-	registry := hub.Start(t)
-	all := specimens(t, registry)
+	all := specimens(t)
 	eachGeneration(t, func(t *testing.T, generation node.Generation) {
 		want := map[string]tree.Tree{}
 		for _, rung := range []string{"file", "loop"} {

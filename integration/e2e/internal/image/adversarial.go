@@ -207,15 +207,23 @@ func crowd() []Entry {
 	return entries
 }
 
-// encodings are the same three layers in all the ways that registries hold them.
+// encodings are the same three layers in all the ways that registries hold them; a file with the case's name keeps their diff IDs apart.
 func encodings() (cases []Case) {
-	build := func(compression Compression) []Layer {
-		return []Layer{NewLayer(compression, base()...), NewLayer(compression, sizes()...), NewLayer(compression, whiteouts()...)}
+	add := func(name string, image Image, compressions ...Compression) {
+		own := file("encoding", name)
+		for i, entries := range [][]Entry{append(base(), own), append(sizes(), own), append(whiteouts(), own)} {
+			image.Layers = append(image.Layers, NewLayer(compressions[i%len(compressions)], entries...))
+		}
+		cases = append(cases, Case{name, image})
 	}
-	mixed := []Layer{build(Gzip)[0], build(Zstd)[1], build(Plain)[2]}
-	return []Case{
-		{"gzip members", Image{Layers: build(GzipMembers)}}, {"zstd", Image{Layers: build(Zstd)}}, {"plain", Image{Layers: build(Plain)}},
-		{"mixed compression", Image{Layers: mixed}}, {"docker", Image{Layers: build(Gzip), Docker: true}},
-		{"docker index", Image{Layers: build(Gzip), Docker: true, Index: true}}, {"oci index", Image{Layers: build(Zstd), Index: true}},
-	}
+	add("gzip members", Image{}, GzipMembers)
+	add("zstd", Image{}, Zstd)
+	add("plain", Image{}, Plain)
+	add("mixed compression", Image{}, Gzip, Zstd, Plain)
+	add("docker", Image{Docker: true}, Gzip)
+	add("docker zstd", Image{Docker: true}, Zstd)
+	add("docker plain", Image{Docker: true}, Plain)
+	add("docker index", Image{Docker: true, Index: true}, Gzip)
+	add("oci index", Image{Index: true}, Zstd)
+	return cases
 }

@@ -113,8 +113,11 @@ func built(name string) string {
 func (n *Node) Silk(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, Silk, append([]string{"--address", filepath.Join(n.Dir, "silk.sock")}, args...)...)
-	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+filepath.Join(n.Dir, "containerd.sock"))
+	cmd := exec.CommandContext(ctx, Silk, append([]string{
+		"--address", filepath.Join(n.Dir, "silk.sock"),
+		"--containerd", filepath.Join(n.Dir, "containerd.sock"),
+		"--config", filepath.Join(n.Dir, "silkd.toml"),
+	}, args...)...)
 	out, err := cmd.Output()
 	if exit, ok := err.(*exec.ExitError); ok {
 		err = fmt.Errorf("silk %v: %w: %s", args, err, exit.Stderr)
@@ -152,6 +155,12 @@ func (n *Node) connect() {
 func (n *Node) Eventually(what string, try func() error) {
 	n.t.Helper()
 	within(n.t, time.Minute, what, try)
+}
+
+// Eventually tries until there is no error, for at most a minute.
+func Eventually(t testing.TB, what string, try func() error) {
+	t.Helper()
+	within(t, time.Minute, what, try)
 }
 
 // Settled is Eventually for what silkd does when nobody needs it any more: it looks once a minute.
