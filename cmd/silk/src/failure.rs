@@ -1,0 +1,257 @@
+//! Everything that makes a command fail, its words for the operator, and its exit code: the only place that knows them.
+
+use std::{io, path::PathBuf, process::ExitCode, time::Duration};
+
+use silk_model::Digest;
+use tonic::{Code, Status};
+
+use crate::{
+    human,
+    interrupt::Signal,
+    pull::{Malformed, Platform},
+};
+
+/// Which of the two daemons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Daemon {
+    /// Ours.
+    Silkd,
+    /// containerd.
+    Containerd,
+}
+
+impl Daemon {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Silkd => "silkd",
+            Self::Containerd => "containerd",
+        }
+    }
+
+    fn option(self) -> &'static str {
+        match self {
+            Self::Silkd => "--address",
+            Self::Containerd => "--containerd",
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Nobody listens on the socket.
+    #[error(
+        "{name} does not answer on {}: {cause}. Is it running (systemctl status {name})? {option} names another socket",
+        socket.display(), name = daemon.name(), option = daemon.option()
+    )]
+    Unreachable {
+        /// Who.
+        daemon: Daemon,
+        /// Where.
+        socket: PathBuf,
+        /// What the system says.
+        cause: io::Error,
+    },
+    /// A daemon answered a call with an error.
+    #[error("{} cannot {doing}: {message}", daemon.name())]
+    Call {
+        /// Who.
+        daemon: Daemon,
+        /// What was asked, as it stands after "cannot".
+        doing: String,
+        /// The answer's code.
+        code: Code,
+        /// The answer's words.
+        message: String,
+    },
+    /// A daemon did not answer a call that takes it milliseconds.
+    #[error("{} did not {doing} within {}", daemon.name(), human::duration(*after))]
+    Late {
+        /// Who.
+        daemon: Daemon,
+        /// What was asked, as it stands after "did not".
+        doing: String,
+        /// How long silk waited.
+        after: Duration,
+    },
+    /// What silkd says of a pull that failed: image, layer and cause.
+    #[error("{0}")]
+    Told(String),
+    /// The configuration cannot be used.
+    #[error("cannot use {}: {cause}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: ConfigFault,
+    },
+    /// Text that names no containerd namespace.
+    #[error("{0:?} cannot be a containerd namespace")]
+    Namespace(String),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] silk_registry::Error),
+    /// A document of the image is not what its media type says.
+    #[error("the {what} {digest} cannot be used: {why}")]
+    Document {
+        /// "index", "manifest" or "configuration".
+        what: &'static str,
+        /// Its digest.
+        digest: Digest,
+        /// What is wrong with it.
+        why: Malformed,
+    },
+    /// The index has no image for the platform.
+    #[error("the image is not made for {wanted}, only for {}; --platform chooses another", list(has))]
+    NoPlatform {
+        /// The one asked for.
+        wanted: Platform,
+        /// Those that it is made for.
+        has: Vec<Platform>,
+    },
+    /// The registry's bytes are not those of the digest.
+    #[error("the registry sent {found} as {expected}")]
+    WrongDigest {
+        /// By the manifest.
+        expected: Digest,
+        /// Of what came.
+        found: Digest,
+    },
+    /// A layer's uncompressed bytes are not what the configuration says.
+    #[error("its uncompressed bytes are {found}, but the image's configuration says {expected}")]
+    WrongDiffId {
+        /// By the configuration.
+        expected: Digest,
+        /// What containerd unpacked.
+        found: String,
+    },
+    /// Another client of containerd writes the blob and does not get on.
+    #[error("another client has been writing {digest} to containerd for {} without a byte more", human::duration(*after))]
+    Locked {
+        /// The blob.
+        digest: Digest,
+        /// How long silk waited.
+        after: Duration,
+    },
+    /// containerd closed a stream early.
+    #[error("containerd closed the write of {0} without an answer")]
+    WriteEnded(Digest),
+    /// A snapshot that containerd says exists, and does not.
+    #[error("containerd says that snapshot {0} exists, and then that it does not; the third try gave the same")]
+    Vanished(Digest),
+    /// The image that could not be pulled.
+    #[error("cannot pull {image}: {source}")]
+    Image {
+        /// Its reference.
+        image: String,
+        /// The cause.
+        source: Box<Self>,
+    },
+    /// The layer that could not be pulled.
+    #[error("layer {number} of {count} ({blob}): {source}")]
+    Layer {
+        /// 1 is the base.
+        number: usize,
+        /// Layers of the image.
+        count: usize,
+        /// The layer's blob.
+        blob: Digest,
+        /// The cause.
+        source: Box<Self>,
+    },
+    /// fsck found damage.
+    #[error("{bad} of {all} layers were damaged: their data became holes and is fetched again")]
+    Damaged {
+        /// Damaged layers.
+        bad: usize,
+        /// Layers looked at.
+        all: usize,
+    },
+    /// No layer has this digest, or several have.
+    #[error("{found} layers that silkd knows have a diff ID that starts with {prefix}; silk status shows them")]
+    NoSuchLayer {
+        /// What was asked for.
+        prefix: String,
+        /// How many there are.
+        found: usize,
+    },
+    /// Ctrl-C or SIGTERM.
+    #[error("interrupted")]
+    Interrupted(Signal),
+    /// Output cannot be written.
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    /// The process cannot start its threads.
+    #[error("cannot start: {0}")]
+    Runtime(io::Error),
+}
+
+/// What is wrong with a configuration file.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFault {
+    /// It cannot be read.
+    #[error("{0}")]
+    Read(#[from] io::Error),
+    /// It is no such file.
+    #[error("{0}")]
+    Parse(#[from] Box<toml::de::Error>),
+}
+
+fn list(platforms: &[Platform]) -> String {
+    // A few dozen are known; an index that names more is no honest one.
+    let names: Vec<_> = platforms.iter().take(32).map(ToString::to_string).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+impl Failure {
+    /// A call's status: whether the daemon said it, or nobody was there.
+    pub fn of(daemon: Daemon, socket: &std::path::Path, doing: impl Into<String>, status: &Status) -> Self {
+        match unreachable(status) {
+            Some(cause) => Self::Unreachable { daemon, socket: socket.to_owned(), cause },
+            None => {
+                Self::Call { daemon, doing: doing.into(), code: status.code(), message: status.message().to_owned() }
+            }
+        }
+    }
+
+    /// The code of a call that was answered.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Call { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// In the words of an image's pull, unless they already are.
+    #[must_use]
+    pub fn of_image(self, image: &str) -> Self {
+        match self {
+            Self::Told(_) | Self::Interrupted(_) | Self::Unreachable { .. } => self,
+            source => Self::Image { image: image.to_owned(), source: Box::new(source) },
+        }
+    }
+
+    /// 1: failed; 2: wrong arguments; 3: no daemon; 128 and the signal's number.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config { .. } | Self::Namespace(_) | Self::NoSuchLayer { .. } | Self::NoPlatform { .. } => 2.into(),
+            Self::Unreachable { .. } | Self::Late { .. } => 3.into(),
+            Self::Interrupted(Signal::Interrupt) => 130.into(),
+            Self::Interrupted(Signal::Terminate) => 143.into(),
+            Self::Image { source, .. } | Self::Layer { source, .. } => source.exit_code(),
+            _ => 1.into(),
+        }
+    }
+}
+
+/// The system's error, when a call found nobody to answer it.
+fn unreachable(status: &Status) -> Option<io::Error> {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io.raw_os_error().map_or_else(|| io.kind().into(), io::Error::from_raw_os_error));
+        }
+        cause = error.source();
+    }
+    None
+}

@@ -1,0 +1,169 @@
+//! `silk pull`: what containerd's own client does for a pull, with the labels that let silkd fetch the layers.
+//!
+//! A lease holds everything that the pull makes until the image's record refers to it. The documents of the image are written
+//! into containerd's content store ([`image`]); then each layer's snapshot is prepared, base first ([`unpack`]):
+//! silkd answers that it exists, and the question for the top one waits until the image is whole and proved. A
+//! snapshotter that answers with mounts instead gets the layer fetched and applied ([`fetch`]), so that a pull ends with a
+//! usable image or with its cause. However it ends, nothing half-made stays: [`run`] puts away what is left.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde::Deserialize;
+use silk_registry::{Reference, Registry};
+
+use crate::{
+    cli::Globals,
+    control::Control,
+    failure::{ConfigFault, Failure},
+    human, interrupt,
+};
+
+mod content;
+mod fetch;
+mod image;
+mod labels;
+mod lease;
+mod node;
+mod platform;
+mod progress;
+mod unpack;
+
+pub use image::Malformed;
+pub use platform::Platform;
+pub use progress::Around;
+
+use content::Store;
+use node::Node;
+use progress::{Board, Display};
+use unpack::Unpack;
+
+const CONFIG: &str = "/etc/silk/config.toml";
+/// Two calls that containerd answers within milliseconds, one of which waits for its garbage collection.
+const PUT_AWAY: Duration = Duration::from_secs(10);
+
+/// Pull an image through containerd; silkd fetches its layers.
+///
+/// Works with containerd 1.6, 1.7 and 2.x. Returns when every layer is whole and proved, so that a container
+/// (ctr run --snapshotter silk IMAGE NAME) starts at once. Where silkd leaves an image to containerd, or with another
+/// snapshotter, the layers are fetched into containerd's content store and unpacked there.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The image: python:3.13, registry.example/app@sha256:...
+    pub image: Reference,
+    /// Pull for this platform, when the image is made for several [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    /// Fetch the layers' blobs into containerd's content store, whatever the snapshotter has, and unpack without silkd:
+    /// for images that are to be exported or pushed from there
+    #[arg(long)]
+    pub local: bool,
+    /// Talk to the registry without TLS (silkd has its own configuration: registry.plain_http)
+    #[arg(long)]
+    pub plain_http: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Pulls and prints.
+pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure> {
+    let began = Instant::now();
+    let registry = registry(globals.config.as_deref(), arguments)?;
+    let node = lease::create(Node::new(&globals.containerd, &globals.namespace)?).await?;
+    let pull = Pull { globals, arguments, registry, node };
+    let outcome = tokio::select! {
+        outcome = pull.run() => outcome,
+        signal = interrupt::wait() => Err(Failure::Interrupted(signal)),
+    };
+    pull.put_away(outcome.is_ok()).await;
+    let summary = outcome.map_err(|failure| failure.of_image(&arguments.image.to_string()))?;
+    if !arguments.quiet {
+        writeln!(std::io::stdout(), "pulled {} in {}: {summary}", arguments.image, human::duration(began.elapsed()))?;
+    }
+    Ok(())
+}
+
+struct Pull<'a> {
+    globals: &'a Globals,
+    arguments: &'a Arguments,
+    registry: Registry,
+    node: Node,
+}
+
+impl Pull<'_> {
+    /// All of it; says what was pulled.
+    async fn run(&self) -> Result<String, Failure> {
+        let Self { globals, arguments, registry, node } = self;
+        let reference = &arguments.image;
+        let repository = registry.repository(reference).await?;
+        let store = Store::new(node.clone(), reference);
+        let wanted = arguments.platform.clone().unwrap_or_else(Platform::of_this_machine);
+        let image = image::resolve(reference, &repository, &store, &wanted).await?;
+        if image.platform != wanted && !arguments.quiet {
+            eprintln!("note: the image is made for {}, not {wanted}", human::clean(&image.platform.to_string()));
+        }
+        let board = Board::new(&image, Control::new(&globals.address)).await;
+        let mut display = Display::new(arguments.quiet, std::io::stderr().is_terminal(), &board);
+        let unpack = Unpack {
+            node,
+            store: &store,
+            repository: &repository,
+            image: &image,
+            snapshotter: &globals.snapshotter,
+            local: arguments.local,
+            board: &board,
+        };
+        let outcome = tokio::select! {
+            outcome = unpack.run() => outcome,
+            never = display.show(&board) => match never {},
+        };
+        board.refresh().await;
+        display.finish(&board);
+        outcome?;
+        node.record_image(&reference.to_string(), &image.target).await?;
+        Ok(board.summary())
+    }
+
+    /// Ends the lease; after a failure, removes a snapshot that was being made, and waits until containerd has collected the rest.
+    async fn put_away(&self, done: bool) {
+        let away = async {
+            self.node.remove_unfinished(&self.globals.snapshotter).await?;
+            lease::delete(&self.node, !done).await
+        };
+        let failure = tokio::select! {
+            away = tokio::time::timeout(PUT_AWAY, away) => match away {
+                Ok(Ok(())) => return,
+                Ok(Err(failure)) => failure.to_string(),
+                Err(_) => format!("containerd did not answer within {}", human::duration(PUT_AWAY)),
+            },
+            _ = interrupt::wait() => "interrupted again".to_owned(),
+        };
+        eprintln!("warning: what the pull made stays until its lease ends, in 24 h: {}", human::clean(&failure));
+    }
+}
+
+/// What silk reads of silkd's configuration; the rest is silkd's to check.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ConfigFile {
+    registry: silk_registry::Config,
+}
+
+fn registry(named: Option<&Path>, arguments: &Arguments) -> Result<Registry, Failure> {
+    let path = named.unwrap_or(Path::new(CONFIG));
+    let fault = |cause: ConfigFault| Failure::Config { path: path.to_owned(), cause };
+    let mut config = match std::fs::read_to_string(path) {
+        Ok(text) => toml::from_str::<ConfigFile>(&text).map_err(|e| fault(Box::new(e).into()))?.registry,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => silk_registry::Config::default(),
+        Err(e) => return Err(fault(e.into())),
+    };
+    if arguments.plain_http {
+        config.plain_http.push(arguments.image.host().to_owned());
+    }
+    Ok(Registry::new(config)?)
+}

@@ -1,0 +1,302 @@
+//! How far each layer is: told by the pull's own steps and by silkd, shown as bars on a terminal and as lines elsewhere.
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    io::{self, Write},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use indicatif::MultiProgress;
+use silk_api::control;
+use silk_model::Digest;
+
+use super::image::Image;
+use crate::{control::Control, human};
+
+mod bars;
+mod lines;
+
+use bars::Bars;
+use lines::Lines;
+
+/// Between two looks at silkd and two drawings.
+const TICK: Duration = Duration::from_millis(200);
+/// silkd answers from memory; when it is this busy, the last known numbers stay.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a layer's row says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Its turn has not come.
+    Waiting,
+    /// Bytes arrive.
+    Pulling,
+    /// They are here; a layer below is not unpacked yet.
+    Fetched,
+    /// containerd unpacks it.
+    Unpacking,
+    /// It was here before this pull.
+    Here,
+    /// Usable.
+    Done,
+}
+
+/// A layer.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// Of its blob.
+    pub digest: Digest,
+    diff_id: Digest,
+    /// Of its blob, in bytes.
+    pub size: u64,
+    /// Of those, here.
+    pub received: u64,
+    /// Where it stands.
+    pub stage: Stage,
+    /// The registry host that sends it; empty while none does.
+    pub source: String,
+    /// Bytes a second.
+    pub rate: f64,
+    /// When its first byte was seen.
+    began: Option<Instant>,
+    /// From the first byte to its end.
+    pub took: Option<Duration>,
+    /// containerd said that the snapshot exists: silkd knows the rest.
+    exists: bool,
+}
+
+impl Row {
+    fn advance(&mut self, received: u64, source: &str) {
+        let began = *self.began.get_or_insert_with(Instant::now);
+        self.received = received.min(self.size);
+        if self.source != source {
+            source.clone_into(&mut self.source);
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        self.rate = if seconds > 0.1 { self.received as f64 / seconds } else { 0.0 };
+        self.stage = Stage::Pulling;
+    }
+
+    fn end(&mut self, stage: Stage) {
+        self.received = self.size;
+        self.took = self.took.or_else(|| Some(self.began?.elapsed()));
+        self.stage = stage;
+    }
+
+    /// Where silkd has the layer.
+    fn told(&mut self, layer: &control::Layer, was_here: bool) {
+        match layer.state.as_str() {
+            "whole" if was_here => self.end(Stage::Here),
+            "whole" => {
+                self.began.get_or_insert_with(Instant::now);
+                layer.source.clone_into(&mut self.source);
+                self.end(Stage::Done);
+                self.rate = layer.rate;
+            }
+            "pulling" => {
+                self.advance(layer.blob_received, &layer.source);
+                self.rate = layer.rate;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// All layers of a pull.
+#[derive(Debug)]
+pub struct Board {
+    rows: Mutex<Vec<Row>>,
+    control: Control,
+    manifest: Digest,
+    reference: String,
+    /// silkd answers; then the diff IDs of the layers that it had before the pull.
+    before: Option<HashSet<String>>,
+}
+
+impl Board {
+    /// Asks silkd what it has; where it does not answer, the pull does without.
+    pub async fn new(image: &Image, control: Control) -> Arc<Self> {
+        let row = |layer: &super::image::Layer| Row {
+            digest: layer.descriptor.digest,
+            diff_id: layer.diff_id,
+            size: layer.descriptor.size,
+            received: 0,
+            stage: Stage::Waiting,
+            source: String::new(),
+            rate: 0.0,
+            began: None,
+            took: None,
+            exists: false,
+        };
+        let status = tokio::time::timeout(PATIENCE, control.status("")).await;
+        let before = status.ok().and_then(Result::ok).map(|status| {
+            let layers = status.images.into_iter().flat_map(|image| image.layers);
+            layers.filter(|layer| layer.state == "whole").map(|layer| layer.diff_id).collect()
+        });
+        Arc::new(Self {
+            rows: Mutex::new(image.layers.iter().map(row).collect()),
+            control,
+            manifest: image.manifest.digest,
+            reference: image.reference.to_string(),
+            before,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Row>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// containerd says that the layer's snapshot exists: it was made before, or silkd has just taken the layer on.
+    pub fn exists(&self, index: usize) {
+        let row = &mut self.lock()[index];
+        row.exists = true;
+        if self.before.is_none() {
+            row.end(Stage::Here);
+        }
+    }
+
+    /// Bytes of the layer's blob are in containerd.
+    pub fn fetched(&self, index: usize, bytes: u64, source: &str) {
+        let row = &mut self.lock()[index];
+        row.advance(bytes, source);
+        if bytes == row.size {
+            row.end(Stage::Fetched);
+        }
+    }
+
+    /// containerd unpacks the layer.
+    pub fn unpacking(&self, index: usize) {
+        self.lock()[index].stage = Stage::Unpacking;
+    }
+
+    /// The layer is usable.
+    pub fn unpacked(&self, index: usize) {
+        self.lock()[index].end(Stage::Done);
+    }
+
+    /// Asks silkd how far it is with the layers that it has taken on.
+    pub async fn refresh(&self) {
+        let Some(before) = &self.before else { return };
+        let asked = |row: &Row| row.exists && !matches!(row.stage, Stage::Here | Stage::Done);
+        if !self.lock().iter().any(asked) {
+            return;
+        }
+        let status = tokio::time::timeout(PATIENCE, self.control.status(&self.manifest.to_string())).await;
+        let Ok(Ok(status)) = status else { return };
+        // The same manifest may be there under several names.
+        let named = status.images.iter().find(|image| image.reference == self.reference);
+        let layers = named.or(status.images.first()).map_or(&[][..], |image| &image.layers);
+        for row in self.lock().iter_mut().filter(|row| asked(row)) {
+            let diff_id = row.diff_id.to_string();
+            let was_here = before.contains(&diff_id);
+            match layers.iter().find(|layer| layer.diff_id == diff_id) {
+                Some(layer) => row.told(layer, was_here),
+                // It exists and silkd does not know it: an ordinary snapshot, from an earlier pull.
+                None => row.end(Stage::Here),
+            }
+        }
+    }
+
+    /// The rows as they are now.
+    pub fn rows(&self) -> Vec<Row> {
+        self.lock().clone()
+    }
+
+    /// `5 layers, 237.1 MB (3 here already)`.
+    pub fn summary(&self) -> String {
+        let rows = self.lock();
+        let bytes = rows.iter().map(|row| row.size).sum();
+        let here = match rows.iter().filter(|row| row.stage == Stage::Here).count() {
+            0 => String::new(),
+            here => format!(" ({here} here already)"),
+        };
+        format!("{}, {}{here}", human::count(rows.len(), "layer"), human::bytes(bytes))
+    }
+}
+
+/// How rows are shown.
+#[derive(Debug)]
+pub enum Display {
+    /// Not at all.
+    Quiet,
+    /// A bar a layer.
+    Bars(Bars),
+    /// A line when a layer starts and ends, and a sum now and then.
+    Lines(Lines),
+}
+
+impl Display {
+    /// Bars on a terminal.
+    pub fn new(quiet: bool, terminal: bool, board: &Board) -> Self {
+        match (quiet, terminal) {
+            (true, _) => Self::Quiet,
+            (false, true) => Self::Bars(Bars::new(&board.rows())),
+            (false, false) => Self::Lines(Lines::new(Instant::now())),
+        }
+    }
+
+    /// Asks and draws until it is dropped.
+    pub async fn show(&mut self, board: &Board) -> Infallible {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if matches!(self, Self::Quiet) {
+                continue;
+            }
+            board.refresh().await;
+            self.draw(board);
+        }
+    }
+
+    fn draw(&mut self, board: &Board) {
+        match self {
+            Self::Quiet => {}
+            Self::Bars(bars) => bars.draw(&board.rows()),
+            Self::Lines(lines) => say(&lines.draw(&board.rows(), Instant::now())),
+        }
+    }
+
+    /// The last drawing.
+    pub fn finish(&mut self, board: &Board) {
+        self.draw(board);
+        if let Self::Bars(bars) = self {
+            bars.finish();
+        }
+    }
+}
+
+/// The bars on the terminal, if there are any.
+static BARS: OnceLock<MultiProgress> = OnceLock::new();
+
+/// Text on stderr, around the bars.
+fn say(text: &str) {
+    let write = || {
+        // Progress that nobody can read is no reason to fail.
+        let _ = io::stderr().write_all(human::clean(text).as_bytes());
+    };
+    match BARS.get() {
+        Some(bars) => bars.suspend(write),
+        None => write(),
+    }
+}
+
+/// A writer to stderr for log lines, which the bars make room for.
+#[derive(Debug)]
+pub struct Around;
+
+impl Write for Around {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        say(&String::from_utf8_lossy(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

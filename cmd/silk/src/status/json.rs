@@ -1,0 +1,123 @@
+//! The JSON of `silk status --json`: the names of the control service's fields. Stable: fields are added, never renamed.
+//!
+//! Each message is taken apart field by field, so that one that is added to the service does not compile before it is here.
+
+use serde::Serialize;
+use silk_api::control;
+
+/// The whole answer.
+#[derive(Debug, Serialize)]
+struct Status {
+    version: String,
+    rung: String,
+    rung_reason: String,
+    root: String,
+    layer_bytes: u64,
+    unused_bytes: u64,
+    quota_bytes: u64,
+    images: Vec<Image>,
+}
+
+#[derive(Debug, Serialize)]
+struct Image {
+    reference: String,
+    manifest_digest: String,
+    namespace: String,
+    state: String,
+    error: String,
+    seconds: f64,
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug, Serialize)]
+struct Layer {
+    diff_id: String,
+    blob_digest: String,
+    media_type: String,
+    state: String,
+    names: bool,
+    proved: bool,
+    durable: bool,
+    blob_size: u64,
+    blob_received: u64,
+    data_bytes: u64,
+    source: String,
+    rate: f64,
+    error: String,
+    mountpoint: String,
+    variant: String,
+    snapshots: u32,
+}
+
+/// The answer as JSON, with a line end.
+pub(super) fn text(answer: control::StatusResponse) -> String {
+    let mut text = serde_json::to_string_pretty(&Status::from(answer)).expect("strings and numbers are JSON");
+    text.push('\n');
+    text
+}
+
+impl From<control::StatusResponse> for Status {
+    fn from(answer: control::StatusResponse) -> Self {
+        let control::StatusResponse {
+            version,
+            rung,
+            rung_reason,
+            root,
+            layer_bytes,
+            unused_bytes,
+            quota_bytes,
+            images,
+        } = answer;
+        let images = images.into_iter().map(Image::from).collect();
+        Self { version, rung, rung_reason, root, layer_bytes, unused_bytes, quota_bytes, images }
+    }
+}
+
+impl From<control::Image> for Image {
+    fn from(image: control::Image) -> Self {
+        let control::Image { reference, manifest_digest, state, error, layers, seconds, namespace } = image;
+        let layers = layers.into_iter().map(Layer::from).collect();
+        Self { reference, manifest_digest, namespace, state, error, seconds, layers }
+    }
+}
+
+impl From<control::Layer> for Layer {
+    fn from(layer: control::Layer) -> Self {
+        let control::Layer {
+            diff_id,
+            blob_digest,
+            media_type,
+            state,
+            names,
+            proved,
+            durable,
+            blob_size,
+            blob_received,
+            data_bytes,
+            source,
+            rate,
+            error,
+            mountpoint,
+            variant,
+            snapshots,
+        } = layer;
+        Self {
+            diff_id,
+            blob_digest,
+            media_type,
+            state,
+            names,
+            proved,
+            durable,
+            blob_size,
+            blob_received,
+            data_bytes,
+            source,
+            rate,
+            error,
+            mountpoint,
+            variant,
+            snapshots,
+        }
+    }
+}

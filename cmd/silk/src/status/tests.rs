@@ -1,0 +1,94 @@
+//! What an operator reads.
+
+use super::*;
+
+fn answer() -> StatusResponse {
+    let layer = |digit: &str, state: &str| Layer {
+        diff_id: format!("sha256:{}", digit.repeat(64)),
+        blob_digest: format!("sha256:{}", "b".repeat(64)),
+        media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+        state: state.into(),
+        names: state == "whole",
+        proved: state == "whole",
+        durable: false,
+        blob_size: 29_100_000,
+        blob_received: 1_500_000,
+        data_bytes: 74_800_000,
+        source: "docker.io".into(),
+        rate: 45_000_000.0,
+        error: String::new(),
+        mountpoint: String::new(),
+        variant: if state == "whole" { "shared".into() } else { String::new() },
+        snapshots: 1,
+    };
+    StatusResponse {
+        version: "0.1.0".into(),
+        rung: "file".into(),
+        rung_reason: "Linux 6.12".into(),
+        root: "/var/lib/silk".into(),
+        layer_bytes: 1_200_000_000,
+        unused_bytes: 0,
+        quota_bytes: 0,
+        images: vec![
+            Image {
+                reference: "docker.io/library/app:1".into(),
+                manifest_digest: "sha256:m".into(),
+                state: "pulling".into(),
+                error: String::new(),
+                layers: vec![layer("1", "whole"), layer("2", "pulling")],
+                seconds: 1.5,
+                namespace: "k8s.io".into(),
+            },
+            Image {
+                reference: "docker.io/library/other:1".into(),
+                manifest_digest: "sha256:n".into(),
+                state: "refused".into(),
+                error: "registry docker.io refused silk\u{1b}".into(),
+                namespace: "k8s.io".into(),
+                ..Image::default()
+            },
+        ],
+    }
+}
+
+#[test]
+fn the_table() {
+    let expected = "\
+silkd 0.1.0 in /var/lib/silk
+layers are shown by EROFS from files (Linux 6.12)
+1.2 GB of layers on disk, 0 B of them unused (no limit)
+
+docker.io/library/app:1  pulling for 1.50 s
+  manifest sha256:m, namespace k8s.io
+  LAYER         STATE    NAMES  RECEIVED           DATA     PROVED           FROM       RATE       MOUNT   SNAPSHOTS  ERROR
+  111111111111  whole    yes    29.1 MB            74.8 MB  yes, not synced  docker.io  45.0 MB/s  shared  1
+  222222222222  pulling  no     1.5 MB of 29.1 MB  74.8 MB  no               docker.io  45.0 MB/s          1
+
+docker.io/library/other:1  refused
+  manifest sha256:n, namespace k8s.io
+  registry docker.io refused silk\\u{1b}
+";
+    assert_eq!(human::clean(&text(&answer())), expected);
+}
+
+#[test]
+fn the_json_has_the_names_of_the_service() {
+    let value: serde_json::Value = serde_json::from_str(&json::text(answer())).unwrap();
+    let layer = &value["images"][0]["layers"][1];
+    assert_eq!(value["quota_bytes"], 0);
+    assert_eq!(value["images"][0]["manifest_digest"], "sha256:m");
+    assert_eq!(
+        (&layer["state"], &layer["proved"], &layer["blob_received"]),
+        (&"pulling".into(), &false.into(), &1_500_000.into())
+    );
+    assert_eq!(value["images"][1]["layers"], serde_json::json!([]));
+    // Every field of the service, by the text that defines it.
+    let proto = include_str!("../../../../api/proto/silk/control/v1/control.proto");
+    for (message, object) in [("StatusResponse", &value), ("Image", &value["images"][0]), ("Layer", layer)] {
+        let body = proto.split(&format!("message {message} {{")).nth(1).unwrap().split('}').next().unwrap();
+        let fields: Vec<_> = body.lines().filter_map(|line| line.split_once(" = ")?.0.split(' ').next_back()).collect();
+        assert!(fields.len() > 5, "{message}: {fields:?}");
+        assert_eq!(object.as_object().unwrap().len(), fields.len(), "{message}");
+        fields.iter().for_each(|field| assert!(object.get(field).is_some(), "{message}.{field}"));
+    }
+}
