@@ -11,8 +11,8 @@ pub struct Config {
     /// core busy with inflating and about half of one with digesting and writing.
     pub layers_at_once: usize,
     /// Bytes of compressed data that may be in flight or waiting for a decoder, over all layers. Eight ranges of the default
-    /// size, ten times what a 1 Gbit/s link with 20 ms holds. Resident memory of a pull is about twice this (buffers of the
-    /// network are cut into pieces that hold them whole) plus 5 MiB for each layer that is decoded.
+    /// size, ten times what a 1 Gbit/s link with 20 ms holds. Resident memory of a pull is about twice this: pieces keep the
+    /// network's buffers whole.
     pub bytes_in_flight: u32,
     /// Bytes of one range request. Layers up to this size are fetched with one request. Large enough that the request's
     /// round trip (20 ms) is small against its transfer at 80 MiB/s (50 ms) once two are under way.

@@ -20,11 +20,6 @@ use clap::Parser;
 
 use crate::config::Config;
 
-/// Decoding allocates in a few threads and frees in others; this allocator gives such memory back, where glibc's arenas
-/// keep it (measured while pulling ten layers: see ARCHITECTURE.md, "Dependencies").
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const CONFIG: &str = "/etc/silk/config.toml";
 
 /// containerd proxy snapshotter that streams image layers.
