@@ -221,7 +221,6 @@ func encodings() (cases []Case) {
 	add("plain", Image{}, Plain)
 	add("mixed compression", Image{}, Gzip, Zstd, Plain)
 	add("docker", Image{Docker: true}, Gzip)
-	add("docker zstd", Image{Docker: true}, Zstd)
 	add("docker plain", Image{Docker: true}, Plain)
 	add("docker index", Image{Docker: true, Index: true}, Gzip)
 	add("oci index", Image{Index: true}, Zstd)

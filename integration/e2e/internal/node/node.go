@@ -28,8 +28,8 @@ type Options struct {
 	Transfer bool
 	// Extra is appended to silkd's configuration.
 	Extra string
-	// WithoutSilk leaves silkd out.
-	WithoutSilk bool
+	// DiskRate gives silkd a disk of its own that writes so many bytes a second; 0 is the machine's.
+	DiskRate int64
 }
 
 // Node is a running pair of containerd and silkd.
@@ -45,6 +45,7 @@ type Node struct {
 	t     testing.TB
 	pods  []string
 	views int
+	limit func(pid int) error
 }
 
 // Start brings the node up and takes it down, with all that it mounted, when the test ends.
@@ -67,9 +68,11 @@ func Start(t testing.TB, options Options) *Node {
 	n.must(os.WriteFile(filepath.Join(dir, "silkd.toml"), []byte(render(silkdConfig, n)), 0o600))
 	n.Containerd, err = startProcess(dir, "containerd", options.Generation.Binary, "--config", filepath.Join(dir, "containerd.toml"))
 	n.must(err)
-	if !options.WithoutSilk {
-		n.StartSilkd()
+	if options.DiskRate > 0 {
+		n.limit, err = slowDisk(dir, options.DiskRate)
+		n.must(err)
 	}
+	n.StartSilkd()
 	n.connect()
 	return n
 }
@@ -87,6 +90,9 @@ func (n *Node) StartSilkd() {
 	var err error
 	n.Silkd, err = startProcess(n.Dir, "silkd", Silkd, "--config", filepath.Join(n.Dir, "silkd.toml"))
 	n.must(err)
+	if n.limit != nil {
+		n.must(n.limit(n.Silkd.Pid()))
+	}
 	n.Eventually("silkd answers", func() error {
 		select {
 		case <-n.Silkd.Exited():

@@ -45,6 +45,7 @@ func (n *Node) stop() {
 			file.Close()
 		}
 	}
+	removeDiskGroups(n.Dir)
 	if os.Getenv("SILK_E2E_KEEP") == "" || !n.t.Failed() {
 		os.RemoveAll(n.Dir)
 	}
