@@ -100,7 +100,8 @@ env_end() {
     env_kill_containers
     for ((i = ${#ENV_PIDS[@]} - 1; i >= 0; i--)); do
         pid=${ENV_PIDS[i]}
-        kill "$pid" 2>/dev/null && timeout 20 tail --pid="$pid" -f /dev/null || kill -9 "$pid" 2>/dev/null
+        kill "$pid" 2>/dev/null
+        timeout 20 tail --pid="$pid" -f /dev/null || kill -9 "$pid" 2>/dev/null
     done
     awk -v below="$SCRATCH/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | tac | xargs -r umount -l
     losetup -n -O NAME,BACK-FILE | awk -v below="$SCRATCH/" 'index($2, below) == 1 { print $1 }' | xargs -r losetup -d
