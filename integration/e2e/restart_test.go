@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -49,9 +50,12 @@ func restart(t *testing.T, generation node.Generation, rung string) {
 			t.Errorf("%s: while silkd is away: %v", end.name, err)
 		}
 		n.StartSilkd()
-		if state, message := n.ImageState(ref); state != "ready" {
-			t.Errorf("%s: silk status says %q (%s)", end.name, state, message)
-		}
+		n.Eventually("silk status says ready", func() error {
+			if state, message := n.ImageState(ref); state != "ready" {
+				return fmt.Errorf("%q (%s)", state, message)
+			}
+			return nil
+		})
 		var pod string
 		var sandbox *runtime.PodSandboxConfig
 		// containerd 1.6 waits a moment before it connects again, and kubelet tries again.
