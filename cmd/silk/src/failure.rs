@@ -74,6 +74,9 @@ pub enum Failure {
         /// How long silk waited.
         after: Duration,
     },
+    /// containerd has nobody to ask behind the snapshotter's name.
+    #[error("containerd does not reach the snapshotter: {0}. Is silkd running (systemctl status silkd)?")]
+    NoSnapshotter(String),
     /// What silkd says of a pull that failed: image, layer and cause.
     #[error("{0}")]
     Told(String),
@@ -235,7 +238,7 @@ impl Failure {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config { .. } | Self::Namespace(_) | Self::NoSuchLayer { .. } | Self::NoPlatform { .. } => 2.into(),
-            Self::Unreachable { .. } | Self::Late { .. } => 3.into(),
+            Self::Unreachable { .. } | Self::NoSnapshotter(_) | Self::Late { .. } => 3.into(),
             Self::Interrupted(Signal::Interrupt) => 130.into(),
             Self::Interrupted(Signal::Terminate) => 143.into(),
             Self::Image { source, .. } | Self::Layer { source, .. } => source.exit_code(),

@@ -24,10 +24,11 @@ pub fn rate(bytes_a_second: f64) -> String {
     if bytes_a_second >= 1.0 { format!("{}/s", bytes(bytes_a_second as u64)) } else { String::new() }
 }
 
-/// `2.41 s`, `3 min 5 s`, `1 h 4 min`.
+/// `70 ms`, `2.41 s`, `3 min 5 s`, `1 h 4 min`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
+        0 if time < Duration::from_millis(100) => format!("{} ms", time.as_millis()),
         // 59.995 would be printed as 60.00.
         _ if time < Duration::from_millis(59_995) => format!("{:.2} s", time.as_secs_f64()),
         0..3600 => format!("{} min {} s", seconds.max(60) / 60, seconds.max(60) % 60),
@@ -108,7 +109,9 @@ mod tests {
     #[test]
     fn times() {
         for (millis, text) in [
-            (0, "0.00 s"),
+            (0, "0 ms"),
+            (99, "99 ms"),
+            (100, "0.10 s"),
             (2_414, "2.41 s"),
             (59_994, "59.99 s"),
             (59_996, "1 min 0 s"),

@@ -132,8 +132,9 @@ impl Pull<'_> {
     /// Ends the lease; after a failure, removes a snapshot that was being made, and waits until containerd has collected the rest.
     async fn put_away(&self, done: bool) {
         let away = async {
-            self.node.remove_unfinished(&self.globals.snapshotter).await?;
-            lease::delete(&self.node, !done).await
+            let removed = self.node.remove_unfinished(&self.globals.snapshotter).await;
+            lease::delete(&self.node, !done).await?;
+            removed
         };
         let failure = tokio::select! {
             away = tokio::time::timeout(PUT_AWAY, away) => match away {

@@ -81,7 +81,7 @@ impl Row {
 
     fn end(&mut self, stage: Stage) {
         self.received = self.size;
-        self.took = self.took.or_else(|| Some(self.began?.elapsed()));
+        self.took = self.began.map(|began| began.elapsed());
         self.stage = stage;
     }
 
@@ -90,10 +90,12 @@ impl Row {
         match layer.state.as_str() {
             "whole" if was_here => self.end(Stage::Here),
             "whole" => {
-                self.began.get_or_insert_with(Instant::now);
-                layer.source.clone_into(&mut self.source);
                 self.end(Stage::Done);
+                layer.source.clone_into(&mut self.source);
                 self.rate = layer.rate;
+                // Nearer the truth than what was seen between two looks.
+                let took = Duration::try_from_secs_f64(self.size as f64 / layer.rate).ok();
+                self.took = took.filter(|_| layer.rate > 0.0);
             }
             "pulling" => {
                 self.advance(layer.blob_received, &layer.source);

@@ -76,6 +76,10 @@ impl Unpack<'_> {
             Failure::Call { message, .. } if message.contains(&self.image.reference.to_string()) => {
                 Failure::Told(message)
             }
+            // gRPC's words when a proxy plugin's socket is dead; containerd has no code of its own for it.
+            Failure::Call { code: Code::Unavailable, message, .. } if message.contains("Error while dialing") => {
+                Failure::NoSnapshotter(message)
+            }
             failure @ Failure::Unreachable { .. } => failure,
             source => Failure::Layer {
                 number: index + 1,
@@ -107,7 +111,13 @@ impl Unpack<'_> {
             match self.node.call("prepare the snapshot", self.node.snapshots().prepare(request)).await {
                 Ok(answer) => return Ok(Some(Active { key, mounts: answer.mounts })),
                 Err(failure) if failure.code() == Some(Code::AlreadyExists) => self.node.set_unfinished(None),
-                Err(failure) => return Err(failure),
+                Err(failure) => {
+                    // Without an answer it may have been made.
+                    if failure.code().is_some_and(|code| code != Code::Unavailable) {
+                        self.node.set_unfinished(None);
+                    }
+                    return Err(failure);
+                }
             }
             self.board.exists(index);
             // silkd answers for the top layer when the image is whole and proved: as long as that takes.

@@ -32,18 +32,18 @@ impl Lines {
             if row.stage == *said {
                 continue;
             }
-            // A layer that went through several stages between two drawings has still started.
-            let started = *said == Stage::Waiting && matches!(row.stage, Stage::Pulling);
             let size = human::bytes(row.size);
             let news = match row.stage {
-                Stage::Pulling if started => format!("pulling {size} from {}", row.source),
+                // Whatever it has gone through since the last look, it has started.
+                Stage::Pulling | Stage::Fetched | Stage::Unpacking if *said == Stage::Waiting => {
+                    format!("pulling {size} from {}", row.source)
+                }
                 Stage::Here => format!("here already, {size}"),
                 Stage::Done => match row.took {
                     Some(took) => format!("done, {size} in {}", human::duration(took)),
                     None => format!("done, {size}"),
                 },
-                Stage::Unpacking => "unpacking".to_owned(),
-                Stage::Waiting | Stage::Pulling | Stage::Fetched => String::new(),
+                Stage::Waiting | Stage::Pulling | Stage::Fetched | Stage::Unpacking => String::new(),
             };
             if !news.is_empty() {
                 let _ = writeln!(text, "layer {}/{} {}: {news}", i + 1, rows.len(), row.digest.short());

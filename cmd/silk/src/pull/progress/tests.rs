@@ -30,6 +30,7 @@ fn each_layer_is_told_of_once_when_it_starts_and_once_when_it_ends() {
     rows[0].received = 1_000_000;
     assert_eq!(lines.draw(&rows, at(2)), "");
     assert_eq!(lines.draw(&rows, at(5)), "3.0 MB of 4.0 MB at 200.0 kB/s, 1 of 2 layers done\n");
+    rows[0].stage = Stage::Unpacking;
     assert_eq!(lines.draw(&rows, at(6)), "");
     rows[0] = Row { took: Some(Duration::from_millis(6500)), ..row(Stage::Done, 2_000_000) };
     assert_eq!(lines.draw(&rows, at(7)), format!("layer 1/2 {short}: done, 2.0 MB in 6.50 s\n"));
@@ -64,7 +65,7 @@ fn silkd_tells_how_far_a_layer_is() {
     assert_eq!((pulled.source.as_str(), pulled.rate), ("mirror.example", 7.0));
     pulled.told(&layer("whole", 2_000_000), false);
     assert_eq!(pulled.stage, Stage::Done);
-    assert!(pulled.took.is_some());
+    assert_eq!(pulled.took.map(|took| took.as_secs()), Some(2_000_000 / 7), "by silkd's own rate");
     let mut here = row(Stage::Waiting, 0);
     here.told(&layer("whole", 2_000_000), true);
     assert_eq!((here.stage, here.took), (Stage::Here, None));
