@@ -28,6 +28,9 @@ use crate::Config;
 /// read of the socket gave: 160 KiB on average, 680 KiB at most, so this is about the memory of one decoder.
 const PIECES: usize = 8;
 
+/// How long a blob waits for memory of the window before it goes without.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The pieces of a blob, in order; an error is the last.
 pub(crate) type Pieces = mpsc::Receiver<Result<Bytes, Error>>;
 
@@ -111,7 +114,11 @@ impl InRanges {
     async fn run(mut self, to: &To) {
         // The first range alone finds out whether the server knows ranges: asking for several of one that does not would
         // send the whole blob several times.
-        self.add(true).await;
+        let first_range = tokio::time::timeout(PATIENCE, self.add(true)).await;
+        if first_range.is_err() {
+            // Others hold the memory, perhaps for long because their registry is silent. One plain stream needs none.
+            return whole(&self.blob, self.size, to, &self.received).await;
+        }
         let mut first = true;
         while let Some(mut head) = self.under_way.pop_front() {
             let began = Instant::now();

@@ -110,6 +110,8 @@ struct Image {
     state: watch::Sender<State>,
     /// Silk said yes once; until then the entry is only a claim being decided.
     accepted: AtomicBool,
+    /// Snapshots of it were there when the janitor last looked: once they are gone, so is the image.
+    held: AtomicBool,
     /// When containerd last prepared one of its layers: the snapshot of a claim comes a moment after it.
     claimed: Mutex<Instant>,
 }
@@ -119,7 +121,7 @@ impl Image {
         let accepted = AtomicBool::new(spec.is_some());
         let spec = spec.map_or_else(OnceCell::new, |spec| OnceCell::new_with(Some(Arc::new(spec))));
         let claimed = Mutex::new(Instant::now());
-        Arc::new(Self { spec, state: watch::Sender::new(State::Idle), accepted, claimed })
+        Arc::new(Self { spec, state: watch::Sender::new(State::Idle), accepted, held: AtomicBool::new(false), claimed })
     }
 
     fn is_wanted(&self) -> bool {
@@ -185,8 +187,13 @@ impl Puller {
     async fn try_claim(self: &Arc<Self>, claim: &Claim) -> Result<Claimed, Refused> {
         self.seams.show.possible().map_err(Refused::Kernel)?;
         let name = key(&claim.manifest, &claim.reference);
-        let image = Arc::clone(lock(&self.images).entry(name).or_insert_with(|| Image::new(None)));
-        *lock(&image.claimed) = Instant::now();
+        let image = {
+            let mut images = lock(&self.images);
+            let image = images.entry(name).or_insert_with(|| Image::new(None));
+            *lock(&image.claimed) = Instant::now();
+            image.held.store(false, Ordering::Relaxed);
+            Arc::clone(image)
+        };
         let spec = image
             .spec
             .get_or_try_init(async || {
@@ -207,9 +214,12 @@ impl Puller {
             if !whole {
                 self.first_contact(&spec).await?;
             }
-            self.records.put(&spec).map_err(|e| Refused::Registry(e.to_string()))?;
             image.accepted.store(true, Ordering::Relaxed);
             self.start(&image, &spec);
+            // Synced while the pull begins: containerd's Prepare has no time for a slow disk, and a daemon that is killed
+            // before it only loses the head start.
+            let (puller, spec) = (Arc::clone(self), Arc::clone(&spec));
+            tokio::task::spawn_blocking(move || puller.remember(&spec));
         }
         Ok(claimed)
     }
@@ -267,6 +277,22 @@ impl Puller {
         }
     }
 
+    /// Waits for the lowest `count` layers only, whatever becomes of those above: another image that has them too must not fail
+    /// for this one's sake.
+    ///
+    /// # Errors
+    /// Why one of them did not arrive.
+    pub async fn ready_below(
+        self: &Arc<Self>,
+        manifest: &Digest,
+        reference: &str,
+        count: usize,
+    ) -> Result<(), ImageError> {
+        self.state(manifest, reference)?;
+        let (_, spec) = self.find(manifest, reference).ok_or_else(|| ImageError::Unknown(reference.to_owned()))?;
+        self.pull(&spec, count).await
+    }
+
     /// How far the image is, without waiting. One that failed and whose backoff is over, or that lost a layer, is started
     /// again.
     ///
@@ -310,7 +336,7 @@ impl Puller {
             // In a task of its own: whatever happens there, those who wait are told.
             let pull = tokio::spawn({
                 let (puller, spec) = (Arc::clone(&puller), Arc::clone(&spec));
-                async move { puller.pull(&spec).await }
+                async move { puller.pull(&spec, spec.layers.len()).await }
             });
             let outcome = pull.await.unwrap_or_else(|_| Err(failed(&spec, 0, Arc::new(LayerError::Panicked))));
             let state = match outcome {
@@ -330,10 +356,11 @@ impl Puller {
         });
     }
 
-    /// All layers at once, then the mounts.
-    async fn pull(self: &Arc<Self>, spec: &Arc<ImageSpec>) -> Result<(), ImageError> {
-        self.pull_layers(spec).await?;
-        let (show, ids) = (Arc::clone(&self.seams.show), spec.diff_ids());
+    /// The lowest `count` layers at once, then their mounts.
+    async fn pull(self: &Arc<Self>, spec: &Arc<ImageSpec>, count: usize) -> Result<(), ImageError> {
+        self.pull_layers(spec, count).await?;
+        let (show, mut ids) = (Arc::clone(&self.seams.show), spec.diff_ids());
+        ids.truncate(count);
         let shown = tokio::task::spawn_blocking(move || show.show(&ids)).await.unwrap_or_else(|panic| {
             Err(ShowError { diff_id: None, class: silk_model::Class::Internal, source: Box::new(panic) })
         });
@@ -348,8 +375,9 @@ impl Puller {
         })
     }
 
-    async fn pull_layers(self: &Arc<Self>, spec: &Arc<ImageSpec>) -> Result<(), ImageError> {
-        let missing = missing(spec, &self.store);
+    async fn pull_layers(self: &Arc<Self>, spec: &Arc<ImageSpec>, count: usize) -> Result<(), ImageError> {
+        let mut missing = missing(spec, &self.store);
+        missing.retain(|(index, _)| *index < count);
         if missing.is_empty() {
             return Ok(());
         }
@@ -389,31 +417,40 @@ impl Puller {
     /// # Errors
     /// When the database cannot be written.
     pub fn retain(&self, keep: impl Fn(&ImageSpec) -> bool) -> Result<(), StoreError> {
-        let gone: Vec<_> = {
-            let images = lock(&self.images);
-            images
-                .iter()
-                .filter(|(_, image)| {
-                    let age = lock(&image.claimed).elapsed();
-                    let over = match *image.state.borrow() {
-                        State::Pulling(_) => false,
-                        State::Failed(_) => age > FAILURE_KEPT,
-                        State::Idle | State::Ready(_) => age > SETTLED,
-                    };
-                    over && image.spec.get().is_some_and(|spec| !keep(spec))
-                })
-                .map(|(name, _)| name.clone())
-                .collect()
-        };
+        let mut gone = Vec::new();
+        lock(&self.images).retain(|name, image| {
+            let Some(spec) = image.spec.get() else { return true };
+            if keep(spec) {
+                image.held.store(true, Ordering::Relaxed);
+                return true;
+            }
+            let age = lock(&image.claimed).elapsed();
+            let over = match *image.state.borrow() {
+                State::Pulling(_) => false,
+                State::Failed(_) => age > FAILURE_KEPT,
+                State::Idle | State::Ready(_) => age > SETTLED || image.held.load(Ordering::Relaxed),
+            };
+            if over {
+                gone.push(name.clone());
+            }
+            !over
+        });
         if gone.is_empty() {
             return Ok(());
         }
         self.records.remove(&gone)?;
-        let mut images = lock(&self.images);
-        for name in &gone {
-            images.remove(name);
+        // One that was claimed again meanwhile: its record must not go with the old one's.
+        let images = lock(&self.images);
+        let accepted = |name| images.get(name).filter(|i| i.accepted.load(Ordering::Relaxed));
+        let back: Vec<_> = gone.iter().filter_map(|name| accepted(name)?.spec.get().cloned()).collect();
+        drop(images);
+        back.iter().try_for_each(|spec| self.records.put(spec))
+    }
+
+    fn remember(&self, spec: &ImageSpec) {
+        if let Err(error) = self.records.put(spec) {
+            tracing::warn!(image = spec.reference, %error, "not remembered: a restart during its pull waits for containerd");
         }
-        Ok(())
     }
 
     /// Claims that were refused leave no entry behind.

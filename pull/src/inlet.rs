@@ -1,12 +1,34 @@
 //! The border between the network and the decoder: a bounded channel of pieces, read as a stream and digested on the way.
+//!
+//! It also holds the layer's turn: a sender that falls silent gives it to another layer, so that a registry that stalls never
+//! holds up the others.
 
-use std::io::{self, BufRead, Read};
+use std::{
+    io::{self, BufRead, Read},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes};
 use sha2::{Digest as _, Sha256};
 use silk_model::Digest;
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::fetch::Pieces;
+
+/// How long a layer whose sender is silent keeps its turn: above any round trip, below what anybody notices.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The right to decode, and where to get it back.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) turns: Arc<Semaphore>,
+    pub(crate) runtime: Handle,
+}
 
 /// Blocks its thread until the next piece arrives.
 #[derive(Debug)]
@@ -16,11 +38,33 @@ pub(crate) struct Inlet {
     hasher: Sha256,
     bytes: u64,
     failed: Option<silk_registry::Error>,
+    /// The stream failed, whoever took the error: the digest of what came proves nothing.
+    broken: bool,
+    turn: Turn,
 }
 
 impl Inlet {
-    pub(crate) fn new(pieces: Pieces) -> Self {
-        Self { pieces, piece: Bytes::new(), hasher: Sha256::new(), bytes: 0, failed: None }
+    pub(crate) fn new(pieces: Pieces, turn: Turn) -> Self {
+        Self { pieces, piece: Bytes::new(), hasher: Sha256::new(), bytes: 0, failed: None, broken: false, turn }
+    }
+
+    /// Did the stream fail?
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    fn next_piece(&mut self) -> Option<Result<Bytes, silk_registry::Error>> {
+        if let Ok(piece) = self.pieces.try_recv() {
+            return Some(piece);
+        }
+        let runtime = self.turn.runtime.clone();
+        if let Ok(piece) = runtime.block_on(async { tokio::time::timeout(PATIENCE, self.pieces.recv()).await }) {
+            return piece;
+        }
+        self.turn.permit = None;
+        let piece = self.pieces.blocking_recv();
+        self.turn.permit = runtime.block_on(Arc::clone(&self.turn.turns).acquire_owned()).ok();
+        piece
     }
 
     /// The registry's error that ended the stream, which the decoder only saw as a failed read.
@@ -34,7 +78,7 @@ impl Inlet {
             match self.fill_buf().map(<[u8]>::len) {
                 Ok(0) => return Ok((Digest::new(self.hasher.finalize().into()), self.bytes)),
                 Ok(n) => self.consume(n),
-                // `fill_buf` fails in no other way.
+                // `fill_buf` fails in no other way, and nobody takes the cause of an inlet that is finished.
                 Err(_) => return Err(self.failed.expect("a failed read leaves its cause")),
             }
         }
@@ -44,7 +88,7 @@ impl Inlet {
 impl BufRead for Inlet {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.piece.is_empty() {
-            match self.pieces.blocking_recv() {
+            match self.next_piece() {
                 Some(Ok(piece)) => {
                     self.hasher.update(&piece);
                     self.bytes += piece.len() as u64;
@@ -53,9 +97,10 @@ impl BufRead for Inlet {
                 Some(Err(error)) => {
                     self.pieces.close();
                     self.failed = Some(error);
+                    self.broken = true;
                     return Err(io::Error::other("the blob's stream failed"));
                 }
-                None if self.failed.is_some() => return Err(io::Error::other("the blob's stream failed")),
+                None if self.broken => return Err(io::Error::other("the blob's stream failed")),
                 None => break,
             }
         }

@@ -12,14 +12,21 @@ use std::{
 use silk_model::Digest;
 use silk_registry::Repository;
 use silk_store::{Facts, Store};
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+};
 
 use crate::{
     Config, LayerError, LayerSpec,
     fetch::{self, Window},
-    inlet::Inlet,
+    inlet::{Inlet, Turn},
     road,
 };
+
+/// Layers that may be under way at once, those included whose sender is silent: each has a descriptor, two threads and up to
+/// three buffers.
+const OPEN: usize = 64;
 
 /// How a layer's pull ended; `None` while it goes on.
 pub(crate) type Outcome = Option<Result<(), Arc<LayerError>>>;
@@ -50,8 +57,11 @@ pub(crate) struct Layers {
     store: Arc<Store>,
     config: Config,
     window: Window,
-    /// One permit a layer that is decoded. First come, first served: images queue their layers largest first.
+    /// One permit a layer that is decoded. First come, first served: images queue their layers largest first. A layer whose
+    /// sender is silent gives its turn up for that time.
     turns: Arc<Semaphore>,
+    /// One permit a layer that is under way at all, silent ones too.
+    open: Arc<Semaphore>,
     jobs: Mutex<HashMap<Digest, Arc<LayerJob>>>,
 }
 
@@ -59,7 +69,8 @@ impl Layers {
     pub(crate) fn new(store: Arc<Store>, config: Config) -> Arc<Self> {
         let window = Window::new(&config);
         let turns = Arc::new(Semaphore::new(config.decoders()));
-        Arc::new(Self { store, config, window, turns, jobs: Mutex::default() })
+        let open = Arc::new(Semaphore::new(OPEN));
+        Arc::new(Self { store, config, window, turns, open, jobs: Mutex::default() })
     }
 
     /// The job of a layer, when it has one.
@@ -132,7 +143,9 @@ impl Layers {
         spec: &LayerSpec,
         repository: &Repository,
     ) -> Result<(), LayerError> {
-        let Ok(_turn) = Arc::clone(&self.turns).acquire_owned().await else { return Err(LayerError::Panicked) };
+        let closed = |_| LayerError::Panicked;
+        let _open = Arc::clone(&self.open).acquire_owned().await.map_err(closed)?;
+        let permit = Arc::clone(&self.turns).acquire_owned().await.map_err(closed)?;
         if job.outcome.receiver_count() == 0 {
             // The image failed while this layer waited for its turn: nobody wants it now.
             return Err(LayerError::Abandoned);
@@ -142,6 +155,7 @@ impl Layers {
         *lock(&job.started) = Some(began);
         *lock(&job.source) = blob.host();
         let pieces = fetch::start(blob.clone(), spec.size, self.window.clone(), Arc::clone(&job.received));
+        let turn = Turn { permit: Some(permit), turns: Arc::clone(&self.turns), runtime: Handle::current() };
         let work = road::Job { blob: spec.blob, blob_size: spec.size, limit: self.config.decoded_limit(spec.size) };
         let (store, job, diff_id) = (Arc::clone(&self.store), Arc::clone(job), spec.diff_id);
         tokio::task::spawn_blocking(move || {
@@ -154,7 +168,7 @@ impl Layers {
                 source: blob.host(),
                 millis: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             };
-            road::run(work, Inlet::new(pieces), writer, &job.written, facts)?;
+            road::run(work, Inlet::new(pieces, turn), writer, &job.written, facts)?;
             tracing::info!(
                 %diff_id, bytes = job.written.load(Ordering::Relaxed), seconds = began.elapsed().as_secs_f64(),
                 "a layer is whole and proved"

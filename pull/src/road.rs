@@ -68,7 +68,7 @@ pub(crate) fn run(
             writer.finish(&toc, facts(&toc))?;
             Ok(())
         }
-        Err(error) if error.blames_content() => {
+        Err(error) if error.blames_content() && !inlet.is_broken() => {
             // Was the image pushed broken, or did the registry send something else?
             prove_blob(job, inlet)?;
             Err(error)

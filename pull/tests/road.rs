@@ -216,3 +216,32 @@ async fn an_evicted_layer_is_fetched_again() {
     assert!(node.store.whole(&pushed.layers[0].diff_id));
     assert_eq!(registry.count("GET .*blobs/"), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_registry_holds_up_nobody_else() {
+    let registry = Fake::start().await;
+    let node = Node::patient();
+    let silent =
+        registry.push_image("library/silent:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
+    let other = registry.push_image("library/other:1", &ImageSpec::new().layer(tar(&[("c", b"d")]), Compression::Gzip));
+    registry.fault(&format!("GET .*{}", silent.layers[0].blob_digest), Fault::StallAfter(0), ALWAYS);
+    node.claim(&silent).await.unwrap();
+    registry.wait_for_stalls(1).await;
+    node.pull(&other).await.unwrap();
+    assert!(matches!(node.state(&silent), Ok(State::Pulling(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_layers_below_a_broken_one_serve_another_image() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let image = ImageSpec::new()
+        .layer(tar(&[("base", &noise(1, 90_000))]), Compression::Gzip)
+        .layer(tar(&[("top", b"top")]), Compression::Gzip);
+    let pushed = registry.push_image("library/broken:1", &image);
+    registry.fault(&format!("GET .*{}", pushed.layers[1].blob_digest), Fault::status(404), ALWAYS);
+    node.claim(&pushed).await.unwrap();
+    node.puller.ready_below(&pushed.manifest_digest, &pushed.reference, 1).await.unwrap();
+    node.ready(&pushed).await.unwrap_err();
+    assert_eq!(node.shown(), [vec![pushed.layers[0].diff_id]]);
+}

@@ -1,5 +1,7 @@
 //! Dropping the data of layers that no snapshot uses.
 
+use std::sync::PoisonError;
+
 use silk_model::Digest;
 
 use crate::{Store, StoreError, drop_data, remove_dir};
@@ -42,11 +44,13 @@ impl Store {
     /// # Errors
     /// What the database or the file system says. The record goes first: a failed delete is swept at the next start.
     pub fn evict(&self, diff_id: &Digest) -> Result<Evicted, StoreError> {
+        let changing = self.changing();
         let Some(mut record) = self.record(diff_id).filter(|r| r.whole) else { return Ok(Evicted::default()) };
         record.whole = false;
         record.durable = false;
         let bytes = record.facts.size;
         self.persist(&[(*diff_id, record)])?;
+        drop(changing);
         drop_data(&self.layer_path(diff_id))?;
         self.forget_oldest()?;
         Ok(Evicted { layers: 1, bytes })
@@ -66,8 +70,10 @@ impl Store {
 
     /// Forgets the layers without data that were unused longest, beyond the configured number.
     fn forget_oldest(&self) -> Result<(), StoreError> {
-        let mut known: Vec<_> =
-            self.list().into_iter().filter(|(_, r)| !r.whole).map(|(id, r)| (r.last_used, id)).collect();
+        // A layer that is on its way again is about to be whole.
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let absent = |(id, r): &(Digest, crate::LayerRecord)| !r.whole && !writing.contains_key(id);
+        let mut known: Vec<_> = self.list().into_iter().filter(absent).map(|(id, r)| (r.last_used, id)).collect();
         if known.len() <= self.config.known_layers {
             return Ok(());
         }

@@ -14,6 +14,8 @@ pub enum Finding {
     Good,
     /// It is not; the digest found.
     Bad(Digest),
+    /// The data or the table of contents cannot be read; why.
+    Unreadable(String),
 }
 
 /// One layer's proof.
@@ -32,8 +34,21 @@ impl Store {
     /// a bad layer after hiding its mounts.
     ///
     /// # Errors
-    /// [`StoreError::Absent`] when the layer is not whole; what the file system says.
+    /// [`StoreError::Absent`] when the layer is not whole.
     pub fn prove(&self, diff_id: &Digest) -> Result<Proof, StoreError> {
+        let unreadable =
+            |e: StoreError| Ok(Proof { diff_id: *diff_id, bytes: 0, finding: Finding::Unreadable(e.to_string()) });
+        match self.prove_data(diff_id) {
+            Ok(proof) if proof.finding == Finding::Good => match self.toc(diff_id) {
+                Ok(_) => Ok(proof),
+                Err(e) => unreadable(e),
+            },
+            Err(e @ StoreError::Io { .. }) if self.whole(diff_id) => unreadable(e),
+            other => other,
+        }
+    }
+
+    fn prove_data(&self, diff_id: &Digest) -> Result<Proof, StoreError> {
         let size = self.size(diff_id).ok_or(StoreError::Absent(*diff_id))?;
         let path = self.layer_path(diff_id).join("data");
         let file = File::open(&path).map_err(|e| StoreError::io("open", &path, e))?;

@@ -139,6 +139,35 @@ fn a_flipped_byte_is_found() {
 }
 
 #[test]
+fn lost_data_and_a_torn_table_of_contents_are_found() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let ids = [put(&store, b"one layer"), put(&store, b"another layer")];
+    fs::remove_file(store.layer_path(&ids[0]).join("data")).unwrap();
+    fs::write(store.layer_path(&ids[1]).join("toc"), b"torn").unwrap();
+    for id in ids {
+        assert!(matches!(store.prove(&id).unwrap().finding, Finding::Unreadable(_)));
+    }
+}
+
+#[test]
+fn a_layer_on_its_way_is_not_forgotten() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(root.path(), Config { known_layers: 0, ..Config::default() }).unwrap());
+    let (again, other) = (put(&store, b"again"), put(&store, b"other"));
+    store.evict(&again).unwrap();
+    let mut record = store.record(&other).unwrap();
+    record.whole = false;
+    store.persist(&[(again, record)]).unwrap();
+    let mut writer = store.writer(again).unwrap();
+    writer.append(b"again").unwrap();
+    store.evict(&other).unwrap();
+    writer.finish(&Toc { size: 5, entries: vec![] }, facts(b"again")).unwrap();
+    assert!(store.whole(&again));
+    assert!(!store.layer_path(&other).exists());
+}
+
+#[test]
 fn a_second_daemon_is_told_so() {
     let root = tempfile::tempdir().unwrap();
     let _store = open(root.path());

@@ -114,7 +114,9 @@ impl LayerWriter {
         write_new(&self.dir.join("toc"), &toc::encode(toc))?;
         let record =
             LayerRecord { whole: true, durable: false, boot: self.store.boot, last_used: record::now(), facts };
+        let changing = self.store.changing();
         self.store.persist(&[(self.diff_id, record)])?;
+        drop(changing);
         self.done = true;
         Ok(())
     }
@@ -140,19 +142,29 @@ impl Store {
     /// # Errors
     /// What the file system or the database says: the layers stay usable for this boot.
     pub fn settle(&self, diff_ids: &[Digest]) -> Result<(), StoreError> {
-        let mut changed = Vec::new();
+        let mut synced = Vec::new();
+        let mut failed = None;
         for id in diff_ids {
-            let Some(mut record) = self.record(id).filter(|r| r.whole && !r.durable) else { continue };
+            let Some(record) = self.record(id).filter(|r| r.whole && !r.durable) else { continue };
             let dir = self.layer_path(id);
-            for path in [dir.join("data"), dir.join("toc"), dir.clone(), self.root.join("layers/sha256")] {
-                sync(&path)?;
+            let paths = [dir.join("data"), dir.join("toc"), dir.clone(), self.root.join("layers/sha256")];
+            match paths.iter().try_for_each(|path| sync(path)) {
+                Ok(()) => synced.push((*id, record.facts)),
+                // One that was evicted meanwhile; the others are synced all the same.
+                Err(error) => failed = Some(error),
             }
-            record.durable = true;
-            changed.push((*id, record));
         }
-        // A layer that was evicted meanwhile must not come back to life.
-        changed.retain(|(id, _)| self.whole(id));
-        self.persist(&changed)
+        let _changing = self.changing();
+        // Only what was synced: a layer that was evicted and fetched again meanwhile took another time.
+        let changed: Vec<_> = synced
+            .into_iter()
+            .filter_map(|(id, facts)| {
+                let now = self.record(&id).filter(|r| r.whole && r.facts == facts)?;
+                Some((id, LayerRecord { durable: true, ..now }))
+            })
+            .collect();
+        self.persist(&changed)?;
+        failed.map_or(Ok(()), Err)
     }
 }
 

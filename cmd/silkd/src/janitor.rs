@@ -49,8 +49,11 @@ impl Janitor {
 
     /// One round. Blocks.
     fn tidy(&self) -> Result<(), StoreError> {
-        let images: HashSet<_> = self.snapshots.remote_chains().into_iter().map(|c| (c.image, c.image_ref)).collect();
-        self.puller.retain(|spec| images.contains(&(spec.manifest, spec.reference.clone())))?;
+        if let Err(error) = self.views.store.check() {
+            tracing::error!(%error, "the database takes no changes any more: silkd ends, to be started again");
+            std::process::exit(1);
+        }
+        self.forget_images()?;
         let used = self.used();
         for (diff_id, record) in self.views.store.list() {
             if record.whole && !used.contains(&diff_id) {
@@ -60,6 +63,12 @@ impl Janitor {
         let unused = self.views.store.unused(|id| used.contains(id));
         let excess = self.views.store.excess(unused.iter().map(|u| u.bytes).sum())?;
         self.evict(excess).map(drop)
+    }
+
+    /// Forgets images whose snapshots are gone. Blocks.
+    pub fn forget_images(&self) -> Result<(), StoreError> {
+        let images: HashSet<_> = self.snapshots.remote_chains().into_iter().map(|c| (c.image, c.image_ref)).collect();
+        self.puller.retain(|spec| images.contains(&(spec.manifest, spec.reference.clone())))
     }
 
     /// Layers that snapshots use or images on their way will.

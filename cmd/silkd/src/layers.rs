@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use silk_model::{Class, Digest};
+use silk_model::Digest;
 use silk_pull::{ImageError, Puller, State as Pull};
 use silk_snapshotter::{Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State, Usage};
 use tokio::sync::Notify;
@@ -58,7 +58,11 @@ impl Layers for Rooms {
             })?;
             return shown.map_err(|e| NotReady::new(e.class(), e));
         }
-        let outcome = self.puller.ready(&chain.image, &chain.image_ref).await;
+        let outcome = if chain.top {
+            self.puller.ready(&chain.image, &chain.image_ref).await
+        } else {
+            self.puller.ready_below(&chain.image, &chain.image_ref, chain.diff_ids.len()).await
+        };
         self.wake.notify_one();
         outcome.map_err(|e| not_ready(&e))
     }
@@ -76,7 +80,9 @@ impl Layers for Rooms {
 
     fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, NotReady> {
         let lowers = self.views.lowers(diff_ids).map_err(|e| NotReady::new(e.class(), e))?;
-        self.views.store.touch(diff_ids).map_err(|e| NotReady::new(Class::Internal, e))?;
+        if let Err(error) = self.views.store.touch(diff_ids) {
+            tracing::warn!(%error, "the order of eviction is not noted");
+        }
         Ok(lowers)
     }
 

@@ -60,16 +60,22 @@ impl Node {
     pub fn with(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
-        Self::open(config, Arc::default(), tempfile::tempdir().unwrap())
+        Self::open(config, Arc::default(), tempfile::tempdir().unwrap(), 1)
     }
 
-    fn open(config: Config, documents: Arc<Documents>, root: TempDir) -> Self {
+    /// A node that decodes one layer at a time and never gives a silent registry up.
+    pub fn patient() -> Self {
+        let config = Config { layers_at_once: 1, ..Config::default() };
+        Self::open(config, Arc::default(), tempfile::tempdir().unwrap(), 3600)
+    }
+
+    fn open(config: Config, documents: Arc<Documents>, root: TempDir, stall_timeout_secs: u64) -> Self {
         let store = Arc::new(Store::open(root.path(), silk_store::Config::default()).unwrap());
         // No waiting: a fault is given up after one more try.
         let registry = silk_registry::Config {
             attempts: 2,
             retry_delay_ms: 1,
-            stall_timeout_secs: 1,
+            stall_timeout_secs,
             docker_config: Some("/nonexistent/config.json".into()),
             ..Default::default()
         };
@@ -89,7 +95,7 @@ impl Node {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         drop(store);
-        Self::open(config, documents, root)
+        Self::open(config, documents, root, 1)
     }
 
     /// containerd prepares all layers.
