@@ -25,7 +25,14 @@ Exit codes: 0 done; 1 it failed, or fsck found damage; 2 wrong arguments or conf
 #[command(next_help_heading = "Global options")]
 pub struct Globals {
     /// silkd's socket
-    #[arg(long, global = true, value_name = "SOCKET", default_value = "/run/silk/silk.sock", env = "SILK_ADDRESS")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SOCKET",
+        default_value = "/run/silk/silk.sock",
+        env = "SILK_ADDRESS",
+        hide_env_values = true
+    )]
     pub address: PathBuf,
     /// containerd's socket (pull)
     #[arg(
@@ -33,32 +40,43 @@ pub struct Globals {
         global = true,
         value_name = "SOCKET",
         default_value = "/run/containerd/containerd.sock",
-        env = "CONTAINERD_ADDRESS"
+        env = "CONTAINERD_ADDRESS",
+        hide_env_values = true
     )]
     pub containerd: PathBuf,
     /// containerd's namespace (pull); kubelet's is k8s.io
-    #[arg(short, long, global = true, value_name = "NAME", default_value = "default", env = "CONTAINERD_NAMESPACE")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "NAME",
+        default_value = "default",
+        env = "CONTAINERD_NAMESPACE",
+        hide_env_values = true
+    )]
     pub namespace: String,
     /// Snapshotter to unpack for, as containerd's configuration names it (pull)
-    #[arg(long, global = true, value_name = "NAME", default_value = "silk", env = "CONTAINERD_SNAPSHOTTER")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        default_value = "silk",
+        env = "CONTAINERD_SNAPSHOTTER",
+        hide_env_values = true
+    )]
     pub snapshotter: String,
     /// silkd's configuration, of which [registry] is used (pull) [default: /etc/silk/config.toml, which need not exist]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
 
-/// The commands.
+/// The commands; clap takes the help of each from its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Pull an image through containerd; silkd fetches its layers
     Pull(crate::pull::Arguments),
-    /// Show images and layers: what is here, from where, at what rate
     Status(crate::status::Arguments),
-    /// Say how each layer of an image is served, or why silk left it to containerd
     Explain(crate::explain::Arguments),
-    /// Prove layers again: sha256 of the data against the diff ID
     Fsck(crate::fsck::Arguments),
-    /// Drop layers that no snapshot uses, longest unused first
     Gc(crate::gc::Arguments),
 }
 

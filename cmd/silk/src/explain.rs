@@ -11,7 +11,7 @@ use crate::{
     human,
 };
 
-/// How is this image served, and why?
+/// Say how each layer of an image is served, or why silk left it to containerd
 ///
 /// Prints a verdict, then a sentence for each layer, base first. For an image that silk left to containerd the verdict
 /// says why.

@@ -163,7 +163,7 @@ pub enum Failure {
         source: Box<Self>,
     },
     /// fsck found damage.
-    #[error("{bad} of {all} layers were damaged: their data became holes and is fetched again")]
+    #[error("damaged layers: {bad} of {all}; their data became holes and is fetched again")]
     Damaged {
         /// Damaged layers.
         bad: usize,

@@ -7,7 +7,7 @@ use silk_model::Digest;
 
 use crate::{cli::Globals, control::Control, failure::Failure, human, interrupt, status::short};
 
-/// Prove layers again: sha256 of the data against the diff ID.
+/// Prove layers again: sha256 of the data against the diff ID
 ///
 /// Reads every byte of them. One line a layer, as it is done; a damaged layer becomes a hole and is fetched again, and
 /// the exit code is 1.

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{cli::Globals, control::Control, failure::Failure, human};
 
-/// Drop layers that no snapshot uses, longest unused first.
+/// Drop layers that no snapshot uses, longest unused first
 ///
 /// Such layers are kept as a cache up to silkd's quota. What silk knows of them (names, digests) stays, so that they
 /// need not be learned again.

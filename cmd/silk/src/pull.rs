@@ -46,7 +46,7 @@ const CONFIG: &str = "/etc/silk/config.toml";
 /// Two calls that containerd answers within milliseconds, one of which waits for its garbage collection.
 const PUT_AWAY: Duration = Duration::from_secs(10);
 
-/// Pull an image through containerd; silkd fetches its layers.
+/// Pull an image through containerd; silkd fetches its layers
 ///
 /// Works with containerd 1.6, 1.7 and 2.x. Returns when every layer is whole and proved, so that a container
 /// (ctr run --snapshotter silk IMAGE NAME) starts at once. Where silkd leaves an image to containerd, or with another
@@ -123,7 +123,8 @@ impl Pull<'_> {
             never = display.show(&board) => match never {},
         };
         board.refresh().await;
-        display.finish(&board);
+        display.draw(&board);
+        drop(display);
         outcome?;
         node.record_image(&reference.to_string(), &image.target).await?;
         Ok(board.summary())

@@ -14,7 +14,7 @@ use crate::{
 
 mod json;
 
-/// Show images and their layers: what is here and proved, from where, at what rate.
+/// Show images and their layers: what is here and proved, from where, at what rate
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Only this image: a reference (python:3.13) or the digest of a manifest [default: all]
@@ -28,7 +28,11 @@ pub struct Arguments {
 pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure> {
     let name = arguments.image.as_deref().map(full_name).unwrap_or_default();
     let answer = Control::new(&globals.address).status(&name).await?;
-    let text = if arguments.json { json::text(answer) } else { human::clean(&text(&answer)) };
+    let unknown = match answer.images.is_empty() && !name.is_empty() {
+        true => format!("\nsilkd does not know {name}\n"),
+        false => String::new(),
+    };
+    let text = if arguments.json { json::text(answer) } else { human::clean(&(text(&answer) + &unknown)) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }

@@ -59,26 +59,25 @@ impl Store {
         Ok(bytes)
     }
 
-    /// A layer's blob; goes on where an earlier write ended. `progress` is given the bytes that are there.
-    pub async fn blob(&self, descriptor: &Descriptor, blob: &Blob, progress: impl Fn(u64)) -> Result<(), Failure> {
-        if let Some(mut writer) = self.open(descriptor).await? {
-            progress(writer.offset);
-            let mut stream = blob.read(writer.offset.min(descriptor.size)..descriptor.size);
-            let mut piece = BytesMut::with_capacity(PIECE);
-            while let Some(bytes) = stream.next().await? {
-                piece.extend_from_slice(&bytes);
-                if piece.len() >= PIECE {
-                    writer.write(piece.split().freeze()).await?;
-                    progress(writer.offset);
-                }
+    /// A layer's blob; goes on where an earlier write ended. `progress` is given the bytes that are there. False when
+    /// containerd has it already.
+    pub async fn blob(&self, descriptor: &Descriptor, blob: &Blob, progress: impl Fn(u64)) -> Result<bool, Failure> {
+        let Some(mut writer) = self.open(descriptor).await? else { return Ok(false) };
+        progress(writer.offset);
+        let mut stream = blob.read(writer.offset.min(descriptor.size)..descriptor.size);
+        let mut piece = BytesMut::with_capacity(PIECE);
+        while let Some(bytes) = stream.next().await? {
+            piece.extend_from_slice(&bytes);
+            if piece.len() >= PIECE {
+                writer.write(piece.split().freeze()).await?;
+                progress(writer.offset);
             }
-            if !piece.is_empty() {
-                writer.write(piece.freeze()).await?;
-            }
-            self.commit(writer).await?;
         }
-        progress(descriptor.size);
-        Ok(())
+        if !piece.is_empty() {
+            writer.write(piece.freeze()).await?;
+        }
+        self.commit(writer).await?;
+        Ok(true)
     }
 
     /// Adds labels to a blob: these, and where it comes from.

@@ -1,6 +1,9 @@
 //! Blobs of layers on their way into containerd's content store, all at once, while the first ones are unpacked.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use silk_registry::Repository;
 use tokio::{sync::mpsc, task::JoinSet};
@@ -28,10 +31,14 @@ impl Fetches {
             let descriptor = layer.descriptor.clone();
             let blob = repository.blob(descriptor.digest, descriptor.size);
             tasks.spawn(async move {
-                let mut outcome = store.blob(&descriptor, &blob, |bytes| board.fetched(i, bytes, &blob.host())).await;
-                if outcome.is_ok() {
-                    outcome = store.label(&descriptor.digest, Default::default()).await;
-                }
+                let fetch = async {
+                    let fetched =
+                        store.blob(&descriptor, &blob, |bytes| board.fetching(i, bytes, &blob.host())).await?;
+                    store.label(&descriptor.digest, BTreeMap::new()).await?;
+                    board.fetched(i, fetched);
+                    Ok(())
+                };
+                let outcome = fetch.await;
                 // Nobody listens when the pull has failed meanwhile.
                 let _ = to.send((i, outcome));
             });

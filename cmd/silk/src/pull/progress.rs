@@ -160,17 +160,23 @@ impl Board {
     }
 
     /// Bytes of the layer's blob are in containerd.
-    pub fn fetched(&self, index: usize, bytes: u64, source: &str) {
-        let row = &mut self.lock()[index];
-        row.advance(bytes, source);
-        if bytes == row.size {
-            row.end(Stage::Fetched);
-        }
+    pub fn fetching(&self, index: usize, bytes: u64, source: &str) {
+        self.lock()[index].advance(bytes, source);
+    }
+
+    /// All of it is, and was before unless `fetched`.
+    pub fn fetched(&self, index: usize, fetched: bool) {
+        self.lock()[index].end(if fetched { Stage::Fetched } else { Stage::Here });
     }
 
     /// containerd unpacks the layer.
     pub fn unpacking(&self, index: usize) {
         self.lock()[index].stage = Stage::Unpacking;
+    }
+
+    /// What was fetched is all that was asked for.
+    pub fn settle(&self) {
+        self.lock().iter_mut().filter(|row| row.stage == Stage::Fetched).for_each(|row| row.end(Stage::Done));
     }
 
     /// The layer is usable.
@@ -253,19 +259,12 @@ impl Display {
         }
     }
 
-    fn draw(&mut self, board: &Board) {
+    /// Draws the board as it is now.
+    pub fn draw(&mut self, board: &Board) {
         match self {
             Self::Quiet => {}
             Self::Bars(bars) => bars.draw(&board.rows()),
             Self::Lines(lines) => say(&lines.draw(&board.rows(), Instant::now())),
-        }
-    }
-
-    /// The last drawing.
-    pub fn finish(&mut self, board: &Board) {
-        self.draw(board);
-        if let Self::Bars(bars) = self {
-            bars.finish();
         }
     }
 }

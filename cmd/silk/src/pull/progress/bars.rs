@@ -38,9 +38,11 @@ impl Bars {
             }
         }
     }
+}
 
-    /// Leaves the bars as they are.
-    pub(super) fn finish(&self) {
+/// Leaves the bars as they are, however the pull ended.
+impl Drop for Bars {
+    fn drop(&mut self) {
         self.0.iter().filter(|bar| !bar.is_finished()).for_each(ProgressBar::abandon);
     }
 }
