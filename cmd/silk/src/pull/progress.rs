@@ -115,6 +115,8 @@ pub struct Board {
     reference: String,
     /// silkd answers; then the diff IDs of the layers that it had before the pull.
     before: Option<HashSet<String>>,
+    /// To be said once.
+    note: Mutex<Option<String>>,
 }
 
 impl Board {
@@ -143,6 +145,7 @@ impl Board {
             manifest: image.manifest.digest,
             reference: image.reference.to_string(),
             before,
+            note: Mutex::default(),
         })
     }
 
@@ -191,11 +194,8 @@ impl Board {
         if !self.lock().iter().any(asked) {
             return;
         }
-        let status = tokio::time::timeout(PATIENCE, self.control.status(&self.manifest.to_string())).await;
-        let Ok(Ok(status)) = status else { return };
-        // The same manifest may be there under several names.
-        let named = status.images.iter().find(|image| image.reference == self.reference);
-        let layers = named.or(status.images.first()).map_or(&[][..], |image| &image.layers);
+        let Some(image) = self.ask().await else { return };
+        let layers = image.map_or_else(Vec::new, |image| image.layers);
         for row in self.lock().iter_mut().filter(|row| asked(row)) {
             let diff_id = row.diff_id.to_string();
             let was_here = before.contains(&diff_id);
@@ -205,6 +205,28 @@ impl Board {
                 None => row.end(Stage::Here),
             }
         }
+    }
+
+    /// Asks silkd why it left the image to containerd, if it did.
+    pub async fn ask_why(&self) {
+        if self.before.is_none() {
+            return;
+        }
+        if let Some(Some(image)) = self.ask().await
+            && image.state == "refused"
+        {
+            let note = format!("note: silkd left the image to containerd: {}\n", image.error);
+            *self.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(note);
+        }
+    }
+
+    /// The image as silkd knows it; none when silkd does not answer.
+    async fn ask(&self) -> Option<Option<control::Image>> {
+        let status = tokio::time::timeout(PATIENCE, self.control.status(&self.manifest.to_string())).await;
+        let mut images = status.ok()?.ok()?.images;
+        // The same manifest may be there under several names.
+        let named = images.iter().position(|image| image.reference == self.reference);
+        Some((!images.is_empty()).then(|| images.swap_remove(named.unwrap_or(0))))
     }
 
     /// The rows as they are now.
@@ -261,6 +283,10 @@ impl Display {
 
     /// Draws the board as it is now.
     pub fn draw(&mut self, board: &Board) {
+        let note = board.note.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(note) = note.filter(|_| !matches!(self, Self::Quiet)) {
+            say(&note);
+        }
         match self {
             Self::Quiet => {}
             Self::Bars(bars) => bars.draw(&board.rows()),

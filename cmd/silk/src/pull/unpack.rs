@@ -53,6 +53,9 @@ impl Unpack<'_> {
             let Some(active) = self.prepare(i, layer, &labels).await.map_err(|e| self.at(i, e))? else {
                 continue;
             };
+            if fetches.is_none() {
+                self.board.ask_why().await;
+            }
             // The first layer that has to be fetched brings all above: their snapshots cannot exist without its own.
             let fetches = fetches.get_or_insert_with(|| self.fetch(i));
             fetches.wait(i).await.map_err(|(i, failure)| self.at(i, failure))?;

@@ -1,0 +1,154 @@
+//! The commands that ask silkd, against a silkd that says what the test wants.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{process::Output, sync::Arc, sync::Mutex};
+
+use silk_api::control::{
+    ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, StatusRequest,
+    StatusResponse,
+    control_server::{Control, ControlServer},
+};
+use silk_model::Digest;
+use tokio::{net::UnixListener, process::Command};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+/// Remembers what it was asked.
+#[derive(Debug, Clone, Default)]
+struct Silkd(Arc<Mutex<Vec<String>>>);
+
+impl Silkd {
+    fn asked(&self, what: String) {
+        self.0.lock().unwrap().push(what);
+    }
+
+    fn questions(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+fn diff_id(of: &str) -> String {
+    Digest::of(of.as_bytes()).to_string()
+}
+
+fn image() -> Image {
+    let layer = |of: &str| Layer { diff_id: diff_id(of), state: "whole".into(), ..Layer::default() };
+    let reference = "docker.io/library/app:latest".into();
+    Image { reference, state: "ready".into(), layers: vec![layer("a"), layer("b")], ..Image::default() }
+}
+
+#[tonic::async_trait]
+impl Control for Silkd {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let name = request.into_inner().image;
+        let images = [image()].into_iter().filter(|image| name.is_empty() || name == image.reference).collect();
+        self.asked(format!("status {name}"));
+        Ok(Response::new(StatusResponse { rung: "file".into(), images, ..StatusResponse::default() }))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        match request.into_inner().image {
+            name if name == image().reference => Ok(Response::new(ExplainResponse {
+                image: Some(image()),
+                verdict: "here".into(),
+                layers: vec!["one".into(), "two".into()],
+            })),
+            name => Err(Status::not_found(format!("silk has not seen {name}"))),
+        }
+    }
+
+    type FsckStream = tokio_stream::Iter<std::vec::IntoIter<Result<FsckReport, Status>>>;
+
+    async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
+        let only = request.into_inner().diff_id;
+        self.asked(format!("fsck {only}"));
+        let report = |of: &str, ok| FsckReport { diff_id: diff_id(of), ok, detail: "said".into(), bytes: 1500 };
+        let reports = [report("a", true), report("b", false)];
+        let wanted: Vec<_> = reports.into_iter().filter(|r| only.is_empty() || r.diff_id == only).map(Ok).collect();
+        Ok(Response::new(tokio_stream::iter(wanted)))
+    }
+
+    async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcResponse>, Status> {
+        self.asked(format!("gc {:?}", request.into_inner().keep_bytes));
+        Ok(Response::new(GcResponse { layers: 3, bytes: 210_400_000 }))
+    }
+}
+
+struct Setup {
+    dir: tempfile::TempDir,
+    silkd: Silkd,
+}
+
+fn start() -> Setup {
+    let (dir, silkd) = (tempfile::tempdir().unwrap(), Silkd::default());
+    let listener = UnixListener::bind(dir.path().join("silk.sock")).unwrap();
+    let server = tonic::transport::Server::builder().add_service(ControlServer::new(silkd.clone()));
+    tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+    Setup { dir, silkd }
+}
+
+impl Setup {
+    async fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_silk"));
+        command.arg("--address").arg(self.dir.path().join("silk.sock")).args(arguments);
+        let Output { status, stdout, stderr } = command.output().await.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (status.code(), text(stdout), text(stderr))
+    }
+}
+
+#[tokio::test]
+async fn status_asks_for_the_full_name() {
+    let setup = start();
+    let (code, out, _) = setup.run(&["status", "app"]).await;
+    assert_eq!((code, out.contains("docker.io/library/app:latest  ready")), (Some(0), true), "{out}");
+    let (code, out, _) = setup.run(&["status", "other:1"]).await;
+    assert_eq!((code, out.ends_with("silkd does not know docker.io/library/other:1\n")), (Some(0), true), "{out}");
+    let (code, out, _) = setup.run(&["status", "--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &json["images"][0]["layers"][1]["diff_id"]), (Some(0), &diff_id("b").into()));
+    let asked = ["status docker.io/library/app:latest", "status docker.io/library/other:1", "status "];
+    assert_eq!(setup.silkd.questions(), asked);
+}
+
+#[tokio::test]
+async fn explain_numbers_the_layers() {
+    let setup = start();
+    let (code, out, _) = setup.run(&["explain", "app"]).await;
+    let (a, b) = (Digest::of(b"a").short(), Digest::of(b"b").short());
+    let expected = format!("docker.io/library/app:latest: here\n  1/2 {a}  one\n  2/2 {b}  two\n");
+    assert_eq!((code, out), (Some(0), expected));
+    let (code, _, err) = setup.run(&["explain", "other"]).await;
+    assert_eq!(code, Some(1));
+    assert!(err.contains("silk has not seen docker.io/library/other:latest"), "{err}");
+}
+
+#[tokio::test]
+async fn fsck_fails_when_a_layer_is_damaged() {
+    let setup = start();
+    let (a, b) = (Digest::of(b"a").short(), Digest::of(b"b").short());
+    let (code, out, err) = setup.run(&["fsck"]).await;
+    let lines =
+        format!("ok       {a}     1.5 kB  said\ndamaged  {b}     1.5 kB  said\n2 layers, 3.0 kB read, 1 damaged\n");
+    assert_eq!((code, out), (Some(1), lines));
+    assert!(err.starts_with("error: damaged layers: 1 of 2"), "{err}");
+    let (code, ..) = setup.run(&["fsck", &a]).await;
+    assert_eq!(code, Some(0));
+    let (code, _, err) = setup.run(&["fsck", "0000000"]).await;
+    assert_eq!(code, Some(2), "{err}");
+    assert_eq!(
+        setup.silkd.questions(),
+        ["fsck ".to_owned(), "status ".into(), format!("fsck {}", diff_id("a")), "status ".into()]
+    );
+}
+
+#[tokio::test]
+async fn gc_keeps_what_it_is_told_to() {
+    let setup = start();
+    let (code, out, _) = setup.run(&["gc"]).await;
+    assert_eq!((code, out.as_str()), (Some(0), "dropped 3 layers, 210.4 MB\n"));
+    setup.run(&["gc", "--keep", "1GiB"]).await;
+    setup.run(&["gc", "--keep", "0"]).await;
+    assert_eq!(setup.silkd.questions(), ["gc None", "gc Some(1073741824)", "gc Some(0)"]);
+}
