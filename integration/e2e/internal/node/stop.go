@@ -46,8 +46,12 @@ func (n *Node) stop() {
 		}
 	}
 	removeDiskGroups(n.Dir)
-	if os.Getenv("SILK_E2E_KEEP") == "" || !n.t.Failed() {
-		os.RemoveAll(n.Dir)
+	if os.Getenv("SILK_E2E_KEEP") != "" && n.t.Failed() {
+		n.t.Logf("kept %s", n.Dir)
+		return
+	}
+	if err := os.RemoveAll(n.Dir); err != nil || len(n.Mounts()) > 0 {
+		n.t.Errorf("the node leaves %s behind: %v, mounts %v", n.Dir, err, n.Mounts())
 	}
 }
 
