@@ -23,8 +23,8 @@ pub struct Config {
     /// Milliseconds that the first Prepare of an image may spend on learning that the registry answers and lets silk in.
     /// Without an answer by then, containerd pulls the image itself.
     pub first_contact_millis: u64,
-    /// The largest layer silk decodes, in uncompressed bytes for each compressed byte. deflate cannot exceed 1032; real
-    /// layers stay below 20, so 200 refuses bombs only. Layers below `expansion_floor_bytes` are never refused.
+    /// The largest layer silk decodes, in uncompressed bytes for each compressed byte. deflate cannot exceed 1032, and
+    /// only layers made of zeros come near: 200 refuses bombs only. Layers below `expansion_floor_bytes` are never refused.
     pub max_expansion: u64,
     /// Uncompressed bytes that any layer may have, whatever its ratio.
     pub expansion_floor_bytes: u64,

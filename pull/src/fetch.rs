@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use silk_registry::{Blob, Error};
+use silk_registry::{Blob, BlobStream, Error};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
@@ -72,20 +72,21 @@ type To = mpsc::Sender<Result<Bytes, Error>>;
 /// One request for everything; the channel's bound holds the socket back.
 async fn whole(blob: &Blob, size: u64, to: &To, received: &AtomicU64) {
     let mut stream = blob.read(0..size);
-    loop {
-        let piece = match stream.next().await {
-            Ok(None) => return,
-            Ok(Some(bytes)) => {
-                received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                Ok(bytes)
-            }
-            Err(error) => Err(error),
-        };
+    while let Some(piece) = next(&mut stream, received).await {
         let last = piece.is_err();
         if to.send(piece).await.is_err() || last {
             return;
         }
     }
+}
+
+/// The next piece, counted; `None` at the end.
+async fn next(stream: &mut BlobStream, received: &AtomicU64) -> Option<Result<Bytes, Error>> {
+    let piece = stream.next().await.transpose();
+    if let Some(Ok(bytes)) = &piece {
+        received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+    piece
 }
 
 struct UnderWay {
@@ -178,15 +179,7 @@ impl InRanges {
 
 async fn one(blob: Blob, range: Range<u64>, to: mpsc::UnboundedSender<Result<Bytes, Error>>, received: Arc<AtomicU64>) {
     let mut stream = blob.read(range);
-    loop {
-        let piece = match stream.next().await {
-            Ok(None) => return,
-            Ok(Some(bytes)) => {
-                received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                Ok(bytes)
-            }
-            Err(error) => Err(error),
-        };
+    while let Some(piece) = next(&mut stream, &received).await {
         let last = piece.is_err();
         if to.send(piece).is_err() || last {
             return;

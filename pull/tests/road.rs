@@ -245,3 +245,21 @@ async fn the_layers_below_a_broken_one_serve_another_image() {
     node.ready(&pushed).await.unwrap_err();
     assert_eq!(node.shown(), [vec![pushed.layers[0].diff_id]]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_image_frees_its_layers_at_once_and_a_new_claim_keeps_them() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let pushed = registry.push_image("library/app:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
+    node.pull(&pushed).await.unwrap();
+    let layer = pushed.layers[0].diff_id;
+    // Its snapshot comes a moment after the claim: until the janitor has seen one, the claim alone holds the image.
+    node.puller.retain(|_| false).unwrap();
+    assert!(node.puller.wanted().contains(&layer));
+    node.puller.retain(|_| true).unwrap();
+    node.puller.retain(|_| false).unwrap();
+    assert!(!node.puller.wanted().contains(&layer));
+    node.claim(&pushed).await.unwrap();
+    node.puller.retain(|_| false).unwrap();
+    assert!(node.puller.wanted().contains(&layer));
+}

@@ -44,9 +44,8 @@ pub struct Config {
     /// that a fleet does not come back in step. With six attempts the default waits 15 s in all, which outlasts a
     /// registry's restart.
     pub retry_delay_ms: u64,
-    /// Blob bodies that are received from one registry host at a time; more wait. An object store gives one
-    /// connection about 50 MB/s, so eight are more than two cores can inflate, and they stay below what shared
-    /// registries and proxies take as abuse. Manifests and probes are short and do not count.
+    /// Blob bodies that are received from one registry host at a time; more wait. At 80 MiB/s a
+    /// connection two fill a 1 Gbit/s link and eight one of 5 Gbit/s; more would look like abuse to a shared registry. Manifests and probes are short and do not count.
     pub connections_per_registry: u32,
     /// Offer HTTP/2 to registries. Off by default: it carries all streams of a host over one TCP connection, where
     /// one lost packet halts every layer and one congestion window limits them; HTTP/1.1 gives each stream its own.

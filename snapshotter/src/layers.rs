@@ -95,7 +95,7 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// Why the image is left to containerd.
     async fn claim(&self, claim: Claim) -> Result<Claimed, Refused>;
 
-    /// Ends when all layers of the chain are whole, proved and mountable. Starts the pull of the image, with backoff
+    /// Ends when all layers of the chain are whole, proved and mountable, whatever becomes of those above it. Starts the pull of the image, with backoff
     /// after a failure, when it is neither here nor on its way. Dropping the future leaves the pull going for others.
     ///
     /// # Errors

@@ -3,13 +3,7 @@
 //! Work that may block runs in blocking threads; the only call that waits for a pull is Stat, and only where [`Waits`]
 //! says so. A panic is an `Internal` error for its caller and nothing for anyone else.
 
-use std::{
-    panic::AssertUnwindSafe,
-    path::PathBuf,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use silk_api::{
@@ -50,8 +44,6 @@ const NAMESPACE: &str = "containerd-namespace";
 const LIST_PART: usize = 100;
 /// A claim takes up to a second by contract. Whatever keeps it longer must not keep containerd, which holds a lock.
 const CLAIM: Duration = Duration::from_secs(5);
-/// How often a wait for some of an image's layers looks whether they are here.
-const LOOK: Duration = Duration::from_millis(100);
 /// Cleanup waits this long for deletions, so that space is free again when containerd says that an image is gone, unless
 /// there is so much to delete that the next garbage collection should not wait for it.
 const CLEANUP: Duration = Duration::from_secs(10);
@@ -191,7 +183,7 @@ impl Service {
                 return Ok(snapshot);
             }
         }
-        inner.ready(chain).await?;
+        inner.layers.ready(chain).await.map_err(SnapshotError::Pull)?;
         inner.waits.forget(name);
         // It may have been removed or updated meanwhile.
         inner.snapshots.get(name)
@@ -228,22 +220,6 @@ impl Inner {
             leases.holding(&remote.namespace, "content", &remote.image.to_string()).await
         };
         self.waits.take_first(name, &holding)
-    }
-
-    /// Waits for the layers of the chain, and not for others of its image.
-    async fn ready(&self, chain: RemoteChain) -> Result<(), SnapshotError> {
-        let image = self.layers.ready(chain.clone());
-        if chain.top {
-            return image.await.map_err(SnapshotError::Pull);
-        }
-        let mut image = pin!(image);
-        loop {
-            match tokio::time::timeout(LOOK, &mut image).await {
-                Ok(outcome) => return outcome.map_err(SnapshotError::Pull),
-                Err(_) if self.layers.state(&chain) == State::Ready => return Ok(()),
-                Err(_) => {}
-            }
-        }
     }
 
     /// The directories and mount points below a snapshot, top first. Never waits for a pull: containerd holds a lock.

@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Bytes of layer data to keep although no snapshot uses them: the next pull of an image that has such a layer finds it
-    /// here. The longest unused goes first. 0 keeps none. The default is about ten images of a service.
+    /// here. The longest unused goes first. 0 keeps none.
     pub cache_bytes: u64,
     /// Percent of the file system to leave free: below it, unused layers are dropped whatever `cache_bytes` says. The
     /// default lies above the 15 percent at which kubelet starts to delete images.
     pub keep_free_percent: u8,
-    /// How many layers to remember (names and digests, about 100 bytes an entry) after their data was dropped.
+    /// How many layers to remember (names and digests, about 20 bytes for each
+    /// file) after their data was dropped.
     pub known_layers: usize,
 }
 

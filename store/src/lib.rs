@@ -40,7 +40,7 @@ use silk_layer::toc::Toc;
 use silk_model::Digest;
 pub use writer::LayerWriter;
 
-/// Bytes set aside for the database: that of a node with 200 images and 100 containers takes less than a tenth.
+/// Bytes set aside for the database. A record of a snapshot or layer takes a few hundred, so this is for tens of thousands.
 const RESERVED: u64 = 16 << 20;
 
 /// Diff ID to [`LayerRecord`].

@@ -24,6 +24,17 @@ impl Rooms {
     fn whole(&self, chain: &RemoteChain) -> bool {
         chain.diff_ids.iter().all(|id| self.views.store.whole(id))
     }
+
+    async fn show(&self, chain: RemoteChain) -> Result<(), NotReady> {
+        let views = Arc::clone(&self.views);
+        let shown = tokio::task::spawn_blocking(move || views.lowers(&chain.diff_ids).map(drop)).await;
+        let (class, cause) = match shown {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => (error.class(), error.to_string()),
+            Err(error) => died(&error),
+        };
+        Err(NotReady::new(class, format_args!("silk cannot mount {}: {cause}", chain.image_ref)))
+    }
 }
 
 fn not_ready(error: &ImageError) -> NotReady {
@@ -48,21 +59,17 @@ impl Layers for Rooms {
     }
 
     async fn ready(&self, chain: RemoteChain) -> Result<(), NotReady> {
-        if self.whole(&chain) {
-            // No pull is needed, whatever became of the image it was claimed for.
-            let views = Arc::clone(&self.views);
-            let shown = tokio::task::spawn_blocking(move || views.lowers(&chain.diff_ids).map(drop)).await;
-            let shown = shown.map_err(|e| {
-                let (class, message) = died(&e);
-                NotReady::new(class, message)
-            })?;
-            return shown.map_err(|e| NotReady::new(e.class(), e));
-        }
         let outcome = if chain.top {
             self.puller.ready(&chain.image, &chain.image_ref).await
         } else {
             self.puller.ready_below(&chain.image, &chain.image_ref, chain.diff_ids.len()).await
         };
+        if let Err(ImageError::Unknown(_)) = outcome
+            && self.whole(&chain)
+        {
+            // The image it was claimed for is gone, its layers are not: no pull is needed.
+            return self.show(chain).await;
+        }
         self.wake.notify_one();
         outcome.map_err(|e| not_ready(&e))
     }
