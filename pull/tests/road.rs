@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Node, noise, tar};
+use common::{Node, caller, noise, tar};
 use silk_model::Digest;
 use silk_pull::{Refused, State};
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec};
@@ -241,7 +241,7 @@ async fn the_layers_below_a_broken_one_serve_another_image() {
     let pushed = registry.push_image("library/broken:1", &image);
     registry.fault(&format!("GET .*{}", pushed.layers[1].blob_digest), Fault::status(404), ALWAYS);
     node.claim(&pushed).await.unwrap();
-    node.puller.ready_below(&pushed.manifest_digest, &pushed.reference, 1).await.unwrap();
+    node.puller.ready_below(&pushed.manifest_digest, &pushed.reference, 1, &caller(None)).await.unwrap();
     node.ready(&pushed).await.unwrap_err();
     assert_eq!(node.shown(), [vec![pushed.layers[0].diff_id]]);
 }

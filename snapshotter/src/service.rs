@@ -23,7 +23,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
-    Claim, Kind, Layers, NotReady, Refused, Remote, RemoteChain, Snapshot, SnapshotError, Snapshots, State,
+    Caller, Claim, Kind, Layers, NotReady, Refused, Remote, RemoteChain, Snapshot, SnapshotError, Snapshots, State,
     filter::Filters,
     labels,
     leases::Leases,
@@ -183,7 +183,12 @@ impl Service {
                 return Ok(snapshot);
             }
         }
-        inner.layers.ready(chain).await.map_err(SnapshotError::Pull)?;
+        let caller = Caller {
+            // containerd 1.6 passes on no namespace of a client.
+            namespace: header(headers, NAMESPACE).unwrap_or(&remote.namespace).to_owned(),
+            lease: header(headers, waits::LEASE).map(str::to_owned),
+        };
+        inner.layers.ready(chain, caller).await.map_err(SnapshotError::Pull)?;
         inner.waits.forget(name);
         // It may have been removed or updated meanwhile.
         inner.snapshots.get(name)

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use silk_model::Digest;
 use silk_pull::{ImageError, Puller, State as Pull};
-use silk_snapshotter::{Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State, Usage};
+use silk_snapshotter::{Caller, Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State, Usage};
 use tokio::sync::Notify;
 
 use crate::views::{StoreViews, died};
@@ -58,11 +58,12 @@ impl Layers for Rooms {
         }
     }
 
-    async fn ready(&self, chain: RemoteChain) -> Result<(), NotReady> {
+    async fn ready(&self, chain: RemoteChain, caller: Caller) -> Result<(), NotReady> {
+        let caller = silk_pull::Caller { namespace: caller.namespace, lease: caller.lease };
         let outcome = if chain.top {
-            self.puller.ready(&chain.image, &chain.image_ref).await
+            self.puller.ready(&chain.image, &chain.image_ref, &caller).await
         } else {
-            self.puller.ready_below(&chain.image, &chain.image_ref, chain.diff_ids.len()).await
+            self.puller.ready_below(&chain.image, &chain.image_ref, chain.diff_ids.len(), &caller).await
         };
         if let Err(ImageError::Unknown(_)) = outcome
             && self.whole(&chain)

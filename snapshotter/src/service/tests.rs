@@ -25,6 +25,7 @@ struct Fake {
     state: watch::Sender<State>,
     refuse: Mutex<bool>,
     waits: AtomicUsize,
+    caller: Mutex<Option<Caller>>,
     claims: AtomicUsize,
     mnt: PathBuf,
 }
@@ -47,7 +48,8 @@ impl Layers for Fake {
         }
     }
 
-    async fn ready(&self, chain: RemoteChain) -> Result<(), NotReady> {
+    async fn ready(&self, chain: RemoteChain, caller: Caller) -> Result<(), NotReady> {
+        *self.caller.lock().unwrap() = Some(caller);
         assert!(!chain.image_ref.contains("panic"), "as the test asked");
         self.waits.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.subscribe();
@@ -90,6 +92,7 @@ impl Test {
             state: watch::Sender::new(State::Coming),
             refuse: Mutex::default(),
             waits: AtomicUsize::default(),
+            caller: Mutex::default(),
             claims: AtomicUsize::default(),
             mnt,
         });
@@ -229,6 +232,8 @@ async fn a_failed_pull_says_why_and_the_next_try_waits_again() {
     test.set(State::Coming);
     let lower = test.waiter(&names[0], Some("three")).await;
     let top = test.waiter(&names[1], Some("three")).await;
+    let caller = Caller { namespace: "k8s.io".into(), lease: Some("three".into()) };
+    assert_eq!(*test.layers.caller.lock().unwrap(), Some(caller), "its lease holds the manifest of that pull");
     test.set(State::Ready);
     lower.await.unwrap().unwrap();
     top.await.unwrap().unwrap();

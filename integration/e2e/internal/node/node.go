@@ -28,6 +28,8 @@ type Options struct {
 	Transfer bool
 	// Extra is appended to silkd's configuration.
 	Extra string
+	// KeepGarbage makes containerd collect garbage only when it is told to, and not some 250 ms after anything was deleted.
+	KeepGarbage bool
 	// DiskRate gives silkd a disk of its own that writes so many bytes a second; 0 is the machine's.
 	DiskRate int64
 }
