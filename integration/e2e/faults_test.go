@@ -224,7 +224,8 @@ func TestRefusedImagesAreLeftToContainerd(t *testing.T) {
 		registry := hub.Start(t)
 		n := withPods(t, registry, node.Options{Generation: generation})
 		ctx := node.Context(t, "k8s.io")
-		ref := registry.Add("private", "1", runnable(t, noiseLayer("file", 6, 100_000)).Bundle())
+		private := noiseLayer("file", 6, 100_000)
+		ref := registry.Add("private", "1", runnable(t, private).Bundle())
 		pod, sandbox, err := n.RunPod(ctx, "refused")
 		if err != nil {
 			t.Fatal(err)
@@ -241,6 +242,18 @@ func TestRefusedImagesAreLeftToContainerd(t *testing.T) {
 		}
 		if said, err := n.Silk("explain", ref); err != nil || !strings.Contains(said, "401") {
 			t.Errorf("silk explain says %q, %v", said, err)
+		}
+		// An image that is based on it is containerd's, too.
+		registry.SetManifestFault(nil)
+		above := registry.Add("above", "1", runnable(t, private, noiseLayer("above", 7, 1000)).Bundle())
+		if err := n.PullCRI(ctx, above); err != nil {
+			t.Fatal(err)
+		}
+		said, err := n.Silk("explain", above)
+		for _, part := range []string{"left to containerd", "base layers", ref, "401"} {
+			if err != nil || !strings.Contains(said, part) {
+				t.Errorf("silk explain does not say %q: %q, %v", part, said, err)
+			}
 		}
 	})
 }

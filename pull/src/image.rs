@@ -27,9 +27,6 @@ mod pull;
 mod status;
 pub use status::{ImageStatus, LayerStatus};
 
-/// Refusals that are remembered for `silk explain`.
-const REFUSALS: usize = 64;
-
 /// A claim is followed by its snapshot within milliseconds; a minute covers a node that is starved of everything.
 const SETTLED: Duration = Duration::from_secs(60);
 
@@ -189,11 +186,7 @@ impl Puller {
         let outcome = self.try_claim(&claim).await;
         if let Err(reason) = &outcome {
             self.drop_undecided();
-            tracing::warn!(image = claim.reference, %reason, "left to containerd");
-            let mut refusals = lock(&self.refusals);
-            refusals.retain(|r| r.manifest != claim.manifest || r.reference != claim.reference);
-            refusals.truncate(REFUSALS - 1);
-            refusals.push_front(status::Refusal::new(&claim, reason));
+            self.refuse(&claim, reason);
         }
         outcome
     }

@@ -194,6 +194,35 @@ async fn what_silk_cannot_pull_is_refused_at_the_first_claim() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_on_a_base_of_containerds_says_why_it_is_left_to_it() {
+    let node = Node::new();
+    let chain = |n: u8| Digest::new([n; 32]);
+    let claim = |reference: &str, n: u8| silk_pull::Claim {
+        namespace: "k8s.io".into(),
+        reference: reference.into(),
+        manifest: Digest::of(reference.as_bytes()),
+        blob: chain(n),
+        chain_id: chain(n),
+        below: 0,
+    };
+    let why = |reference: &str| node.puller.status(Some(reference))[0].error.clone().unwrap();
+    // Nobody has its manifest.
+    node.puller.claim(claim("r.example/refused:1", 1)).await.unwrap_err();
+    let cause = why("r.example/refused:1");
+    node.puller.left(&claim("r.example/refused:1", 2), Some(chain(1)));
+    assert_eq!(why("r.example/refused:1"), cause, "the first cause is the one");
+    node.puller.left(&claim("r.example/above:1", 3), Some(chain(2)));
+    let above = why("r.example/above:1");
+    assert!(
+        above.contains("base layers") && above.contains("r.example/refused:1") && above.contains(&cause),
+        "{above}"
+    );
+    node.puller.left(&claim("r.example/unknown:1", 9), Some(chain(8)));
+    let unknown = why("r.example/unknown:1");
+    assert!(unknown.contains("base layers") && unknown.contains("labels"), "{unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_local_image_needs_no_registry_and_survives_a_restart() {
     let registry = Fake::start().await;
     let node = Node::new();

@@ -104,6 +104,10 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// Why the image is left to containerd.
     async fn claim(&self, claim: Claim) -> Result<Claimed, Refused>;
 
+    /// A layer was left to containerd without a claim, because the one below it, with chain ID `below`, is not remote.
+    /// Must return at once.
+    fn left(&self, claim: &Claim, below: Option<Digest>);
+
     /// Ends when all layers of the chain are whole, proved and mountable, whatever becomes of those above it. Starts the pull of the image, with backoff
     /// after a failure, when it is neither here nor on its way. Dropping the future leaves the pull going for others. The
     /// caller's pull may be of another image with the same layers: its blobs serve as well.

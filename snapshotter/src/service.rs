@@ -114,7 +114,10 @@ impl Service {
             match stack.remote {
                 Some((_, chain)) if stack.ordinary.is_empty() => claim.parent_chain = chain.diff_ids,
                 // The layer below was left to containerd, so this one is, too.
-                _ => return Ok(None),
+                _ => {
+                    inner.layers.left(&claim, inner.snapshots.chain_id(&new.parent));
+                    return Ok(None);
+                }
             }
         }
         let known = inner.snapshots.remote(&claim.chain_id, &new.parent);

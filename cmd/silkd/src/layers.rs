@@ -37,6 +37,17 @@ impl Rooms {
     }
 }
 
+fn asked(claim: Claim) -> silk_pull::Claim {
+    silk_pull::Claim {
+        namespace: claim.namespace,
+        reference: claim.image_ref,
+        manifest: claim.manifest_digest,
+        blob: claim.layer_digest,
+        chain_id: claim.chain_id,
+        below: claim.parent_chain.len(),
+    }
+}
+
 fn not_ready(error: &ImageError) -> NotReady {
     NotReady::new(error.class(), error)
 }
@@ -44,18 +55,14 @@ fn not_ready(error: &ImageError) -> NotReady {
 #[tonic::async_trait]
 impl Layers for Rooms {
     async fn claim(&self, claim: Claim) -> Result<Claimed, Refused> {
-        let asked = silk_pull::Claim {
-            namespace: claim.namespace,
-            reference: claim.image_ref,
-            manifest: claim.manifest_digest,
-            blob: claim.layer_digest,
-            chain_id: claim.chain_id,
-            below: claim.parent_chain.len(),
-        };
-        match self.puller.claim(asked).await {
+        match self.puller.claim(asked(claim)).await {
             Ok(claimed) => Ok(Claimed { diff_id: claimed.diff_id, top: claimed.top }),
             Err(refused) => Err(Refused { reason: refused.to_string() }),
         }
+    }
+
+    fn left(&self, claim: &Claim, below: Option<Digest>) {
+        self.puller.left(&asked(claim.clone()), below);
     }
 
     async fn ready(&self, chain: RemoteChain, caller: Caller) -> Result<(), NotReady> {

@@ -26,6 +26,7 @@ struct Fake {
     refuse: Mutex<bool>,
     waits: AtomicUsize,
     caller: Mutex<Option<Caller>>,
+    left: Mutex<Vec<(Digest, Option<Digest>)>>,
     claims: AtomicUsize,
     mnt: PathBuf,
 }
@@ -46,6 +47,10 @@ impl Layers for Fake {
             true => Err(Refused { reason: "no credentials".into() }),
             false => Ok(Claimed { diff_id: self.layers[number], top: number + 1 == self.layers.len() }),
         }
+    }
+
+    fn left(&self, claim: &Claim, below: Option<Digest>) {
+        self.left.lock().unwrap().push((claim.chain_id, below));
     }
 
     async fn ready(&self, chain: RemoteChain, caller: Caller) -> Result<(), NotReady> {
@@ -93,6 +98,7 @@ impl Test {
             refuse: Mutex::default(),
             waits: AtomicUsize::default(),
             caller: Mutex::default(),
+            left: Mutex::default(),
             claims: AtomicUsize::default(),
             mnt,
         });
@@ -288,6 +294,8 @@ async fn what_cannot_be_claimed_is_an_ordinary_snapshot() {
     test.service.commit(Request::new(commit)).await.unwrap();
     test.prepare("k8s.io/4/extract b", "k8s.io/3/base", test.labels(1), None).await.unwrap();
     assert_eq!(test.layers.claims.load(Ordering::Relaxed), 1);
+    let chain = chain_ids(&test.layers.layers);
+    assert_eq!(*test.layers.left.lock().unwrap(), [(chain[1], Some(chain[0]))]);
 }
 
 #[tokio::test]
