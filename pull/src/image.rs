@@ -22,9 +22,11 @@ use crate::{
     resolve,
 };
 
+mod broken;
 mod others;
 mod pull;
 mod status;
+pub use broken::Broken;
 pub use status::{ImageStatus, LayerStatus};
 
 /// A claim is followed by its snapshot within milliseconds; a minute covers a node that is starved of everything.

@@ -24,5 +24,5 @@ mod road;
 
 pub use config::Config;
 pub use error::{ImageError, LayerError, Refused, ShowError};
-pub use image::{Caller, Claim, Claimed, Failure, ImageStatus, LayerStatus, Puller, Seams, Show, State};
+pub use image::{Broken, Caller, Claim, Claimed, Failure, ImageStatus, LayerStatus, Puller, Seams, Show, State};
 pub use resolve::{Contents, ContentsError, Held, ImageSpec, LayerSpec};

@@ -5,8 +5,8 @@ mod common;
 use std::time::Duration;
 
 use common::{Node, caller, noise, tar};
-use silk_model::Digest;
-use silk_pull::{Refused, State};
+use silk_model::{Class, Digest};
+use silk_pull::{Broken, Refused, State};
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,4 +291,36 @@ async fn a_removed_image_frees_its_layers_at_once_and_a_new_claim_keeps_them() {
     node.claim(&pushed).await.unwrap();
     node.puller.retain(|_| false).unwrap();
     assert!(node.puller.wanted().contains(&layer));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_cannot_be_shown_is_broken_while_no_other_image_has_it() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let image = |top: &[u8]| {
+        let base = tar(&[("base", b"base")]);
+        ImageSpec::new().layer(base, Compression::Gzip).layer(tar(&[("top", top)]), Compression::Gzip)
+    };
+    let pushed = registry.push_image("library/app:1", &image(b"one"));
+    let base = pushed.layers[0].diff_id;
+    node.break_layer(base, Class::NoSpace);
+    node.pull(&pushed).await.unwrap_err();
+    assert_eq!(node.puller.broken(), [], "not the layer's fault");
+    node.break_layer(base, Class::Corrupt);
+    node.ready(&pushed).await.unwrap_err();
+    let (manifest, reference) = (pushed.manifest_digest, pushed.reference.clone());
+    let broken = [Broken { diff_id: base, manifest, reference }];
+    assert_eq!(node.puller.broken(), broken);
+    // Another image has it, on its way or shown.
+    let other = registry.push_image("library/other:1", &image(b"two"));
+    registry.fault(&format!("GET .*{}", other.layers[1].blob_digest), Fault::StallAfter(0), ALWAYS);
+    node.claim(&other).await.unwrap();
+    assert_eq!(node.puller.broken(), []);
+    node.ready(&other).await.unwrap_err();
+    assert_eq!(node.puller.broken(), [], "that image may still be pulled");
+    registry.heal();
+    node.ready(&other).await.unwrap_err();
+    assert_eq!(node.puller.broken().len(), 2);
+    node.store.evict(&base).unwrap();
+    assert_eq!(node.puller.broken(), []);
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use silk_model::{Digest, chain_ids};
+use silk_model::{Class, Digest, chain_ids};
 use silk_pull::{
     Caller, Claim, Claimed, Config, Contents, ContentsError, Held, ImageError, Puller, Refused, Seams, Show, ShowError,
     State,
@@ -42,9 +42,9 @@ impl Contents for Documents {
     }
 }
 
-/// Remembers which chains were shown.
+/// Remembers which chains were shown; cannot show those with a layer that the test broke.
 #[derive(Debug, Default)]
-struct Shown(Mutex<Vec<Vec<Digest>>>);
+struct Shown(Mutex<Vec<Vec<Digest>>>, Mutex<Option<(Digest, Class)>>);
 
 impl Show for Shown {
     fn possible(&self) -> Result<(), String> {
@@ -52,6 +52,9 @@ impl Show for Shown {
     }
 
     fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError> {
+        if let Some((diff_id, class)) = self.1.lock().unwrap().filter(|(broken, _)| diff_ids.contains(broken)) {
+            return Err(ShowError { diff_id: Some(diff_id), class, source: "as the test asked".into() });
+        }
         self.0.lock().unwrap().push(diff_ids.to_vec());
         Ok(())
     }
@@ -174,6 +177,11 @@ impl Node {
     pub async fn pull(&self, pushed: &Pushed) -> Result<(), ImageError> {
         self.claim(pushed).await.unwrap();
         self.ready(pushed).await
+    }
+
+    /// From now on a layer cannot be shown.
+    pub fn break_layer(&self, diff_id: Digest, class: Class) {
+        *self.shown.1.lock().unwrap() = Some((diff_id, class));
     }
 
     /// A layer's tar as the store has it.
