@@ -18,7 +18,7 @@ const DENSE: Spacing = Spacing { starts: 3_000, blob: 1, tar: 1..2 };
 
 /// Through an input that gives pieces, with buffers of `buffer` bytes, as the road does.
 fn learn(blob: &[u8], buffer: usize, dense: bool) -> (Index, Vec<u8>) {
-    let input = BufReader::with_capacity(10_007, blob);
+    let input = BufReader::with_capacity(if buffer > 1 << 20 { 10 << 20 } else { 10_007 }, blob);
     let decoder = if dense { begin(input, Some(DENSE)) } else { open_learning(input) };
     let (mut decoder, mut builder) = (decoder.unwrap(), Builder::new());
     builder.price *= u64::from(!dense);
@@ -140,7 +140,7 @@ fn entries_are_known_in_time_whatever_the_buffers() {
         let bytes = blob(&data, &make);
         let (index, _) = learn(&bytes, 1 << 20, true);
         assert!(index.len() > 3, "{make:?}");
-        for buffer in [1, 13, 4096, 32 << 10] {
+        for buffer in [1, 13, 4096, 32 << 10, 4 << 20] {
             assert!(learn(&bytes, buffer, true).0 == index, "{make:?} in buffers of {buffer}");
         }
     }
