@@ -147,6 +147,30 @@ fn entries_are_known_in_time_whatever_the_buffers() {
 }
 
 #[test]
+fn the_last_byte_before_an_entry_is_fetched_where_its_low_bits_are_data() {
+    // Of zeros a block's codes have one or two bits, its end too.
+    let data = tar(&[Part::Zeros(3_000_000)]);
+    let bytes = blob(&data, &Make::Flushed(6));
+    let (index, _) = learn(&bytes, 1 << 20, true);
+    assert!(index.spans.iter().flat_map(|span| &span.entry).filter(|entry| entry.bits > 0).count() > 10);
+    prove("zeros", &bytes, &data, index);
+}
+
+#[test]
+fn an_entry_is_where_its_own_frame_or_member_begins() {
+    let data = tar(&[Part::Text(50_000, 1)]);
+    for (make, magic) in [(Make::Frames(5_000), &b"\x28\xb5\x2f\xfd"[..]), (Make::Members(5_000), b"\x1f\x8b\x08\x1c")]
+    {
+        let bytes = blob(&data, &make);
+        let (index, _) = learn(&bytes, 1 << 20, true);
+        let starts = index.spans.iter().flat_map(|span| &span.entry).filter(|entry| entry.window.is_empty());
+        let offsets: Vec<_> = starts.map(|entry| entry.offset as usize).collect();
+        assert!(offsets.len() > 7, "{make:?}");
+        assert!(offsets.iter().all(|offset| bytes[*offset..].starts_with(magic)), "{make:?}");
+    }
+}
+
+#[test]
 fn an_empty_tar_has_an_index_without_spans() {
     for make in [Make::Plain, Make::Gzip(6), Make::Members(1), Make::Zstd] {
         let bytes = blob(b"", &make);
