@@ -15,7 +15,7 @@ use crate::{
 const DATA: u64 = 1 << 17;
 
 #[derive(Debug, Clone)]
-enum What {
+pub enum What {
     Dir,
     Link(Index),
     File(u64, Vec<(u64, u64, u64, Index)>),
@@ -24,7 +24,7 @@ enum What {
     Fifo,
 }
 
-type Attributes = (u32, u32, u32, i64, u32, Vec<(Vec<u8>, Vec<u8>)>);
+pub type Attributes = (u32, u32, u32, i64, u32, Vec<(Vec<u8>, Vec<u8>)>);
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
     let byte = any::<u8>().prop_filter("no slash, no NUL", |b| !matches!(b, 0 | b'/'));
@@ -52,7 +52,14 @@ fn attributes() -> impl Strategy<Value = Attributes> {
     (0u32..0o10000, any::<u32>(), any::<u32>(), -(1i64 << 40)..1 << 40, 0u32..1_000_000_000, vec(xattr, 0..4))
 }
 
-fn build(entries: Vec<(Index, Vec<u8>, What, Attributes)>) -> Make {
+/// What [`build`] makes a tree of.
+pub type Entries = Vec<(Index, Vec<u8>, What, Attributes)>;
+
+pub fn entries() -> impl Strategy<Value = Entries> {
+    vec((any::<Index>(), name(), what(), attributes()), 0..120)
+}
+
+pub fn build(entries: Entries) -> Make {
     let mut make = Make::new(DATA as usize);
     let (mut dirs, mut files) = (vec![NodeId(0)], Vec::new());
     for (dir, name, what, attributes) in entries {
@@ -103,9 +110,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn privileged_random_trees_are_shown_as_they_are(
-        entries in vec((any::<Index>(), name(), what(), attributes()), 0..120)
-    ) {
+    fn privileged_random_trees_are_shown_as_they_are(entries in entries()) {
         let make = build(entries);
         let image = Image::of(&make);
         fsck::check(&image);
