@@ -8,9 +8,11 @@ mod menagerie;
 mod mounted;
 mod random;
 mod read;
+mod shown;
 
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
 use silk_layer::{
     erofs::{self, ErofsError, Plan},
     tree::{NodeId, NodeKind, Source, SourceExtent},
@@ -56,6 +58,18 @@ fn privileged_a_hundred_thousand_names_in_one_directory() {
     assert!(image.bytes.len() < 20 << 20, "{}", image.bytes.len());
     fsck::check(&image);
     mounted::compare(&make, &image);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn privileged_random_trees_are_shown_as_they_are(entries in random::entries()) {
+        let make = random::build(entries);
+        let image = Image::of(&make);
+        fsck::check(&image);
+        mounted::compare(&make, &image);
+    }
 }
 
 #[test]

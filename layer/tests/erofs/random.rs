@@ -1,4 +1,4 @@
-//! Random trees: every one that the writer takes is shown by the kernel as it is.
+//! Random trees.
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use silk_layer::{
@@ -6,11 +6,7 @@ use silk_layer::{
     tree::{NodeId, NodeKind, SourceExtent},
 };
 
-use crate::{
-    fsck,
-    make::{Image, Make, SOURCES},
-    mounted,
-};
+use crate::make::{Make, SOURCES};
 
 const DATA: u64 = 1 << 17;
 
@@ -104,16 +100,4 @@ pub fn build(entries: Entries) -> Make {
         node.xattrs = xattrs.into_iter().filter(|(name, _)| shown || !name.starts_with(b"user.")).collect();
     }
     make
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn privileged_random_trees_are_shown_as_they_are(entries in entries()) {
-        let make = build(entries);
-        let image = Image::of(&make);
-        fsck::check(&image);
-        mounted::compare(&make, &image);
-    }
 }
