@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod crew;
 mod error;
 mod mount;
 mod names;

@@ -11,6 +11,7 @@ use fuser::{INodeNo, Notifier, SessionACL};
 
 use crate::{
     Config, FuseError, Slot, Source,
+    crew::Crew,
     mount::{self, Mounted},
     names::Names,
     node::Node,
@@ -27,8 +28,19 @@ pub struct Session {
     mounted: Mounted,
     notifier: Notifier,
     names: Arc<Names>,
+    crew: Closing,
     /// Closed by the last worker.
     ended: mpsc::Receiver<()>,
+}
+
+/// A crew that is closed when dropped, so that no thread outlives the session, nor one that did not come about.
+#[derive(Debug)]
+struct Closing(Arc<Crew>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl Session {
@@ -43,7 +55,9 @@ impl Session {
         let names = Arc::<Names>::default();
         let mut fuser_config = fuser::Config::default();
         fuser_config.n_threads = Some(config.workers.max(1));
-        let server = Server::new(source, names.clone());
+        let crew = Crew::new(config.workers.max(1)).map_err(|e| FuseError::io("start threads for", &at, e))?;
+        let crew = Closing(crew);
+        let server = Server::new(source, names.clone(), crew.0.clone());
         let session = fuser::Session::from_fd(server, device, SessionACL::All, fuser_config);
         let session = session.map_err(FuseError::Handshake)?;
         let notifier = session.notifier();
@@ -57,7 +71,7 @@ impl Session {
         workers.map_err(|e| FuseError::io("start threads for", &at, e))?;
         let mounted = new.attach(&at).map_err(|e| FuseError::io("mount on", &at, e))?;
         tracing::info!(path = %at.display(), workers = config.workers, "FUSE is mounted");
-        Ok(Self { mounted, notifier, names, ended })
+        Ok(Self { mounted, notifier, names, crew, ended })
     }
 
     /// Unmounts and ends all workers. A mount that is in use (by EROFS mounts over its files, say) is ended all the
@@ -85,8 +99,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // An operator may have unmounted it; the kernel has ended the session then.
-        if self.has_ended(Duration::ZERO) {
+        self.crew.0.close();
+        // An operator may have unmounted it; then the kernel has ended the session, and tells each worker at once.
+        if self.has_ended(Duration::from_millis(20)) {
             return;
         }
         if let Err(error) = self.mounted.unmount() {

@@ -20,7 +20,7 @@ use silk_layer::{
 
 use crate::{Slot, node::Node, serve::Answer};
 
-/// An inode with its attributes as they are read for one name. Most have none.
+/// Read at once for one inode: with it the address of an ordinary file's only chunk.
 const INODE: usize = 128;
 
 /// A metadata image that is open for reading, and the data files that it points into.
@@ -135,9 +135,10 @@ impl TreeFiles {
 
     /// Where the bytes of a read are, in order and cut off at the file's end.
     pub(crate) fn map(&self, node: Node, offset: u64, len: u32) -> Answer<Vec<Piece>> {
-        let inode = self.inode(node)?;
+        let mut window = Window::new(INODE);
+        let inode = self.answer(node.slot, self.image.inode(&mut window, node.nid))?;
         match inode.kind {
-            Kind::File => self.answer(node.slot, self.image.map(&inode, offset, u64::from(len))),
+            Kind::File => self.answer(node.slot, self.image.map(&mut window, &inode, offset, u64::from(len))),
             Kind::Dir => Err(Errno::EISDIR),
             _ => Err(Errno::EINVAL),
         }

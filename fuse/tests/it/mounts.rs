@@ -73,7 +73,11 @@ fn privileged_a_mount_that_somebody_detached_ends_and_leaves_others_alone() {
 fn privileged_an_unmounted_session_ends_by_itself() {
     let mut served = Served::new();
     unmount(&served.at, UnmountFlags::empty()).unwrap();
+    // It has the number that ours had.
+    mount("none", &served.at, "tmpfs", MountFlags::empty(), None).unwrap();
     served.session.take().unwrap().unmount();
+    assert_eq!(mounts_on(&served.at), 1);
+    unmount(&served.at, UnmountFlags::empty()).unwrap();
     let session = Session::mount(&served.at, served.store.clone(), Config::default()).unwrap();
     assert_eq!(mounts_on(&served.at), 1);
     session.unmount();
