@@ -15,7 +15,6 @@ mod config;
 mod crew;
 mod error;
 mod mount;
-mod names;
 mod node;
 mod read;
 mod reply;

@@ -18,7 +18,7 @@ use fuser::{
 };
 use silk_layer::erofs::read::Window;
 
-use crate::{Object, Reply, Slot, Source, TreeFiles, crew::Crew, names::Names, node::Node, read, tree};
+use crate::{Object, Reply, Slot, Source, TreeFiles, crew::Crew, node::Node, read, tree};
 
 /// How long the kernel may keep what it was told: nothing here ever changes, and what goes away is called back. A year;
 /// the kernel counts in jiffies, and cuts what is longer.
@@ -38,7 +38,6 @@ const INODES: usize = 16 << 10;
 /// Answers requests from a source.
 pub(crate) struct Server {
     source: Arc<dyn Source>,
-    names: Arc<Names>,
     crew: Arc<Crew>,
 }
 
@@ -46,8 +45,8 @@ pub(crate) struct Server {
 pub(crate) type Answer<T> = Result<T, Errno>;
 
 impl Server {
-    pub(crate) fn new(source: Arc<dyn Source>, names: Arc<Names>, crew: Arc<Crew>) -> Self {
-        Self { source, names, crew }
+    pub(crate) fn new(source: Arc<dyn Source>, crew: Arc<Crew>) -> Self {
+        Self { source, crew }
     }
 
     /// Runs a handler. A panic must not end the worker: its request gets an EIO as its reply is dropped.
@@ -87,12 +86,10 @@ impl Server {
     fn find(&self, name: &OsStr) -> Answer<FileAttr> {
         let name = name.to_str().ok_or(Errno::ENOENT)?;
         let slot = self.source.find(name).ok_or(Errno::ENOENT)?;
-        let (nid, attr) = match self.source.object(slot).ok_or(Errno::ENOENT)? {
-            Object::Data { size } => (0, data_attr(slot, size)?),
-            Object::Tree(tree) => (tree.root(), tree.attr(Node { slot, nid: tree.root() })?),
-        };
-        self.names.put(slot, name, nid);
-        Ok(attr)
+        match self.source.object(slot).ok_or(Errno::ENOENT)? {
+            Object::Data { size } => data_attr(slot, size),
+            Object::Tree(tree) => tree.attr(Node { slot, nid: tree.root() }),
+        }
     }
 
     fn attr(&self, ino: INodeNo) -> Answer<FileAttr> {

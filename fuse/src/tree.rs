@@ -4,6 +4,7 @@
 
 use std::{
     ffi::OsStr,
+    fmt,
     fs::File,
     io::{self, ErrorKind},
     ops::ControlFlow,
@@ -64,14 +65,17 @@ impl TreeFiles {
         self.image.root()
     }
 
-    /// Makes an answer of what the reader says, and says once what is wrong.
+    /// Makes an answer of what the reader says.
     fn answer<T>(&self, slot: Slot, result: Result<T, ReadError>) -> Answer<T> {
-        result.map_err(|error| {
-            if !self.told.swap(true, Ordering::Relaxed) {
-                tracing::error!(slot = slot.0, %error, "a layer's names cannot be read");
-            }
-            Errno::EIO
-        })
+        result.map_err(|error| self.broken(slot, &error))
+    }
+
+    /// Says once what is wrong.
+    pub(crate) fn broken(&self, slot: Slot, error: &dyn fmt::Display) -> Errno {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::error!(slot = slot.0, %error, "a layer's tree cannot be served");
+        }
+        Errno::EIO
     }
 
     fn inode(&self, node: Node) -> Answer<Inode> {

@@ -187,6 +187,6 @@ fn privileged_workers_that_a_disk_holds_up_hold_up_nobody() {
             assert!(fs::metadata(served.at.join(format!("nothing-{round}"))).is_err());
             (0..3).for_each(|slot| served.store.set(slot, Mode::Answer));
         });
-        (0..4).for_each(|slot| served.session().forget(silk_fuse::Slot(slot)));
+        (0..4).for_each(|slot| served.session().forget(silk_fuse::Slot(slot), &format!("layer-{slot}")));
     }
 }

@@ -30,7 +30,7 @@ fn compare(served: &Served, make: &Make, slot: u32) {
     let erofs = Erofs::mount(&image.path, &image.devices, &image.dir.path().join("erofs"));
     // Once from the pages and entries that the first look has left, once anew.
     same(&erofs.0, &tree);
-    served.session().forget(silk_fuse::Slot(slot));
+    served.session().forget(silk_fuse::Slot(slot), &format!("tree-{slot}"));
     same(&erofs.0, &tree);
 }
 
@@ -102,7 +102,7 @@ fn privileged_a_read_of_many_pieces_waits_for_all() {
         assert!(reader.join().unwrap().unwrap() == make.contents(160 << 10, &extents, 0, 160 << 10));
     });
     // One of them fails: the whole read does, and the next one does not.
-    served.session().forget(silk_fuse::Slot(1));
+    served.session().forget(silk_fuse::Slot(1), "tree-1");
     thread::scope(|scope| {
         let reader = scope.spawn(|| fs::File::open(&path).unwrap().read(&mut [0; 160 << 10]));
         let mut kept = served.store.kept(20);
