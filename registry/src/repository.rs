@@ -289,6 +289,13 @@ impl Inner {
     }
 }
 
+impl fmt::Display for Repository {
+    /// `docker.io/library/app`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.inner.registry, self.inner.path)
+    }
+}
+
 impl fmt::Debug for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { registry, path, endpoints, .. } = &*self.inner;
