@@ -19,7 +19,7 @@ mod redis;
 mod referrers;
 mod share;
 
-pub use backend::{Answer, Backend, Found, Image, Item, Key, LayerKnowledge, Query, Refused, State};
+pub use backend::{Answer, Backend, Found, Image, Item, Key, LayerKnowledge, Published, Query, Refused, State};
 pub use config::{Config, RedisConfig, ReferrersConfig};
 pub use envelope::EnvelopeError;
 pub use error::{BackendError, ShareError};

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use redis::{RedisError, Value};
-use silk_model::Digest;
+use silk_model::{Class, Digest};
 use tokio::{
     task::JoinHandle,
     time::{Duration, Instant},
 };
 
 use crate::{
-    Answer, Backend, BackendError, EnvelopeError, Image, Item, Key, Query, RedisConfig, ShareError, State,
+    Answer, Backend, BackendError, EnvelopeError, Image, Item, Key, Published, Query, RedisConfig, ShareError, State,
     envelope::{self, Keys, SEAL, Trust},
 };
 
@@ -23,7 +23,7 @@ mod link;
 mod scripts;
 
 use link::{Address, Door, Line, Link, Silence, patiently};
-use scripts::{Scripts, name};
+use scripts::{COST, Scripts, name};
 
 /// Bytes of one image's values that are taken in one answer; layers beyond them are pulled as if nothing were known. Three
 /// times what an image of 2 GB has.
@@ -72,8 +72,7 @@ impl Redis {
         let call = self.door.scripts.read(&keys, max_value_bytes, MAX_ANSWER, expiry_secs);
         let mut connection = line.connection.clone();
         let call = call.invoke_async::<Vec<Value>>(&mut connection);
-        let left = end.saturating_duration_since(Instant::now());
-        match patiently(left, || line.traffic.received(), call).await {
+        match patiently(self.config.deadline(), || line.traffic.received(), call).await {
             Ok(values) => {
                 self.link.proved();
                 self.sort(&keys, values)
@@ -119,7 +118,8 @@ impl Redis {
     }
 
     async fn put(&self, own: &mut Own, image: &Image, item: &Item) -> Result<(), BackendError> {
-        let (size, limit) = (item.size() as u64, self.config.max_value_bytes.min(self.config.max_bytes));
+        let (size, limit) =
+            (item.size() as u64, self.config.max_value_bytes.min(self.config.max_bytes.saturating_sub(COST)));
         if size > limit {
             return Err(BackendError::TooLarge { size, limit });
         }
@@ -146,15 +146,18 @@ impl Backend for Redis {
         self.read(query).boxed()
     }
 
-    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<u64, BackendError>> {
+    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<Published, BackendError>> {
         async move {
             let mut own = self.own().await?;
-            // One that is refused does not keep the others out.
-            let mut outcome = Ok(());
+            let mut published = Published::default();
             for item in items {
-                outcome = outcome.and(self.put(&mut own, image, item).await);
+                match self.put(&mut own, image, item).await {
+                    Ok(()) => published.kept += 1,
+                    Err(error) if error.class() == Class::Transient => return Err(error),
+                    Err(error) => published.refused.push((item.key(image.manifest), error)),
+                }
             }
-            outcome.map(|()| items.len() as u64)
+            Ok(published)
         }
         .boxed()
     }

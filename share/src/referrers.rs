@@ -22,7 +22,8 @@ use silk_registry::{Error, MANIFEST_TYPES, Repository, Selector};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
-    Answer, Backend, BackendError, EnvelopeError, Image, Item, Key, Query, ReferrersConfig, ShareError, State,
+    Answer, Backend, BackendError, EnvelopeError, Image, Item, Key, Published, Query, ReferrersConfig, ShareError,
+    State,
     envelope::{self, Keys, Opened, SEAL, Trust},
 };
 
@@ -160,7 +161,7 @@ impl Referrers {
     }
 
     /// Writes `items` into the next revision, unless all of it is there.
-    async fn write(&self, repository: &Repository, image: &Image, items: &[Item]) -> Result<u64, Error> {
+    async fn write(&self, repository: &Repository, image: &Image, items: &[Item]) -> Result<Published, Error> {
         let newest = newest(repository, image.manifest).await?;
         let mut next = newest.merged();
         for item in items {
@@ -177,7 +178,7 @@ impl Referrers {
         if newest.artifacts.len() != 1 || newest.artifacts[0] != next {
             push(repository, image.manifest, next, &newest).await?;
         }
-        Ok(items.len() as u64)
+        Ok(Published { kept: items.len() as u64, ..Published::default() })
     }
 
     /// Writes the next revision without the value of `key` that has this seal.
@@ -244,9 +245,11 @@ impl Backend for Referrers {
         .boxed()
     }
 
-    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<u64, BackendError>> {
+    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<Published, BackendError>> {
         async move {
-            let Some(repository) = image.repository.as_ref().filter(|_| self.config.publish) else { return Ok(0) };
+            let Some(repository) = image.repository.as_ref().filter(|_| self.config.publish) else {
+                return Ok(Published::default());
+            };
             within(repository, self.write(repository, image, items)).await
         }
         .boxed()

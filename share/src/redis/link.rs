@@ -17,7 +17,7 @@ use redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, a
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -30,6 +30,8 @@ use crate::{RedisConfig, ShareError, State};
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 /// A probe costs Redis a connection and three small commands: a fleet of a thousand nodes makes some 70 a second.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
+/// How often an idle connection is tried: before firewalls forget it, so that no pull finds it dead.
+const PING_PERIOD: Duration = Duration::from_secs(30);
 /// How long connecting, logging in and loading the scripts may take, in deadlines: that is four round trips.
 const CONNECT_DEADLINES: u32 = 5;
 /// How long a lookup may take while bytes keep coming, in deadlines. Ten of 200 ms are 200 MB at 1 Gbit/s, more than any
@@ -75,7 +77,9 @@ pub(super) struct Traffic {
 /// The connection for lookups, if there is one now.
 pub(super) struct Link {
     phase: watch::Receiver<Phase>,
-    orders: mpsc::Sender<Order>,
+    broken: mpsc::Sender<String>,
+    /// The connection has grown fat: another one is to be made, then it is let go.
+    renewal: Arc<Notify>,
     /// A lookup went well since the connection was made.
     proved: Arc<AtomicBool>,
     keeper: JoinHandle<()>,
@@ -87,13 +91,6 @@ enum Phase {
     Starting(SystemTime),
     Up(SystemTime, Line),
     Away(SystemTime, String),
-}
-
-enum Order {
-    /// The connection is no good.
-    Broken(String),
-    /// It has grown fat: make another one, then let it go.
-    Renew,
 }
 
 /// Why a call has no answer.
@@ -212,6 +209,16 @@ impl Line {
         }
         all.query_async(&mut self.connection).await
     }
+
+    /// Whether anybody is there: any answer will do.
+    async fn ping(&self, deadline: Duration) -> Result<(), Silence> {
+        let mut connection = self.connection.clone();
+        let ping = redis::cmd("PING");
+        match patiently(deadline, || self.traffic.received(), ping.query_async::<()>(&mut connection)).await {
+            Err(Silence::Failed(error)) if !error.is_io_error() => Ok(()),
+            answer => answer,
+        }
+    }
 }
 
 /// Waits for `call` as long as `moved` grows: silence of `deadline` ends it, and so does the end of all patience.
@@ -259,11 +266,18 @@ impl Link {
     /// Starts the keeper on the current runtime; it ends with the link.
     pub(super) fn start(door: Arc<Door>) -> Self {
         let (phase, phases) = watch::channel(Phase::Starting(SystemTime::now()));
-        // Two that wait are one too many already: all say the same.
-        let (orders, inbox) = mpsc::channel(2);
-        let proved = Arc::new(AtomicBool::new(false));
-        let keeper = Keeper { door, phase, inbox, proved: Arc::clone(&proved), backoff: MIN_BACKOFF };
-        Self { phase: phases, orders, proved, keeper: tokio::spawn(keeper.run()) }
+        // One that waits is enough: all say the same.
+        let (broken, breaks) = mpsc::channel(1);
+        let (renewal, proved) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+        let keeper = Keeper {
+            door,
+            phase,
+            breaks,
+            renewal: Arc::clone(&renewal),
+            proved: Arc::clone(&proved),
+            backoff: MIN_BACKOFF,
+        };
+        Self { phase: phases, broken, renewal, proved, keeper: tokio::spawn(keeper.run()) }
     }
 
     /// The connection. Waits only for the very first one to be made, and for that at most until `end`.
@@ -294,12 +308,12 @@ impl Link {
 
     /// Nobody uses the connection any more until a probe has made another one.
     pub(super) fn broken(&self, why: String) {
-        let _ = self.orders.try_send(Order::Broken(why));
+        let _ = self.broken.try_send(why);
     }
 
     /// The connection is replaced while it stays in use.
     pub(super) fn renew(&self) {
-        let _ = self.orders.try_send(Order::Renew);
+        self.renewal.notify_one();
     }
 }
 
@@ -313,7 +327,8 @@ impl Drop for Link {
 struct Keeper {
     door: Arc<Door>,
     phase: watch::Sender<Phase>,
-    inbox: mpsc::Receiver<Order>,
+    breaks: mpsc::Receiver<String>,
+    renewal: Arc<Notify>,
     proved: Arc<AtomicBool>,
     backoff: Duration,
 }
@@ -335,30 +350,27 @@ impl Keeper {
     }
 
     /// Until the connection breaks; says why it did.
-    async fn keep(&mut self, line: Line, mut driver: JoinHandle<()>) -> String {
+    async fn keep(&mut self, mut line: Line, mut driver: JoinHandle<()>) -> String {
         // What was said of the one before does not count.
-        while self.inbox.try_recv().is_ok() {}
-        self.up(line);
-        loop {
+        let _ = self.breaks.try_recv();
+        self.up(line.clone());
+        let why = loop {
             tokio::select! {
                 _ = &mut driver => return "it closed the connection".into(),
-                order = self.inbox.recv() => match order {
-                    Some(Order::Broken(why)) => {
-                        // Whoever still waits on it need not wait for its own deadline.
-                        driver.abort();
-                        return why;
-                    }
-                    Some(Order::Renew) => {
-                        if let Ok((line, next)) = self.door.open().await {
-                            self.up(line);
-                            // The old one ends by itself when its last lookup is done.
-                            driver = tokio::spawn(next);
-                        }
-                    }
-                    None => return "silk stops".into(),
+                why = self.breaks.recv() => break why.unwrap_or_default(),
+                () = self.renewal.notified() => if let Ok((next, next_driver)) = self.door.open().await {
+                    // The old one ends by itself when its last lookup is done.
+                    self.up(next.clone());
+                    (line, driver) = (next, tokio::spawn(next_driver));
+                },
+                () = sleep(PING_PERIOD) => if let Err(silence) = line.ping(self.door.config.deadline()).await {
+                    break silence.to_string();
                 },
             }
-        }
+        };
+        // Whoever still waits on it need not wait for its own deadline.
+        driver.abort();
+        why
     }
 
     fn up(&self, line: Line) {

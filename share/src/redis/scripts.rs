@@ -10,7 +10,7 @@ use crate::{Key, envelope::VERSION};
 
 /// What a value costs Redis besides its bytes: its entries in keyspace, expiry table, sorted set and hash, each with the key's 80
 /// bytes, rounded up. Without it a million small profiles would count as nothing.
-const COST: usize = 512;
+pub(super) const COST: u64 = 512;
 
 /// The scripts, with their hashes.
 #[derive(Debug)]
