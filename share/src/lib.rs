@@ -17,6 +17,7 @@ mod limit;
 mod queue;
 mod redis;
 mod referrers;
+mod seal;
 mod share;
 
 pub use backend::{Answer, Backend, Found, Image, Item, Key, LayerKnowledge, Published, Query, Refused, State};

@@ -5,9 +5,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
-use redis::{RedisError, Value};
+use redis::{Cmd, RedisError, Value};
 use silk_model::{Class, Digest};
 use tokio::{
     task::JoinHandle,
@@ -16,7 +15,8 @@ use tokio::{
 
 use crate::{
     Answer, Backend, BackendError, EnvelopeError, Image, Item, Key, Published, Query, RedisConfig, ShareError, State,
-    envelope::{self, Keys, SEAL, Trust},
+    envelope::{Keys, SEAL, Trust},
+    seal,
 };
 
 mod link;
@@ -25,8 +25,8 @@ mod scripts;
 use link::{Address, Door, Line, Link, Silence, patiently};
 use scripts::{COST, Scripts, name};
 
-/// Bytes of one image's values that are taken in one answer; layers beyond them are pulled as if nothing were known. Three
-/// times what an image of 2 GB has.
+/// Bytes of one image's values that are taken; layers beyond them are pulled as if nothing were known. Three times what
+/// an image of 2 GB has.
 const MAX_ANSWER: u64 = 96 << 20;
 /// An answer from which on the connection is replaced: the library keeps a buffer as large as the largest value for as long
 /// as the connection lives.
@@ -42,6 +42,13 @@ pub(crate) struct Redis {
     keys: Arc<Keys>,
     door: Arc<Door>,
     link: Link,
+}
+
+fn length(value: &Value) -> u64 {
+    match value {
+        Value::BulkString(bytes) => bytes.len() as u64,
+        _ => 0,
+    }
 }
 
 /// A connection of one's own, driven by a task until it is dropped.
@@ -68,14 +75,10 @@ impl Redis {
         if query.wants_profile {
             keys.push(Key::Profile(query.image.manifest));
         }
-        let RedisConfig { max_value_bytes, expiry_secs, .. } = self.config;
-        let call = self.door.scripts.read(&keys, max_value_bytes, MAX_ANSWER, expiry_secs);
-        let mut connection = line.connection.clone();
-        let call = call.invoke_async::<Vec<Value>>(&mut connection);
-        match patiently(self.config.deadline(), || line.traffic.received(), call).await {
+        match self.fetch(&line, keys).await {
             Ok(values) => {
                 self.link.proved();
-                self.sort(&keys, values)
+                self.sort(values).await
             }
             Err(silence) => {
                 let why = silence.to_string();
@@ -85,25 +88,73 @@ impl Redis {
         }
     }
 
-    fn sort(&self, keys: &[Key], values: Vec<Value>) -> Answer {
+    /// The values of `keys`, in one round trip: as many bytes of each as are sure to fit. Only what is larger than that
+    /// and still bearable costs a second one.
+    async fn fetch(&self, line: &Line, keys: Vec<Key>) -> Result<Vec<(Key, Value)>, Silence> {
+        let most = self.config.max_value_bytes;
+        let share = (MAX_ANSWER / keys.len().max(1) as u64).min(most);
+        let renewal = self.door.scripts.renew(&keys, self.config.expiry_secs);
+        let mut values = self.get(line, keys, share, Some(renewal)).await?;
+        let is_cut = |value: &Value| matches!(value, Value::BulkString(bytes) if bytes.len() as u64 > share);
+        let (cut, whole): (Vec<_>, Vec<_>) = values.into_iter().partition(|(_, value)| is_cut(value));
+        values = whole;
+        if share == most || cut.is_empty() {
+            values.extend(cut);
+            return Ok(values);
+        }
+        let taken: u64 = values.iter().map(|(_, value)| length(value)).sum();
+        let share = (MAX_ANSWER.saturating_sub(taken) / cut.len() as u64).min(most);
+        let keys = cut.into_iter().map(|(key, _)| key).collect();
+        values.extend(self.get(line, keys, share, None).await?);
+        Ok(values)
+    }
+
+    /// One byte more than `most` of each value, so that it is seen what is larger.
+    async fn get(
+        &self,
+        line: &Line,
+        keys: Vec<Key>,
+        most: u64,
+        renewal: Option<Cmd>,
+    ) -> Result<Vec<(Key, Value)>, Silence> {
+        let mut all = redis::pipe();
+        for key in &keys {
+            all.cmd("GETRANGE").arg(name(*key)).arg(0).arg(most);
+        }
+        let renews = renewal.is_some();
+        renewal.into_iter().for_each(|renewal| {
+            all.add_command(renewal);
+        });
+        let mut connection = line.connection.clone();
+        let replies = keys.len() + usize::from(renews);
+        let call = connection.send_packed_commands(&all, 0, replies);
+        let mut values = patiently(self.config.deadline(), || line.traffic.received(), call).await?;
+        if renews && matches!(values.pop(), Some(Value::ServerError(error)) if error.code() == "NOSCRIPT") {
+            // Somebody flushed the scripts: a new connection loads them.
+            self.link.renew();
+        }
+        match values.iter().find(|value| matches!(value, Value::ServerError(error) if error.code() != "WRONGTYPE")) {
+            Some(Value::ServerError(error)) => Err(Silence::Failed(error.clone().into())),
+            _ => Ok(keys.into_iter().zip(values).collect()),
+        }
+    }
+
+    async fn sort(&self, values: Vec<(Key, Value)>) -> Answer {
+        let limit = self.config.max_value_bytes;
+        if values.iter().map(|(_, value)| length(value)).sum::<u64>() > FAT_ANSWER {
+            self.link.renew();
+        }
         let mut answer = Answer::default();
-        let mut bytes = 0;
-        for (key, value) in keys.iter().zip(values) {
+        for (key, value) in values {
             let opened = match value {
-                Value::Nil => continue,
+                Value::BulkString(value) if value.is_empty() => continue,
+                Value::BulkString(value) if value.len() as u64 > limit => Err(EnvelopeError::TooLarge { limit }),
                 Value::BulkString(value) => {
-                    bytes += value.len() as u64;
-                    envelope::open(&Bytes::from(value), *key, &self.keys, Trust::of_fleet(&self.keys))
-                }
-                Value::Int(size) if size > 0 => {
-                    Err(EnvelopeError::TooLarge { size: size as u64, limit: self.config.max_value_bytes })
+                    seal::open(value.into(), key, &self.keys, Trust::of_fleet(&self.keys)).await
                 }
                 _ => Err(EnvelopeError::Foreign),
             };
-            answer.take(*key, self.name.clone(), opened);
-        }
-        if bytes > FAT_ANSWER {
-            self.link.renew();
+            answer.take(key, self.name.clone(), opened);
         }
         answer
     }
@@ -124,10 +175,7 @@ impl Redis {
             return Err(BackendError::TooLarge { size, limit });
         }
         let key = item.key(image.manifest);
-        let value = match item {
-            Item::Layer(layer) => envelope::of_layer(layer, &self.keys),
-            Item::Profile(profile) => envelope::of_profile(image.manifest, profile, &self.keys),
-        };
+        let value = seal::seal(item, image.manifest, &self.keys).await;
         if own.seal(key).await? == value[value.len() - SEAL..] {
             return Ok(());
         }

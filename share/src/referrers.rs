@@ -24,7 +24,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::{
     Answer, Backend, BackendError, EnvelopeError, Image, Item, Key, Published, Query, ReferrersConfig, ShareError,
     State,
-    envelope::{self, Keys, Opened, SEAL, Trust},
+    envelope::{Keys, Opened, SEAL, Trust},
+    seal,
 };
 
 mod artifact;
@@ -138,13 +139,12 @@ impl Referrers {
     ) -> (Key, Vec<Result<Result<Opened, EnvelopeError>, Error>>) {
         let mut outcomes = Vec::new();
         for candidate in candidates {
-            let size = candidate.size;
-            if size > MAX_VALUE {
-                outcomes.push(Ok(Err(EnvelopeError::TooLarge { size, limit: MAX_VALUE })));
+            if candidate.size > MAX_VALUE {
+                outcomes.push(Ok(Err(EnvelopeError::TooLarge { limit: MAX_VALUE })));
                 continue;
             }
             match fetch(repository, candidate, 0).await {
-                Ok(bytes) => match envelope::open(&bytes, key, &self.keys, self.trust()) {
+                Ok(bytes) => match seal::open(bytes, key, &self.keys, self.trust()).await {
                     Ok(opened) if query.knows_as_lie(key, opened.tag) => {}
                     opened => {
                         let is_good = opened.is_ok();
@@ -165,10 +165,7 @@ impl Referrers {
         let newest = newest(repository, image.manifest).await?;
         let mut next = newest.merged();
         for item in items {
-            let value = Bytes::from(match item {
-                Item::Layer(layer) => envelope::of_layer(layer, &self.keys),
-                Item::Profile(profile) => envelope::of_profile(image.manifest, profile, &self.keys),
-            });
+            let value = seal::seal(item, image.manifest, &self.keys).await;
             let (key, digest, size) = (item.key(image.manifest), Digest::of(&value), value.len() as u64);
             if !next.get(key).any(|there| there.digest == digest) {
                 repository.push_blob(value).await?;

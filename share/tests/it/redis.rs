@@ -28,12 +28,14 @@ async fn one_node_publishes_and_another_finds_all_of_it_in_one_round_trip() {
     eventually("all is published", || status(&first).published == 31).await;
 
     wait_up(&second).await;
-    let before = server.calls("evalsha");
     let mut blobs: Vec<Digest> = layers.iter().map(|layer| layer.blob).collect();
     blobs.insert(3, Digest::of(b"unknown"));
     blobs.push(blobs[0]);
+    let calls = || ["getrange", "evalsha", "get"].map(|command| server.calls(command));
+    let before = calls();
     let mut known = second.image(&image(0), &blobs).await;
-    assert_eq!(server.calls("evalsha") - before, 1);
+    let calls: Vec<u64> = calls().iter().zip(before).map(|(after, before)| after - before).collect();
+    assert_eq!(calls, [32, 1, 0], "30 layers, an unknown one, a profile, and the renewal");
     let twice = known.layers.pop().unwrap().unwrap();
     assert_eq!(twice.value, layers[0]);
     assert_eq!(known.layers.remove(3), None);
@@ -241,9 +243,19 @@ async fn a_redis_that_was_restarted_is_used_again() {
     assert!(!has(&share, 1).await && has(&share, 2).await);
     // Only the scripts are forgotten.
     server.say::<()>("SCRIPT FLUSH");
-    assert!(has(&share, 2).await);
-    server.say::<()>("SCRIPT FLUSH");
     put(&share, 3, 100).await;
+    server.say::<()>("SCRIPT FLUSH");
+    assert!(has(&share, 2).await);
+    // Soon lookups renew again what they read.
+    for _ in 0..3000 {
+        server.say::<()>(&format!("EXPIRE {} 100", key(2)));
+        assert!(has(&share, 2).await);
+        if server.say::<i64>(&format!("TTL {}", key(2))) > 100 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("number 2 is not renewed");
 }
 
 #[tokio::test]
@@ -304,13 +316,30 @@ async fn a_replica_still_gives_and_takes_nothing() {
 }
 
 #[tokio::test]
+async fn a_very_large_value_among_many_is_found_too() {
+    let server = Server::start(&[]).await;
+    let share = share(&server);
+    // 96 MiB for 101 values are less than one MiB each.
+    put(&share, 1, 5 << 20).await;
+    put(&share, 2, 1000).await;
+    put(&share, 3, 6 << 20).await;
+    let blobs: Vec<Digest> = (1..=100).map(|n| layer(n, 0).blob).collect();
+    let known = share.image(&image(0), &blobs).await;
+    for (n, size) in [(1, 5 << 20), (2, 1000), (3, 6 << 20)] {
+        assert_eq!(known.layers[n as usize - 1].as_ref().unwrap().value, layer(n, size));
+    }
+    assert_eq!((status(&share).hits, status(&share).refused), (3, 0));
+}
+
+#[tokio::test]
 async fn a_large_answer_does_not_keep_its_memory() {
     let server = Server::start(&[]).await;
     let share = share(&server);
     put(&share, 1, 8 << 20).await;
     let client = || -> Vec<String> {
         let list: String = server.say("CLIENT LIST");
-        let ids = list.lines().filter(|line| line.contains("cmd=evalsha") || line.contains("cmd=script"));
+        let ids =
+            list.lines().filter(|line| ["cmd=evalsha", "cmd=script", "cmd=ping"].iter().any(|cmd| line.contains(cmd)));
         ids.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
     };
     eventually("only the connection for lookups is left", || client().len() == 1).await;
