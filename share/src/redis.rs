@@ -3,7 +3,10 @@
 //! Lookups share one connection ([`link`]); each publication makes its own, so that no lookup queues behind ten megabytes
 //! on their way out. Layout of keys and values: `docs/formats/share.md`.
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use redis::{Cmd, RedisError, Value};
@@ -19,10 +22,12 @@ use crate::{
     seal,
 };
 
+mod door;
 mod link;
 mod scripts;
 
-use link::{Address, Door, Line, Link, Silence, patiently};
+use door::{Address, Door, Line, Silence, patiently};
+use link::Link;
 use scripts::{COST, Scripts, name};
 
 /// Bytes of one image's values that are taken; layers beyond them are pulled as if nothing were known. Three times what
@@ -31,6 +36,8 @@ const MAX_ANSWER: u64 = 96 << 20;
 /// An answer from which on the connection is replaced: the library keeps a buffer as large as the largest value for as long
 /// as the connection lives.
 const FAT_ANSWER: u64 = 1 << 20;
+/// Keys of damaged values that are remembered, of 40 bytes each.
+const MAX_DAMAGED: usize = 4096;
 /// How long a publication may stand still, in the background.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -42,13 +49,8 @@ pub(crate) struct Redis {
     keys: Arc<Keys>,
     door: Arc<Door>,
     link: Link,
-}
-
-fn length(value: &Value) -> u64 {
-    match value {
-        Value::BulkString(bytes) => bytes.len() as u64,
-        _ => 0,
-    }
+    /// What lies under these keys is damaged, even if it ends with the right seal.
+    damaged: Mutex<HashSet<Key>>,
 }
 
 /// A connection of one's own, driven by a task until it is dropped.
@@ -65,7 +67,7 @@ impl Redis {
         let name = format!("redis {address}");
         let door = Arc::new(Door { address, config: config.clone(), scripts: Arc::new(Scripts::default()) });
         let link = Link::start(Arc::clone(&door));
-        Ok(Some(Self { name, config: config.clone(), keys: Arc::clone(keys), door, link }))
+        Ok(Some(Self { name, config: config.clone(), keys: Arc::clone(keys), door, link, damaged: Mutex::default() }))
     }
 
     async fn read(&self, query: &Query<'_>) -> Answer {
@@ -154,21 +156,32 @@ impl Redis {
                 }
                 _ => Err(EnvelopeError::Foreign),
             };
+            if opened.is_err() {
+                let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+                if damaged.len() >= MAX_DAMAGED {
+                    damaged.clear();
+                }
+                damaged.insert(key);
+            }
             answer.take(key, self.name.clone(), opened);
         }
         answer
     }
 
-    /// A connection for the background, unless lookups have found Redis away.
+    /// A connection for the background, unless Redis is known to be away.
     async fn own(&self) -> Result<Own, BackendError> {
-        if let State::Away { why, .. } = self.link.state() {
+        if self.link.line(Instant::now() + PUBLISH_DEADLINE).await.is_none() {
+            let why = match self.link.state() {
+                State::Away { why, .. } => why,
+                State::Up { .. } => "it has just come back".into(),
+            };
             return Err(BackendError::Away(why));
         }
         let (line, driver) = self.door.open().await.map_err(BackendError::Away)?;
         Ok(Own { line, driver: tokio::spawn(driver) })
     }
 
-    async fn put(&self, own: &mut Own, image: &Image, item: &Item) -> Result<(), BackendError> {
+    async fn put(&self, own: &Own, image: &Image, item: &Item) -> Result<(), BackendError> {
         let (size, limit) =
             (item.size() as u64, self.config.max_value_bytes.min(self.config.max_bytes.saturating_sub(COST)));
         if size > limit {
@@ -176,7 +189,8 @@ impl Redis {
         }
         let key = item.key(image.manifest);
         let value = seal::seal(item, image.manifest, &self.keys).await;
-        if own.seal(key).await? == value[value.len() - SEAL..] {
+        let is_damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        if !is_damaged && own.stored_seal(key).await? == value[value.len() - SEAL..] {
             return Ok(());
         }
         let call = self.door.scripts.put(key, &value, self.config.expiry_secs, self.config.max_bytes);
@@ -196,10 +210,10 @@ impl Backend for Redis {
 
     fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<Published, BackendError>> {
         async move {
-            let mut own = self.own().await?;
+            let own = self.own().await?;
             let mut published = Published::default();
             for item in items {
-                match self.put(&mut own, image, item).await {
+                match self.put(&own, image, item).await {
                     Ok(()) => published.kept += 1,
                     Err(error) if error.class() == Class::Transient => return Err(error),
                     Err(error) => published.refused.push((item.key(image.manifest), error)),
@@ -226,8 +240,8 @@ impl Backend for Redis {
 }
 
 impl Own {
-    /// The seal of what is stored under `key`: whether the same value is there already.
-    async fn seal(&self, key: Key) -> Result<Vec<u8>, BackendError> {
+    /// The seal of what is stored under `key`, if anything is.
+    async fn stored_seal(&self, key: Key) -> Result<Vec<u8>, BackendError> {
         let mut connection = self.line.connection.clone();
         let call = redis::cmd("GETRANGE").arg(name(key)).arg(-(SEAL as isize)).arg(-1).to_owned();
         let sealed = self.ask(call.query_async::<Vec<u8>>(&mut connection)).await;
@@ -252,5 +266,13 @@ impl Own {
 impl Drop for Own {
     fn drop(&mut self) {
         self.driver.abort();
+    }
+}
+
+/// Bytes of a value.
+fn length(value: &Value) -> u64 {
+    match value {
+        Value::BulkString(bytes) => bytes.len() as u64,
+        _ => 0,
     }
 }

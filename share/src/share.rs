@@ -31,7 +31,7 @@ pub struct Share {
 pub struct Knowledge {
     /// For each blob asked about, in that order.
     pub layers: Vec<Option<Found<LayerKnowledge>>>,
-    /// Start profiles: at most one of each backend, of the first backend that has one.
+    /// Start profiles, of the first backend that has any.
     pub profiles: Vec<Found<Bytes>>,
 }
 

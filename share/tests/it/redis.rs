@@ -288,6 +288,7 @@ async fn passwords_come_from_a_file_that_is_read_each_time() {
     eventually("it is refused", refused).await;
     assert!(!has(&share, 1).await);
     std::fs::write(&file, "secret\n").unwrap();
+    wait_up(&share).await;
     put(&share, 1, 100).await;
     assert!(has(&share, 1).await);
     let found = share.image(&image(0), &[layer(1, 0).blob]).await.layers.remove(0).unwrap();
