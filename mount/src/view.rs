@@ -27,6 +27,15 @@ pub enum Variant {
     Chain(Digest),
 }
 
+/// Where a view's data files are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ground {
+    /// On disk, all of them whole.
+    Disk,
+    /// Some are served by silkd, because bytes are missing.
+    Served,
+}
+
 impl View {
     /// The mount point's name below `<root>/mnt`: the same in every process, so that an overlay's options are too.
     pub fn name(&self) -> String {

@@ -14,11 +14,12 @@ use silk_layer::{
 };
 use silk_model::{Digest, chain_ids};
 
-use crate::{LayerError, Mounts, Variant, View, ViewError, chain, meta, turns::Turns};
+use crate::{Ground, LayerError, Mounts, Variant, View, ViewError, chain, meta, turns::Turns};
 
 /// Who keeps the layers.
 pub trait LayerFiles: Sync {
-    /// A layer's directory. It holds `data`, the tar padded with zeros to a multiple of 4096 bytes, and takes what this
+    /// A layer's directory. It holds `data`, the tar padded with zeros to a multiple of 4096 bytes (or with holes: see
+    /// [`LayerFiles::served`]), and takes what this
     /// room adds: `erofs*` and `depends`, which may be deleted whenever the layer is not shown.
     fn layer_path(&self, diff_id: &Digest) -> PathBuf;
 
@@ -28,8 +29,11 @@ pub trait LayerFiles: Sync {
     /// When it is not here or cannot be read.
     fn toc(&self, diff_id: &Digest) -> Result<Toc, LayerError>;
 
-    /// Length of a layer's tar in bytes; `None` unless all of it is here and proved.
+    /// Length of a layer's tar in bytes; `None` unless it can be read, now or by waiting.
     fn size(&self, diff_id: &Digest) -> Option<u64>;
+
+    /// The file that serves a layer's data while bytes are missing; `None` when `data` has all of them.
+    fn served(&self, diff_id: &Digest) -> Option<PathBuf>;
 }
 
 /// The views of layers: which one an image needs, its metadata, its mount.
@@ -150,6 +154,36 @@ impl Views {
         Ok(())
     }
 
+    /// A layer changed its ground. Its views, and those of other layers that point into it, are mounted from what it is now,
+    /// in the place of the old mounts; if its names `lied`, they are taken away, and what was made of its names is deleted.
+    /// Overlays that stand on the old mounts keep them.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or a file cannot be deleted.
+    pub fn renew_layer(&self, files: &dyn LayerFiles, diff_id: &Digest, lied: bool) -> Result<(), ViewError> {
+        self.layers.take(diff_id, || {
+            let own = images(&files.layer_path(diff_id), diff_id)?;
+            if lied {
+                self.hide_layer(files, diff_id)?;
+                own.iter().try_for_each(|(meta, _)| remove_file(meta))?;
+                return remove_file(&files.layer_path(diff_id).join("depends"));
+            }
+            let users = self
+                .chains()
+                .iter()
+                .filter(|(_, w)| w.layers.contains(diff_id))
+                .map(|(n, w)| (w.meta.clone(), n.clone()))
+                .collect::<Vec<_>>();
+            for (meta, name) in own.into_iter().chain(users) {
+                let layers = meta::wanted(&meta).unwrap_or_default();
+                let devices: Vec<_> = layers.iter().map(|layer| data(files, layer)).collect();
+                let replaced = self.mounts.replace(&name, &meta, &devices, ground(files, &layers));
+                replaced.map_err(|source| ViewError::Mount { layer: *diff_id, source })?;
+            }
+            Ok(())
+        })
+    }
+
     /// Takes away the views that an earlier process left of layers that are not whole any more. `whole` are those
     /// that are.
     ///
@@ -219,16 +253,17 @@ impl Views {
                 make(files, view, chain, &tree)?
             }
         };
-        let devices: Vec<_> = layers.iter().map(|layer| files.layer_path(layer).join("data")).collect();
         self.layers.take(&layer, || {
             // Layers that were retired while the image was made.
             if let Some(gone) = layers.iter().find(|layer| files.size(layer).is_none()) {
                 return Err(ViewError::NotWhole(*gone));
             }
+            let devices: Vec<_> = layers.iter().map(|layer| data(files, layer)).collect();
+            let ground = ground(files, &layers);
             if let Variant::Chain(_) = view.variant {
                 self.chains().insert(view.name(), Wants { meta: path.clone(), layers });
             }
-            self.mounts.show(view, &path, &devices).map_err(|source| ViewError::Mount { layer, source })
+            self.mounts.show(view, &path, &devices, ground).map_err(|source| ViewError::Mount { layer, source })
         })
     }
 
@@ -282,9 +317,17 @@ fn make(files: &dyn LayerFiles, view: &View, chain: &[Digest], tree: &Tree) -> R
         devices.push(Device { source, size, layer });
     }
     let plan = Plan::new(tree, &devices, view.uuid()).map_err(|source| ViewError::Erofs { layer, source })?;
-    let data = |source| files.layer_path(&whose(source).unwrap_or(layer)).join("data");
+    let data = |source| data(files, &whose(source).unwrap_or(layer));
     meta::write(&files.layer_path(&layer).join(view.file_name()), &plan, &data)?;
     Ok(plan.sources().iter().filter_map(|source| whose(*source)).collect())
+}
+
+fn ground(files: &dyn LayerFiles, devices: &[Digest]) -> Ground {
+    if devices.iter().any(|layer| files.served(layer).is_some()) { Ground::Served } else { Ground::Disk }
+}
+
+fn data(files: &dyn LayerFiles, layer: &Digest) -> PathBuf {
+    files.served(layer).unwrap_or_else(|| files.layer_path(layer).join("data"))
 }
 
 fn toc(files: &dyn LayerFiles, layer: &Digest) -> Result<Toc, ViewError> {

@@ -43,6 +43,10 @@ impl LayerFiles for Layers {
     fn size(&self, diff_id: &Digest) -> Option<u64> {
         self.known.lock().unwrap().get(diff_id).map(|(_, size)| *size)
     }
+
+    fn served(&self, _: &Digest) -> Option<PathBuf> {
+        None
+    }
 }
 
 impl Layers {

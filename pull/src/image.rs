@@ -12,17 +12,20 @@ use std::{
 
 use silk_model::Digest;
 use silk_registry::{Object, Reference, Registry, Repository};
+use silk_share::Share;
 use silk_store::{LayerRecord, Store, StoreError};
 use tokio::sync::{OnceCell, watch};
 
 use crate::{
     Config, Contents, ImageError, ImageSpec, LayerError, Refused, ShowError,
     layer::Layers,
+    lazy::Lazies,
     records::{Records, key},
     resolve,
 };
 
 mod broken;
+mod known;
 mod others;
 mod pull;
 mod status;
@@ -41,8 +44,10 @@ const FAILURE_KEPT: Duration = Duration::from_secs(600);
 pub struct Seams {
     /// Manifests and configurations.
     pub contents: Arc<dyn Contents>,
-    /// Makes whole layers mountable.
+    /// Makes layers mountable.
     pub show: Arc<dyn Show>,
+    /// What other nodes know.
+    pub share: Arc<Share>,
 }
 
 /// Shows a chain of whole layers, or says why it cannot be shown.
@@ -50,8 +55,18 @@ pub trait Show: fmt::Debug + Send + Sync + 'static {
     /// Can this kernel show layers at all? The reason when it cannot.
     fn possible(&self) -> Result<(), String>;
 
+    /// Can it show layers whose bytes are not all here?
+    fn lazily(&self) -> bool;
+
     /// Mounts the layers of a chain, base first. Blocks; idempotent.
     fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError>;
+
+    /// A layer changed its ground: it became whole, or `lied`, so that what was made of its names is wrong. New mounts are made
+    /// afresh; overlays that stand on the old ones keep them. Blocks.
+    fn renew(&self, diff_id: &Digest, lied: bool);
+
+    /// What the kernel keeps of a layer's served data may be wrong. Waits for reads of it that are under way. Blocks.
+    fn forget(&self, diff_id: &Digest);
 }
 
 /// containerd prepares a layer of an image.
@@ -96,7 +111,7 @@ pub enum State {
     Idle,
     /// On its way since then.
     Pulling(Instant),
-    /// Whole, proved and mountable; how long that took.
+    /// Mountable: each layer is whole and proved, or known and filled as it is read; how long that took.
     Ready(Duration),
     /// Not here, and why.
     Failed(Failure),
@@ -153,6 +168,7 @@ pub struct Puller {
     registry: Registry,
     store: Arc<Store>,
     layers: Arc<Layers>,
+    lazies: Arc<Lazies>,
     seams: Seams,
     records: Records,
     images: Mutex<HashMap<String, Arc<Image>>>,
@@ -164,7 +180,8 @@ impl Puller {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn new(config: Config, registry: Registry, store: Arc<Store>, seams: Seams) -> Result<Arc<Self>, StoreError> {
+    pub fn new(config: Config, registry: Registry, lazies: Arc<Lazies>, seams: Seams) -> Result<Arc<Self>, StoreError> {
+        let store = Arc::clone(lazies.store());
         let (records, specs) = Records::open(store.database())?;
         let images =
             specs.into_iter().map(|s| (key(&s.manifest, &s.reference), Image::new(Some(s)))).collect::<HashMap<_, _>>();
@@ -173,6 +190,7 @@ impl Puller {
             config,
             registry,
             store,
+            lazies,
             seams,
             records,
             images: Mutex::new(images),
@@ -214,14 +232,14 @@ impl Puller {
             .await;
         let spec = Arc::clone(spec?);
         let claimed = fits(&spec, claim)?;
-        let whole = self.whole(&spec);
+        let here = self.here(&spec);
         let settled = match *image.state.borrow() {
             State::Pulling(_) => true,
-            State::Ready(_) => whole,
+            State::Ready(_) => here,
             State::Idle | State::Failed(_) => false,
         };
         if !settled {
-            if !whole {
+            if !here {
                 self.first_contact(&spec).await?;
             }
             image.accepted.store(true, Ordering::Relaxed);
@@ -247,8 +265,9 @@ impl Puller {
         Ok(self.registry.repository(&reference).await?)
     }
 
-    fn whole(&self, spec: &ImageSpec) -> bool {
-        spec.layers.iter().all(|layer| self.store.whole(&layer.diff_id))
+    /// Can every layer be mounted?
+    fn here(&self, spec: &ImageSpec) -> bool {
+        spec.layers.iter().all(|layer| self.lazies.is_here(&layer.diff_id))
     }
 
     fn find(&self, manifest: &Digest, reference: &str) -> Option<(Arc<Image>, Arc<ImageSpec>)> {
@@ -275,7 +294,7 @@ impl Puller {
         let now = state.borrow_and_update().clone();
         let mut joined = false;
         match now {
-            State::Ready(_) if self.whole(&spec) => return Ok(()),
+            State::Ready(_) if self.here(&spec) => return Ok(()),
             State::Pulling(_) => joined = true,
             State::Failed(failure) => {
                 self.look_for_others(&image, &spec, caller).await;
@@ -343,7 +362,7 @@ impl Puller {
         let now = image.state.borrow().clone();
         match &now {
             State::Pulling(_) => {}
-            State::Ready(_) if self.whole(&spec) => {}
+            State::Ready(_) if self.here(&spec) => {}
             State::Failed(failure) if self.backoff(&image, failure).is_some() => {}
             State::Idle | State::Ready(_) | State::Failed(_) => self.start(&image, &spec),
         }

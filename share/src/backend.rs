@@ -202,6 +202,12 @@ impl<T> Found<T> {
     pub fn new(value: T, source: String, key: Key, tag: Digest) -> Self {
         Self { value, source, key, tag, backend: 0 }
     }
+
+    /// The same finding with another value in it: who keeps one to distrust it later does not need its bytes.
+    pub fn with<U>(self, value: U) -> Found<U> {
+        let Self { source, key, tag, backend, .. } = self;
+        Found { value, source, key, tag, backend }
+    }
 }
 
 impl<'a> Query<'a> {

@@ -102,6 +102,11 @@ impl Share {
         Ok(Self { members: members.collect(), lies: Lies::default() })
     }
 
+    /// Is there nobody to ask or to tell?
+    pub fn is_alone(&self) -> bool {
+        self.members.is_empty()
+    }
+
     /// Everything known of `image`, whose layers have these `blobs`. What one backend lacks the next is asked for. Never
     /// fails and waits for each backend at most as long as it is given: one in trouble is skipped.
     pub async fn image(&self, image: &Image, blobs: &[Digest]) -> Knowledge {

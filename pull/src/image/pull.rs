@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use silk_model::{Class, Digest};
 use silk_registry::Repository;
-use silk_store::Store;
 use tokio::task::JoinSet;
 
 use super::{Image, Puller};
-use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, layer::Layers};
+use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, lazy::Lazies};
 
 impl Puller {
     /// The lowest `count` layers at once, then their mounts.
@@ -41,7 +40,7 @@ impl Puller {
         spec: &Arc<ImageSpec>,
         count: usize,
     ) -> Result<(), ImageError> {
-        let mut missing = missing(spec, &self.store);
+        let mut missing = missing(spec, &self.lazies);
         missing.retain(|(index, _)| *index < count);
         if missing.is_empty() {
             return Ok(());
@@ -51,11 +50,12 @@ impl Puller {
             let repository = self.repository(&source.reference).await.map_err(Arc::new);
             sources.push((source, repository));
         }
+        let missing = self.open_known(missing, &sources).await;
         let sources = Arc::new(sources);
         let mut pulls = JoinSet::new();
         for (_, layer) in missing {
-            let (layers, sources) = (Arc::clone(&self.layers), Arc::clone(&sources));
-            pulls.spawn(async move { from_one(&layers, &layer.diff_id, &sources).await });
+            let (puller, sources) = (Arc::clone(self), Arc::clone(&sources));
+            pulls.spawn(async move { puller.from_one(&layer.diff_id, &sources).await });
         }
         while let Some(ended) = pulls.join_next().await {
             match ended {
@@ -70,27 +70,36 @@ impl Puller {
 }
 
 /// An image that has a layer, and the repository of its blobs if it can be asked.
-type Source = (Arc<ImageSpec>, Result<Repository, Arc<LayerError>>);
+pub(super) type Source = (Arc<ImageSpec>, Result<Repository, Arc<LayerError>>);
 
-/// Pulls a layer from the first source that gives it. The error is the first one's, which is what the user asked for last.
-async fn from_one(layers: &Arc<Layers>, diff_id: &Digest, sources: &[Source]) -> Result<(), ImageError> {
-    let mut first = None;
-    for (spec, repository) in sources {
-        let Some(index) = spec.layers.iter().position(|l| l.diff_id == *diff_id) else { continue };
-        let outcome = match repository {
-            Ok(repository) => layers.pull(&spec.layers[index], repository).await,
-            Err(error) => Err(Arc::clone(error)),
-        };
-        let Err(error) = outcome else { return Ok(()) };
-        let class = error.class();
-        let error = failed(spec, index, error);
-        if matches!(class, Class::NoSpace | Class::Internal) {
-            // No other source helps against a full disk.
-            return Err(error);
+impl Puller {
+    /// Streams a layer from the first source that gives it. The error is the first one's, which is what the user asked for
+    /// last.
+    async fn from_one(self: &Arc<Self>, diff_id: &Digest, sources: &[Source]) -> Result<(), ImageError> {
+        let mut first = None;
+        for (spec, repository) in sources {
+            let Some(index) = spec.layers.iter().position(|l| l.diff_id == *diff_id) else { continue };
+            let outcome = match repository {
+                Ok(repository) => self.layers.pull(&spec.layers[index], repository).await.map(|()| repository),
+                Err(error) => Err(Arc::clone(error)),
+            };
+            let error = match outcome {
+                Ok(repository) => {
+                    self.tell(spec, repository, *diff_id);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let class = error.class();
+            let error = failed(spec, index, error);
+            if matches!(class, Class::NoSpace | Class::Internal) {
+                // No other source helps against a full disk.
+                return Err(error);
+            }
+            first.get_or_insert(error);
         }
-        first.get_or_insert(error);
+        first.map_or(Ok(()), Err)
     }
-    first.map_or(Ok(()), Err)
 }
 
 pub(super) fn failed(spec: &ImageSpec, index: usize, source: Arc<LayerError>) -> ImageError {
@@ -104,10 +113,10 @@ pub(super) fn failed(spec: &ImageSpec, index: usize, source: Arc<LayerError>) ->
 }
 
 /// The layers that are not here, each diff ID once, the largest first: the end of a pull is decided by its largest layer.
-fn missing(spec: &ImageSpec, store: &Store) -> Vec<(usize, LayerSpec)> {
+fn missing(spec: &ImageSpec, lazies: &Lazies) -> Vec<(usize, LayerSpec)> {
     let mut missing: Vec<(usize, LayerSpec)> = Vec::new();
     for (index, layer) in spec.layers.iter().enumerate() {
-        if !store.whole(&layer.diff_id) && missing.iter().all(|(_, m)| m.diff_id != layer.diff_id) {
+        if !lazies.is_here(&layer.diff_id) && missing.iter().all(|(_, m)| m.diff_id != layer.diff_id) {
             missing.push((index, layer.clone()));
         }
     }

@@ -1,0 +1,147 @@
+//! From a mounted layer with holes to a whole one that is proved, or, where its index is no good, to a stream in its place.
+
+use std::{ops::Range, sync::Arc, time::Instant};
+
+use silk_layer::{
+    tar::{Limits, Scanner},
+    toc::Toc,
+};
+use tokio::{sync::watch, time::sleep_until};
+
+use super::{Lazy, Road, range::Wanted};
+use crate::LayerError;
+
+/// Spans that are scanned in one go: some milliseconds of a core.
+const SCANNED_AT_ONCE: usize = 8;
+
+/// Why a layer cannot be filled by its index.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// Ranges do not give what the index says.
+    #[error("its index does not fit its blob: {0}")]
+    Ranges(Arc<str>),
+    /// All of it is here, and it is no layer after all.
+    #[error(transparent)]
+    Content(#[from] LayerError),
+}
+
+impl Lazy {
+    /// Fills and scans the layer. Ends when it is whole; the error says why its index is no good.
+    pub(super) async fn fill(self: &Arc<Self>, road: &Road) -> Result<(), Fault> {
+        let began = Instant::now();
+        let toc = tokio::select! {
+            scanned = self.scan() => scanned?,
+            fault = self.serve() => return Err(fault),
+            () = self.fetch_all() => unreachable!("it goes on until the proof ends"),
+        };
+        self.finish(road, toc, began).await
+    }
+
+    /// Looks after readers: what failed is fetched again, what takes too long is refused.
+    async fn serve(self: &Arc<Self>) -> Fault {
+        let mut events = self.events.subscribe();
+        loop {
+            events.borrow_and_update();
+            let todo = match self.tend() {
+                Ok(todo) => todo,
+                Err(cause) => return Fault::Ranges(cause),
+            };
+            for run in todo.runs {
+                self.spawn(run, Wanted::Now, None);
+            }
+            changed(&mut events, todo.wake).await;
+        }
+    }
+
+    /// Fetches everything that nobody has asked for yet.
+    async fn fetch_all(self: &Arc<Self>) {
+        let mut events = self.events.subscribe();
+        loop {
+            let admitted = self.scheduler.background().await;
+            events.borrow_and_update();
+            let wake = match self.next_run() {
+                Ok(Some(run)) => {
+                    self.spawn(run, Wanted::Later, Some(admitted));
+                    continue;
+                }
+                Ok(None) => None,
+                Err(at) => Some(at),
+            };
+            drop(admitted);
+            changed(&mut events, wake).await;
+        }
+    }
+
+    /// Scans the layer behind its first hole, up to its end. Its bytes need no other proof than their spans'.
+    async fn scan(self: &Arc<Self>) -> Result<Toc, LayerError> {
+        let mut events = self.events.subscribe();
+        let mut scanner = Box::new(Scanner::new(Limits::default()));
+        let (mut done, count) = (0, self.partial.index().len());
+        while done < count {
+            events.borrow_and_update();
+            let end = self.partial.missing_from(done).unwrap_or(count).min(done + SCANNED_AT_ONCE);
+            if end == done {
+                changed(&mut events, None).await;
+                continue;
+            }
+            let _admitted = self.scheduler.scan().await;
+            let (lazy, spans) = (Arc::clone(self), done..end);
+            let step =
+                tokio::task::spawn_blocking(move || lazy.scan_spans(&mut scanner, spans).map(|()| scanner)).await;
+            scanner = step.map_err(|_| LayerError::Panicked)??;
+            done = end;
+        }
+        Ok(scanner.finish()?)
+    }
+
+    fn scan_spans(&self, scanner: &mut Scanner, spans: Range<usize>) -> Result<(), LayerError> {
+        let mut bytes = Vec::new();
+        for span in spans {
+            let range = self.partial.index().range(span);
+            bytes.resize((range.end - range.start) as usize, 0);
+            self.partial.read(range.start, &mut bytes)?;
+            scanner.push(&bytes)?;
+        }
+        Ok(())
+    }
+
+    async fn finish(self: &Arc<Self>, road: &Road, toc: Toc, began: Instant) -> Result<(), Fault> {
+        let (lazy, road) = (Arc::clone(self), road.clone());
+        let finished = tokio::task::spawn_blocking(move || {
+            let diff_id = lazy.partial.diff_id();
+            let store = road.lazies.store();
+            let known = store.toc(&diff_id).map_err(LayerError::from)?;
+            let lied = known != toc;
+            if lied {
+                road.names_lied(&lazy);
+            }
+            let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            lazy.partial.finish(&toc, millis).map_err(LayerError::from)?;
+            road.lazies.remove(&diff_id);
+            if !lied {
+                road.show.renew(&diff_id, false);
+            }
+            let (demand, background) = lazy.arrived();
+            tracing::info!(
+                %diff_id, demand, background, seconds = began.elapsed().as_secs_f64(), "a layer is whole and proved"
+            );
+            if let Err(error) = store.settle(&[diff_id]) {
+                tracing::warn!(%diff_id, %error, "a layer could not be synced: fetched again after a host crash");
+            }
+            Ok(())
+        });
+        finished.await.unwrap_or(Err(LayerError::Panicked)).map_err(Fault::from)
+    }
+}
+
+async fn changed(events: &mut watch::Receiver<u64>, wake: Option<Instant>) {
+    let changed = events.changed();
+    match wake {
+        // The sender lives in the layer, which the caller holds.
+        None => drop(changed.await),
+        Some(at) => tokio::select! {
+            _ = changed => {}
+            () = sleep_until(at.into()) => {}
+        },
+    }
+}
