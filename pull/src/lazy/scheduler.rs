@@ -1,4 +1,5 @@
-//! Who may fetch, over all layers that fill behind their readers: demand at once, everything else when no reader waits.
+//! Who may fetch, over all layers that fill behind their readers: demand at once, then what starts are known to touch, and
+//! everything else when there is nothing of either.
 //!
 //! Work that has begun is never cancelled: a range ends within tens of milliseconds, and its bytes are wanted anyway.
 
@@ -27,10 +28,17 @@ const QUIET: Duration = Duration::from_millis(30);
 /// Readers hold back the rest no longer than this, so that an image becomes whole under constant reading too.
 const PATIENCE: Duration = Duration::from_millis(300);
 
+/// What starts touch holds back the rest no longer than this: some hundred megabytes on a slow link.
+const START: Duration = Duration::from_secs(10);
+
 /// Admits ranges.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     demands: Arc<Semaphore>,
+    /// What starts touch. Demand has permits of its own and never queues behind these.
+    starts: Arc<Semaphore>,
+    /// Images whose starts' bytes are not all on their way yet.
+    starting: watch::Sender<usize>,
     others: Arc<Semaphore>,
     /// One at a time for every two cores.
     scans: Arc<Semaphore>,
@@ -46,11 +54,23 @@ pub(crate) struct Admitted {
     demand: Option<Arc<Scheduler>>,
 }
 
+/// An image's start is to be fetched: the rest holds back while this lives.
+#[derive(Debug)]
+pub(crate) struct Starting(Arc<Scheduler>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.starting.send_modify(|count| *count -= 1);
+    }
+}
+
 impl Scheduler {
     pub(crate) fn new(config: &Config) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Arc::new(Self {
             demands: Arc::new(Semaphore::new(DEMANDS)),
+            starts: Arc::new(Semaphore::new(config.ranges_at_once.max(1))),
+            starting: watch::Sender::new(0),
             others: Arc::new(Semaphore::new(config.ranges_at_once.max(1))),
             scans: Arc::new(Semaphore::new(cores.div_ceil(2))),
             waiting: AtomicUsize::new(0),
@@ -66,8 +86,21 @@ impl Scheduler {
         admitted
     }
 
+    /// To be called before the image's layers are opened, so that no other range comes first.
+    pub(crate) fn starting(self: &Arc<Self>) -> Starting {
+        self.starting.send_modify(|count| *count += 1);
+        Starting(Arc::clone(self))
+    }
+
+    /// A start is known to touch it.
+    pub(crate) async fn start(self: &Arc<Self>) -> Admitted {
+        Admitted { _permit: Arc::clone(&self.starts).acquire_owned().await.ok(), demand: None }
+    }
+
     /// Nobody waits for it.
     pub(crate) async fn background(self: &Arc<Self>) -> Admitted {
+        let mut starting = self.starting.subscribe();
+        let _ = timeout_at(Instant::now() + START, starting.wait_for(|count| *count == 0)).await;
         let permit = Arc::clone(&self.others).acquire_owned().await.ok();
         self.quiet().await;
         Admitted { _permit: permit, demand: None }
