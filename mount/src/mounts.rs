@@ -51,6 +51,8 @@ pub struct Mounts {
     rung: Rung,
     reason: String,
     shown: Mutex<BTreeSet<String>>,
+    /// Those of them that were mounted since the process started and that nobody has used: see [`Mounts::first_use`].
+    unused: Mutex<BTreeSet<String>>,
     turns: Turns<String>,
 }
 
@@ -75,7 +77,7 @@ impl Mounts {
         let shown = adopt(&mnt)?;
         let (rung, reason) = probe::probe(&mnt, choice)?;
         tracing::info!(%rung, %reason, adopted = shown.len(), "layers are shown");
-        Ok(Self { mnt, dev, rung, reason, shown: Mutex::new(shown), turns: Turns::default() })
+        Ok(Self { mnt, dev, rung, reason, shown: Mutex::new(shown), unused: Mutex::default(), turns: Turns::default() })
     }
 
     /// What this kernel mounts from.
@@ -97,6 +99,11 @@ impl Mounts {
     /// hand would be an empty layer in the next overlay.
     pub fn is_shown(&self, view: &View) -> bool {
         self.is_live(&view.name())
+    }
+
+    /// A view is about to be read. Says whether nobody can have read it before.
+    pub(crate) fn first_use(&self, view: &View) -> bool {
+        self.unused_set().remove(&view.name())
     }
 
     fn is_live(&self, name: &str) -> bool {
@@ -164,6 +171,7 @@ impl Mounts {
             remove_file(&mark)?;
         }
         self.shown_set().insert(name.to_owned());
+        self.unused_set().insert(name.to_owned());
         Ok(())
     }
 
@@ -185,6 +193,7 @@ impl Mounts {
             take_away(&self.mnt.join(name))?;
             remove_file(&self.mnt.join(format!("{name}{SERVED}")))?;
             self.shown_set().remove(name);
+            self.unused_set().remove(name);
             Ok(())
         })
     }
@@ -202,6 +211,10 @@ impl Mounts {
     /// The names of all views that are shown, and where.
     pub fn shown(&self) -> Vec<(String, PathBuf)> {
         self.shown_set().iter().map(|name| (name.clone(), self.mnt.join(name))).collect()
+    }
+
+    fn unused_set(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shown_set(&self) -> MutexGuard<'_, BTreeSet<String>> {
