@@ -26,5 +26,5 @@ mod road;
 pub use config::Config;
 pub use error::{ImageError, LayerError, Refused, ShowError};
 pub use image::{Broken, Caller, Claim, Claimed, Failure, ImageStatus, LayerStatus, Puller, Seams, Show, State};
-pub use lazy::{Answer, Lazies, Lazy, ReadError};
+pub use lazy::{Answer, Arrived, Lazies, Lazy, ReadError, Watch};
 pub use resolve::{Contents, ContentsError, Held, ImageSpec, LayerSpec};

@@ -78,6 +78,7 @@ pub enum Command {
     Explain(crate::explain::Arguments),
     Fsck(crate::fsck::Arguments),
     Gc(crate::gc::Arguments),
+    Profile(crate::profile::Arguments),
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod fsck;
 mod gc;
 mod human;
 mod interrupt;
+mod profile;
 mod pull;
 mod status;
 mod table;
@@ -63,5 +64,6 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Explain(arguments) => explain::run(&globals, &arguments).await,
         Command::Fsck(arguments) => fsck::run(&globals, &arguments).await,
         Command::Gc(arguments) => gc::run(&globals, &arguments).await,
+        Command::Profile(arguments) => profile::run(&globals, &arguments).await,
     }
 }

@@ -3,17 +3,17 @@
 use std::{pin::Pin, sync::Arc};
 
 use silk_api::control::{
-    ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, StatusRequest,
-    StatusResponse, control_server::Control,
+    ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, Profile,
+    ProfileRequest, PutProfileRequest, StatusRequest, StatusResponse, control_server::Control,
 };
 use silk_model::Digest;
 use silk_mount::{Rung, Variant};
-use silk_pull::{ImageStatus, LayerStatus};
+use silk_pull::{Arrived, ImageStatus, LayerStatus};
 use silk_store::Finding;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use crate::{janitor::Janitor, views::died};
+use crate::{janitor::Janitor, profiles, views::died};
 
 /// Serves `silk.control.v1.Control`.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ impl Service {
     ) -> Layer {
         let whole = status.state == "whole";
         let (variant, mountpoint) = mounted.unzip();
-        let (demand_bytes, background_bytes) = status.arrived;
+        let Arrived { demand, profile, background } = status.arrived;
         Layer {
             diff_id: status.spec.diff_id.to_string(),
             blob_digest: status.spec.blob.to_string(),
@@ -76,8 +76,9 @@ impl Service {
             mountpoint: mountpoint.map(|p| p.display().to_string()).unwrap_or_default(),
             variant: variant.map(|v| variant_name(&v).to_owned()).unwrap_or_default(),
             snapshots: users.get(&status.spec.diff_id).copied().unwrap_or(0),
-            demand_bytes,
-            background_bytes,
+            demand_bytes: demand,
+            profile_bytes: profile,
+            background_bytes: background,
         }
     }
 }
@@ -120,12 +121,12 @@ fn sentence(layer: &Layer, rung: Rung) -> String {
              lies in the layers below"
         ),
         ("filling", _) => {
-            let Layer { names_from, demand_bytes, background_bytes, .. } = layer;
+            let Layer { names_from, demand_bytes, profile_bytes, background_bytes, .. } = layer;
             let known =
                 if names_from.is_empty() { "earlier on this node".to_owned() } else { format!("from {names_from}") };
             format!(
-                "served by silkd through FUSE while its bytes arrive, {demand_bytes} because they were read and \
-                 {background_bytes} before: its names and index were learned {known}; shown by {place}"
+                "served by silkd through FUSE while its bytes arrive, {demand_bytes} because they were read, \
+                 {profile_bytes} because a start is known to touch them and {background_bytes} before: its names and index were learned {known}; shown by {place}"
             )
         }
         ("pulling", _) => format!("on its way from {}", layer.source),
@@ -233,6 +234,19 @@ impl Control for Service {
         .map_err(|e| Status::internal(died(&e).1))?
         .map_err(|e| Status::internal(e.to_string()))?;
         Ok(Response::new(GcResponse { layers: gone.layers, bytes: gone.bytes }))
+    }
+
+    async fn get_profile(&self, request: Request<ProfileRequest>) -> Result<Response<Profile>, Status> {
+        profiles::get(&self.0.puller, &request.get_ref().image).await.map(Response::new)
+    }
+
+    async fn put_profile(&self, request: Request<PutProfileRequest>) -> Result<Response<Profile>, Status> {
+        let PutProfileRequest { image, profile } = request.get_ref();
+        profiles::put(&self.0.puller, image, profile).await.map(Response::new)
+    }
+
+    async fn drop_profile(&self, request: Request<ProfileRequest>) -> Result<Response<Profile>, Status> {
+        profiles::drop(&self.0.puller, &request.get_ref().image).await.map(Response::new)
     }
 }
 

@@ -49,6 +49,7 @@ struct Layer {
     snapshots: u32,
     names_from: String,
     demand_bytes: u64,
+    profile_bytes: u64,
     background_bytes: u64,
 }
 
@@ -105,6 +106,7 @@ impl From<control::Layer> for Layer {
             snapshots,
             names_from,
             demand_bytes,
+            profile_bytes,
             background_bytes,
         } = layer;
         Self {
@@ -126,6 +128,7 @@ impl From<control::Layer> for Layer {
             snapshots,
             names_from,
             demand_bytes,
+            profile_bytes,
             background_bytes,
         }
     }

@@ -22,6 +22,7 @@ fn answer() -> StatusResponse {
         snapshots: 1,
         names_from: String::new(),
         demand_bytes: 0,
+        profile_bytes: 0,
         background_bytes: 0,
     };
     StatusResponse {

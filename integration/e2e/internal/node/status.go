@@ -20,6 +20,10 @@ type Status struct {
 			Error      string `json:"error"`
 			NamesFrom  string `json:"names_from"`
 			Mountpoint string `json:"mountpoint"`
+
+			ProfileBytes    uint64 `json:"profile_bytes"`
+			DemandBytes     uint64 `json:"demand_bytes"`
+			BackgroundBytes uint64 `json:"background_bytes"`
 		} `json:"layers"`
 	} `json:"images"`
 }
