@@ -6,7 +6,7 @@
 use std::{fmt, time::SystemTime};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use silk_model::Digest;
 use silk_registry::Repository;
 
@@ -145,6 +145,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Keeps `items` of one image, in place of what it has of the same keys. Called in the background, one call at a time,
     /// and again after an error that may pass.
     fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<Published, BackendError>>;
+
+    /// Whether it would take values of this image now: asked by who is about to spend minutes on making some. By
+    /// default nothing speaks against it.
+    fn admits<'a>(&'a self, _: &'a Image) -> BoxFuture<'a, Result<(), BackendError>> {
+        async { Ok(()) }.boxed()
+    }
 
     /// Removes the value of `key` if it still is the one with `tag`; says whether it was. Called as [`Backend::publish`].
     fn remove<'a>(&'a self, image: &'a Image, key: Key, tag: Digest) -> BoxFuture<'a, Result<bool, BackendError>>;

@@ -224,6 +224,10 @@ impl Backend for Redis {
         .boxed()
     }
 
+    fn admits<'a>(&'a self, _: &'a Image) -> BoxFuture<'a, Result<(), BackendError>> {
+        async move { self.own().await.map(drop) }.boxed()
+    }
+
     fn remove<'a>(&'a self, _: &'a Image, key: Key, tag: Digest) -> BoxFuture<'a, Result<bool, BackendError>> {
         async move {
             let own = self.own().await?;

@@ -252,6 +252,16 @@ impl Backend for Referrers {
         .boxed()
     }
 
+    fn admits<'a>(&'a self, image: &'a Image) -> BoxFuture<'a, Result<(), BackendError>> {
+        async move {
+            match image.repository.as_ref().filter(|_| self.config.publish) {
+                Some(repository) => within(repository, repository.check_push()).await,
+                None => Err(BackendError::Refused("share.referrers.publish is false".into())),
+            }
+        }
+        .boxed()
+    }
+
     fn remove<'a>(&'a self, image: &'a Image, key: Key, tag: Digest) -> BoxFuture<'a, Result<bool, BackendError>> {
         async move {
             let Some(repository) = image.repository.as_ref().filter(|_| self.config.publish) else { return Ok(false) };
