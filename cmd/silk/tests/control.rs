@@ -5,8 +5,8 @@
 use std::{process::Output, sync::Arc, sync::Mutex};
 
 use silk_api::control::{
-    Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, StatusRequest,
-    StatusResponse,
+    Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer,
+    StatusRequest, StatusResponse,
     control_server::{Control, ControlServer},
 };
 use silk_model::Digest;
@@ -118,7 +118,9 @@ async fn explain_numbers_the_layers() {
     let setup = start();
     let (code, out, _) = setup.run(&["explain", "app"]).await;
     let (a, b) = (Digest::of(b"a").short(), Digest::of(b"b").short());
-    let expected = format!("docker.io/library/app:latest: here\n  1/2 {a}  one\n  2/2 {b}  two\nshared through redis x, up for 1.00 s\n");
+    let expected = format!(
+        "docker.io/library/app:latest: here\n  1/2 {a}  one\n  2/2 {b}  two\nshared through redis x, up for 1.00 s\n"
+    );
     assert!(code == Some(0) && out.starts_with(&expected), "{out}");
     let (code, _, err) = setup.run(&["explain", "other"]).await;
     assert_eq!(code, Some(1));

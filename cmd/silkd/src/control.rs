@@ -3,8 +3,8 @@
 use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 use silk_api::control::{
-    Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, StatusRequest,
-    StatusResponse, control_server::Control,
+    Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer,
+    StatusRequest, StatusResponse, control_server::Control,
 };
 use silk_model::Digest;
 use silk_mount::{Rung, Variant};

@@ -111,7 +111,12 @@ fn the_json_has_the_names_of_the_service() {
     assert_eq!(value["images"][1]["layers"], serde_json::json!([]));
     // Every field of the service, by the text that defines it.
     let proto = include_str!("../../../../api/proto/silk/control/v1/control.proto");
-    for (message, object) in [("StatusResponse", &value), ("Image", &value["images"][0]), ("Layer", layer), ("Backend", &value["backends"][0])] {
+    for (message, object) in [
+        ("StatusResponse", &value),
+        ("Image", &value["images"][0]),
+        ("Layer", layer),
+        ("Backend", &value["backends"][0]),
+    ] {
         let body = proto.split(&format!("message {message} {{")).nth(1).unwrap().split('}').next().unwrap();
         let fields: Vec<_> = body.lines().filter_map(|line| line.split_once(" = ")?.0.split(' ').next_back()).collect();
         assert!(fields.len() > 5, "{message}: {fields:?}");
