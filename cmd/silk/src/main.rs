@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod config;
 mod control;
 mod explain;
 mod failure;
 mod fsck;
 mod gc;
 mod human;
+mod index;
 mod interrupt;
 mod profile;
 mod pull;
@@ -60,6 +62,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { globals, command } = arguments;
     match command {
         Command::Pull(arguments) => pull::run(&globals, &arguments).await,
+        Command::Index(arguments) => index::run(&globals, &arguments).await,
         Command::Status(arguments) => status::run(&globals, &arguments).await,
         Command::Explain(arguments) => explain::run(&globals, &arguments).await,
         Command::Fsck(arguments) => fsck::run(&globals, &arguments).await,

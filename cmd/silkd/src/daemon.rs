@@ -50,7 +50,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let registry = Registry::new(config.registry).context("the configuration of registries")?;
     let contents = Arc::new(ContentStore::new(connect(&config.containerd.address)));
     let share = Arc::new(Share::new(&config.share, vec![]).context("the configuration of what is shared")?);
-    let seams = Seams { contents, show: Arc::clone(&views) as Arc<_>, share };
+    let seams = Seams { contents, show: Arc::clone(&views) as Arc<_>, share: Arc::clone(&share) };
     let puller = Puller::new(config.pull, registry, lazies, seams).context("cannot read known images")?;
     let wake = Arc::new(Notify::new());
     let starts = Starts::new(Arc::clone(&views), Arc::clone(&puller), connect(&config.containerd.address));
@@ -66,7 +66,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let server = Server::builder()
         .add_service(service.into_server())
-        .add_service(ControlServer::new(control::Service::new(janitor)))
+        .add_service(ControlServer::new(control::Service::new(janitor, share)))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             let _ = stopped.wait_for(|s| *s).await;
         });

@@ -74,7 +74,7 @@ impl Puller {
             return Err((Class::Corrupt, format!("it is of {diff_id}, the image's layer is {}", layer.diff_id)));
         }
         let known = Known { diff_id: *diff_id, blob: layer.blob, toc: toc.to_vec(), index: index.to_vec() };
-        let (store, from) = (Arc::clone(&self.store), found.source.clone());
+        let (store, from) = (Arc::clone(&self.store), found.origin());
         let learned = tokio::task::spawn_blocking(move || store.learn(&known, &from)).await;
         learned.map_err(|e| (Class::Internal, e.to_string()))?.map_err(|e| (e.class(), e.to_string()))
     }

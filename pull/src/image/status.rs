@@ -184,8 +184,8 @@ impl Puller {
             status.trouble = lazy.trouble();
         } else if let Some(job) = self.layers.get(&spec.diff_id) {
             status.state = "waiting";
-            status.received = job.received.load(Ordering::Relaxed);
-            status.written = job.written.load(Ordering::Relaxed);
+            status.received = job.counts.received();
+            status.written = job.counts.written();
             if let Some((source, time)) = job.under_way() {
                 status.state = "pulling";
                 status.rate = rate(status.received, time);

@@ -7,7 +7,13 @@ import (
 
 // Status is what `silk status --json` prints, as far as the tests look.
 type Status struct {
-	Rung   string `json:"rung"`
+	Rung string `json:"rung"`
+	// Backends are where silkd shares what it knows.
+	Backends []struct {
+		Name string `json:"name"`
+		Up   bool   `json:"up"`
+		Hits uint64 `json:"hits"`
+	} `json:"backends"`
 	Images []struct {
 		Reference string `json:"reference"`
 		State     string `json:"state"`
