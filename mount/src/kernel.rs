@@ -18,7 +18,7 @@ use rustix::{
 };
 use silk_sys::loop_device::LoopDevice;
 
-use crate::{Rung, readahead};
+use crate::{Ground, Rung, readahead};
 
 /// Blocks of the metadata images, and so of the loop devices below them.
 const BLOCK: u32 = 512;
@@ -42,19 +42,30 @@ impl<E: Into<io::Error>> From<E> for Refused {
 ///
 /// A process killed in here leaves nothing: until the last call the mount belongs to a descriptor, and loop devices go
 /// with their last user.
-pub(crate) fn mount_erofs(rung: Rung, meta: &Path, devices: &[PathBuf], target: &Path) -> Result<(), Refused> {
+pub(crate) fn mount_erofs(
+    rung: Rung,
+    meta: &Path,
+    devices: &[PathBuf],
+    target: &Path,
+    ground: Ground,
+) -> Result<(), Refused> {
     match rung {
         Rung::File => {
             let files: Vec<_> = devices.iter().map(|d| Named::open(d)).collect::<io::Result<_>>()?;
             let source = Named::open(meta)?;
             let before = readahead::known();
             attach(&source.name, files.iter().map(|f| f.name.as_path()), target)?;
-            readahead::set_new(&before, meta);
+            // What is served lazily is fetched because it was read: reading further ahead would fetch what nobody wants.
+            if ground == Ground::Disk {
+                readahead::set_new(&before, meta);
+            }
         }
         Rung::Loop => {
             let attached = |path: &Path| {
                 let device = LoopDevice::attach(&File::open(path)?, path, BLOCK)?;
-                readahead::set_loop(device.path(), path);
+                if ground == Ground::Disk {
+                    readahead::set_loop(device.path(), path);
+                }
                 Ok(device)
             };
             let loops: Vec<_> = devices.iter().map(|d| attached(d)).collect::<io::Result<_>>()?;

@@ -26,5 +26,5 @@ mod views;
 pub use config::{Config, RungChoice};
 pub use error::{LayerError, MountError, ViewError};
 pub use mounts::{Mounts, Rung};
-pub use view::{Variant, View};
+pub use view::{Ground, Variant, View};
 pub use views::{LayerFiles, Views};

@@ -116,7 +116,7 @@ impl Mounts {
                 Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(MountError::io("create", &target, e)),
                 _ => {}
             }
-            if let Err(refused) = kernel::mount_erofs(self.rung, meta, devices, &target) {
+            if let Err(refused) = kernel::mount_erofs(self.rung, meta, devices, &target, view.ground) {
                 let (rung, meta) = (self.rung, meta.to_owned());
                 remove_dir(&target)?;
                 return Err(MountError::Refused { meta, rung, source: refused.source, log: refused.log });

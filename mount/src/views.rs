@@ -14,11 +14,12 @@ use silk_layer::{
 };
 use silk_model::{Digest, chain_ids};
 
-use crate::{LayerError, Mounts, Variant, View, ViewError, chain, meta, turns::Turns};
+use crate::{Ground, LayerError, Mounts, Variant, View, ViewError, chain, meta, turns::Turns};
 
 /// Who keeps the layers.
 pub trait LayerFiles: Sync {
-    /// A layer's directory. It holds `data`, the tar padded with zeros to a multiple of 4096 bytes, and takes what this
+    /// A layer's directory. It holds `data`, the tar padded with zeros to a multiple of 4096 bytes (or with holes: see
+    /// [`LayerFiles::served`]), and takes what this
     /// room adds: `erofs*` and `depends`, which may be deleted whenever the layer is not shown.
     fn layer_path(&self, diff_id: &Digest) -> PathBuf;
 
@@ -28,8 +29,11 @@ pub trait LayerFiles: Sync {
     /// When it is not here or cannot be read.
     fn toc(&self, diff_id: &Digest) -> Result<Toc, LayerError>;
 
-    /// Length of a layer's tar in bytes; `None` unless all of it is here and proved.
+    /// Length of a layer's tar in bytes; `None` unless it can be read, now or by waiting.
     fn size(&self, diff_id: &Digest) -> Option<u64>;
+
+    /// The file that serves a layer's data while bytes are missing; `None` when `data` has all of them.
+    fn served(&self, diff_id: &Digest) -> Option<PathBuf>;
 }
 
 /// The views of layers: which one an image needs, its metadata, its mount.
@@ -95,12 +99,13 @@ impl Views {
     }
 
     /// The mount that shows the top layer of a chain, base first, if it is mounted. Reads no disk.
-    pub fn shown(&self, chain: &[Digest]) -> Option<(Variant, PathBuf)> {
+    pub fn shown(&self, chain: &[Digest]) -> Option<(View, PathBuf)> {
         let (diff_id, below) = chain.split_last()?;
         let dependence = *self.dependences().get(diff_id)?;
         let variant = chain::variant(dependence, chain_ids(below).last().copied());
-        let view = View { diff_id: *diff_id, variant };
-        self.mounts.is_shown(&view).then(|| (variant, self.mounts.mountpoint(&view)))
+        let views = [Ground::Disk, Ground::Served].map(|ground| View { diff_id: *diff_id, variant, ground });
+        let view = views.into_iter().find(|view| self.mounts.is_shown(view))?;
+        Some((view, self.mounts.mountpoint(&view)))
     }
 
     /// Takes away a layer's views as [`Views::hide_layer`] and then does `then` (deletes its files, say), unless
@@ -134,7 +139,7 @@ impl Views {
     /// When the kernel refuses to unmount.
     pub fn hide_layer(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Result<(), ViewError> {
         let failed = |source| ViewError::Mount { layer: *diff_id, source };
-        for (_, name) in images(&files.layer_path(diff_id), diff_id)? {
+        for name in images(&files.layer_path(diff_id), diff_id)?.into_iter().flat_map(|(_, names)| names) {
             self.mounts.hide_name(&name).map_err(failed)?;
             self.chains().remove(&name);
         }
@@ -150,8 +155,25 @@ impl Views {
         Ok(())
     }
 
-    /// Takes away the views that an earlier process left of layers that are not whole any more. `whole` are those
-    /// that are.
+    /// Takes away a layer's views, so that new ones are made of what it is now; what was made of its names is deleted too
+    /// if they `lied`. Overlays that stand on the old ones keep what they have.
+    ///
+    /// # Errors
+    /// When the kernel refuses to unmount, or a file cannot be deleted.
+    pub fn renew_layer(&self, files: &dyn LayerFiles, diff_id: &Digest, lied: bool) -> Result<(), ViewError> {
+        self.layers.take(diff_id, || {
+            self.hide_layer(files, diff_id)?;
+            if lied {
+                let dir = files.layer_path(diff_id);
+                images(&dir, diff_id)?.iter().try_for_each(|(meta, _)| remove_file(meta))?;
+                remove_file(&dir.join("depends"))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes away the views that an earlier process left of layers that are not whole any more, and those that were
+    /// served by it. `whole` are those that are.
     ///
     /// # Errors
     /// When a layer's directory cannot be read, or the kernel refuses to unmount.
@@ -159,7 +181,7 @@ impl Views {
         let here: std::collections::HashSet<_> = whole.iter().collect();
         let mut keep = std::collections::HashSet::new();
         for diff_id in whole {
-            for (meta, name) in images(&files.layer_path(diff_id), diff_id)? {
+            for (meta, [name, _]) in images(&files.layer_path(diff_id), diff_id)? {
                 let layers = meta::wanted(&meta).unwrap_or_default();
                 if layers.iter().all(|layer| here.contains(layer)) {
                     if layers.iter().any(|layer| layer != diff_id) {
@@ -193,7 +215,8 @@ impl Views {
             None if files.size(&diff_id).is_none() => return Err(ViewError::NotWhole(diff_id)),
             None => self.turns.take(&diff_id.hex(), || self.learn(files, diff_id, place))?,
         };
-        let view = View { diff_id, variant: chain::variant(dependence, place) };
+        let variant = chain::variant(dependence, place);
+        let view = View { diff_id, variant, ground: ground(files, variant, &chain[..=at]) };
         if self.layers.take(&diff_id, || self.mounts.is_shown(&view)) {
             return Ok(self.mounts.mountpoint(&view));
         }
@@ -219,12 +242,12 @@ impl Views {
                 make(files, view, chain, &tree)?
             }
         };
-        let devices: Vec<_> = layers.iter().map(|layer| files.layer_path(layer).join("data")).collect();
         self.layers.take(&layer, || {
             // Layers that were retired while the image was made.
             if let Some(gone) = layers.iter().find(|layer| files.size(layer).is_none()) {
                 return Err(ViewError::NotWhole(*gone));
             }
+            let devices: Vec<_> = layers.iter().map(|layer| data(files, layer)).collect();
             if let Variant::Chain(_) = view.variant {
                 self.chains().insert(view.name(), Wants { meta: path.clone(), layers });
             }
@@ -250,7 +273,7 @@ impl Views {
         let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let (dependence, tree) = chain::learn(&diff_id, &toc(files, &diff_id)?, place)?;
         if let Some(tree) = tree {
-            let view = View { diff_id, variant: chain::variant(dependence, place) };
+            let view = View { diff_id, variant: chain::variant(dependence, place), ground: Ground::Disk };
             make(files, &view, &[diff_id], &tree)?;
         }
         let path = files.layer_path(&diff_id).join("depends");
@@ -282,9 +305,22 @@ fn make(files: &dyn LayerFiles, view: &View, chain: &[Digest], tree: &Tree) -> R
         devices.push(Device { source, size, layer });
     }
     let plan = Plan::new(tree, &devices, view.uuid()).map_err(|source| ViewError::Erofs { layer, source })?;
-    let data = |source| files.layer_path(&whose(source).unwrap_or(layer)).join("data");
+    let data = |source| data(files, &whose(source).unwrap_or(layer));
     meta::write(&files.layer_path(&layer).join(view.file_name()), &plan, &data)?;
     Ok(plan.sources().iter().filter_map(|source| whose(*source)).collect())
+}
+
+/// A view whose image may point into the data of layers below is served when one of those is.
+fn ground(files: &dyn LayerFiles, variant: Variant, chain: &[Digest]) -> Ground {
+    let devices = match variant {
+        Variant::Shared | Variant::Base => &chain[chain.len() - 1..],
+        Variant::Chain(_) => chain,
+    };
+    if devices.iter().any(|layer| files.served(layer).is_some()) { Ground::Served } else { Ground::Disk }
+}
+
+fn data(files: &dyn LayerFiles, layer: &Digest) -> PathBuf {
+    files.served(layer).unwrap_or_else(|| files.layer_path(layer).join("data"))
 }
 
 fn toc(files: &dyn LayerFiles, layer: &Digest) -> Result<Toc, ViewError> {
@@ -292,7 +328,7 @@ fn toc(files: &dyn LayerFiles, layer: &Digest) -> Result<Toc, ViewError> {
 }
 
 /// The metadata images in a layer's directory, and the names of their mounts.
-fn images(dir: &Path, diff_id: &Digest) -> Result<Vec<(PathBuf, String)>, ViewError> {
+fn images(dir: &Path, diff_id: &Digest) -> Result<Vec<(PathBuf, [String; 2])>, ViewError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -301,8 +337,8 @@ fn images(dir: &Path, diff_id: &Digest) -> Result<Vec<(PathBuf, String)>, ViewEr
     let mut images = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|e| ViewError::io("list", dir, e))?;
-        if let Some(name) = entry.file_name().to_str().and_then(|f| View::name_of_file(diff_id, f)) {
-            images.push((entry.path(), name));
+        if let Some(names) = entry.file_name().to_str().and_then(|f| View::names_of_file(diff_id, f)) {
+            images.push((entry.path(), names));
         }
     }
     Ok(images)

@@ -16,7 +16,7 @@ use silk_layer::{
     tree::{Node, NodeId, NodeKind, Source, SourceExtent, Tree},
 };
 use silk_model::Digest;
-use silk_mount::{MountError, Mounts, Rung, RungChoice, Variant, View};
+use silk_mount::{Ground, MountError, Mounts, Rung, RungChoice, Variant, View};
 
 const RUNGS: [RungChoice; 2] = [RungChoice::File, RungChoice::Loop];
 
@@ -77,7 +77,7 @@ fn layer(root: &Path, nr: u32) -> (View, PathBuf, PathBuf) {
     let names = BTreeMap::from([(b"common".to_vec(), NodeId(1)), (format!("file-{nr}").into_bytes(), NodeId(1))]);
     let file = NodeKind::File { size: content.len() as u64, extents: vec![extent] };
     let tree = Tree { nodes: vec![node(NodeKind::Dir(names), 0o755), node(file, 0o644)] };
-    let view = View { diff_id: Digest::of(content.as_bytes()), variant: Variant::Shared };
+    let view = View { diff_id: Digest::of(content.as_bytes()), variant: Variant::Shared, ground: Ground::Disk };
     let dir = root.join(format!("layer {nr}"));
     fs::create_dir_all(&dir).unwrap();
     let mut data = vec![0; 4096];

@@ -33,6 +33,11 @@ pub struct Config {
     pub retry_min_secs: u64,
     /// See `retry_min_secs`.
     pub retry_max_secs: u64,
+    /// Mount layers that are known (learned on this node or by a peer) before their bytes are here, and fetch what is read
+    /// first. `false` streams every layer and waits for it.
+    pub lazy: bool,
+    /// Seconds that a read of bytes that are not here waits for a registry that does not answer; then it fails with EIO.
+    pub read_wait_secs: u64,
 }
 
 impl Default for Config {
@@ -47,6 +52,8 @@ impl Default for Config {
             expansion_floor_bytes: 1 << 30,
             retry_min_secs: 1,
             retry_max_secs: 8,
+            lazy: true,
+            read_wait_secs: 300,
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::{OnceCell, watch};
 use crate::{
     Config, Contents, ImageError, ImageSpec, LayerError, Refused, ShowError,
     layer::Layers,
+    lazy::Lazies,
     records::{Records, key},
     resolve,
 };
@@ -50,8 +51,15 @@ pub trait Show: fmt::Debug + Send + Sync + 'static {
     /// Can this kernel show layers at all? The reason when it cannot.
     fn possible(&self) -> Result<(), String>;
 
+    /// Can it show layers whose bytes are not all here?
+    fn lazily(&self) -> bool;
+
     /// Mounts the layers of a chain, base first. Blocks; idempotent.
     fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError>;
+
+    /// A layer changed its ground: it became whole, or `lied`, so that what was made of its names is wrong. New mounts are made
+    /// afresh; overlays that stand on the old ones keep them. Blocks.
+    fn renew(&self, diff_id: &Digest, lied: bool);
 }
 
 /// containerd prepares a layer of an image.
@@ -87,7 +95,7 @@ pub enum State {
     Idle,
     /// On its way since then.
     Pulling(Instant),
-    /// Whole, proved and mountable; how long that took.
+    /// Mountable: each layer is whole and proved, or known and filled as it is read; how long that took.
     Ready(Duration),
     /// Not here, and why.
     Failed(Failure),
@@ -137,6 +145,7 @@ pub struct Puller {
     registry: Registry,
     store: Arc<Store>,
     layers: Arc<Layers>,
+    lazies: Arc<Lazies>,
     seams: Seams,
     records: Records,
     images: Mutex<HashMap<String, Arc<Image>>>,
@@ -148,7 +157,8 @@ impl Puller {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn new(config: Config, registry: Registry, store: Arc<Store>, seams: Seams) -> Result<Arc<Self>, StoreError> {
+    pub fn new(config: Config, registry: Registry, lazies: Arc<Lazies>, seams: Seams) -> Result<Arc<Self>, StoreError> {
+        let store = Arc::clone(lazies.store());
         let (records, specs) = Records::open(store.database())?;
         let images =
             specs.into_iter().map(|s| (key(&s.manifest, &s.reference), Image::new(Some(s)))).collect::<HashMap<_, _>>();
@@ -157,6 +167,7 @@ impl Puller {
             config,
             registry,
             store,
+            lazies,
             seams,
             records,
             images: Mutex::new(images),
@@ -202,14 +213,14 @@ impl Puller {
             .await;
         let spec = Arc::clone(spec?);
         let claimed = fits(&spec, claim)?;
-        let whole = self.whole(&spec);
+        let here = self.here(&spec);
         let settled = match *image.state.borrow() {
             State::Pulling(_) => true,
-            State::Ready(_) => whole,
+            State::Ready(_) => here,
             State::Idle | State::Failed(_) => false,
         };
         if !settled {
-            if !whole {
+            if !here {
                 self.first_contact(&spec).await?;
             }
             image.accepted.store(true, Ordering::Relaxed);
@@ -235,8 +246,9 @@ impl Puller {
         Ok(self.registry.repository(&reference).await?)
     }
 
-    fn whole(&self, spec: &ImageSpec) -> bool {
-        spec.layers.iter().all(|layer| self.store.whole(&layer.diff_id))
+    /// Can every layer be mounted?
+    fn here(&self, spec: &ImageSpec) -> bool {
+        spec.layers.iter().all(|layer| self.lazies.is_here(&layer.diff_id))
     }
 
     fn find(&self, manifest: &Digest, reference: &str) -> Option<(Arc<Image>, Arc<ImageSpec>)> {
@@ -255,7 +267,7 @@ impl Puller {
         let mut state = image.state.subscribe();
         let now = state.borrow_and_update().clone();
         match now {
-            State::Ready(_) if self.whole(&spec) => return Ok(()),
+            State::Ready(_) if self.here(&spec) => return Ok(()),
             State::Pulling(_) => {}
             State::Failed(failure) => {
                 tokio::time::sleep_until((failure.at + self.backoff(failure.in_a_row)).into()).await;
@@ -301,7 +313,7 @@ impl Puller {
         let now = image.state.borrow().clone();
         match &now {
             State::Pulling(_) => {}
-            State::Ready(_) if self.whole(&spec) => {}
+            State::Ready(_) if self.here(&spec) => {}
             State::Failed(failure) if failure.at.elapsed() < self.backoff(failure.in_a_row) => {}
             State::Idle | State::Ready(_) | State::Failed(_) => self.start(&image, &spec),
         }

@@ -1,7 +1,7 @@
 //! Decode, scan, store: the blocking half of the road, two threads a layer.
 //!
-//! The first thread digests and inflates the blob into buffers, the second one digests, scans and stores them; three
-//! buffers go round between the two. Inflating takes about two thirds of the work, so the pair keeps one core busy and half
+//! The first thread digests and inflates the blob into buffers, and notes where inflating could begin again; the second
+//! one digests, scans, indexes and stores them; three buffers go round between the two. Inflating takes about two thirds of the work, so the pair keeps one core busy and half
 //! of another.
 
 use std::{
@@ -15,6 +15,8 @@ use std::{
 
 use silk_layer::{
     decode,
+    index::{Builder, Entry},
+    media::Compression,
     tar::{Limits, Scanner},
     toc::Toc,
 };
@@ -48,7 +50,7 @@ pub(crate) fn run(
     facts: impl FnOnce(&Toc) -> Facts,
 ) -> Result<(), LayerError> {
     let outcome = thread::scope(|scope| {
-        let (full, filled) = mpsc::sync_channel::<Vec<u8>>(BUFFERS);
+        let (full, filled) = mpsc::sync_channel::<Filled>(BUFFERS);
         let (empty, emptied) = mpsc::sync_channel::<Vec<u8>>(BUFFERS);
         let store = thread::Builder::new()
             .name("silk-store".into())
@@ -59,13 +61,14 @@ pub(crate) fn run(
         let stored = store.join().map_err(|_| LayerError::Panicked)?;
         // When the store fails, the decoder only sees a closed channel.
         let stored = stored?;
-        decoded.map(|()| stored)
+        decoded.map(|compression| (stored, compression))
     });
     match outcome {
-        Ok((scanner, writer)) => {
+        Ok((Stored { scanner, builder, writer }, compression)) => {
             prove_blob(job, inlet)?;
             let toc = scanner.finish()?;
-            writer.finish(&toc, facts(&toc))?;
+            let index = builder.finish(compression, job.blob_size);
+            writer.finish(&toc, &index, facts(&toc))?;
             Ok(())
         }
         Err(error) if error.blames_content() && !inlet.is_broken() => {
@@ -77,13 +80,19 @@ pub(crate) fn run(
     }
 }
 
+/// A buffer of the tar, and the places up to its end where decoding can begin.
+struct Filled {
+    bytes: Vec<u8>,
+    entries: Vec<(u64, Entry)>,
+}
+
 /// Inflates the blob into buffers.
 fn pour(
     job: Job,
     inlet: &mut Inlet,
-    full: &mpsc::SyncSender<Vec<u8>>,
+    full: &mpsc::SyncSender<Filled>,
     emptied: &mpsc::Receiver<Vec<u8>>,
-) -> Result<(), LayerError> {
+) -> Result<Compression, LayerError> {
     let outcome = pour_decoded(job, inlet, full, emptied);
     // The decoder passes a failed read on: its cause is the inlet's.
     match inlet.take_failure() {
@@ -95,10 +104,11 @@ fn pour(
 fn pour_decoded(
     job: Job,
     inlet: &mut Inlet,
-    full: &mpsc::SyncSender<Vec<u8>>,
+    full: &mpsc::SyncSender<Filled>,
     emptied: &mpsc::Receiver<Vec<u8>>,
-) -> Result<(), LayerError> {
-    let mut decoder = decode::open(inlet).map_err(damaged)?;
+) -> Result<Compression, LayerError> {
+    let mut decoder = decode::open_learning(inlet).map_err(damaged)?;
+    let compression = decoder.compression();
     let mut made = 0;
     let mut total = 0;
     loop {
@@ -111,7 +121,7 @@ fn pour_decoded(
             // The store has failed when nobody sends: its own error is reported.
             Err(_) => match emptied.recv() {
                 Ok(buffer) => buffer,
-                Err(_) => return Ok(()),
+                Err(_) => return Ok(compression),
             },
         };
         buffer.resize(BUFFER, 0);
@@ -127,8 +137,9 @@ fn pour_decoded(
         if total > job.limit {
             return Err(LayerError::Bomb { compressed: job.blob_size, limit: job.limit });
         }
-        if len == 0 || full.send(buffer).is_err() {
-            return Ok(());
+        let filled = Filled { bytes: buffer, entries: decoder.take_entries() };
+        if len == 0 || full.send(filled).is_err() {
+            return Ok(compression);
         }
     }
 }
@@ -138,22 +149,31 @@ fn damaged(error: io::Error) -> LayerError {
     typed.unwrap_or_else(|| decode::DecodeError::Corrupt { format: "layer's", detail: error.to_string() }).into()
 }
 
-/// Digests, scans and stores buffers until no more come.
+/// A layer that went by.
+struct Stored {
+    scanner: Scanner,
+    builder: Builder,
+    writer: LayerWriter,
+}
+
+/// Digests, scans, indexes and stores buffers until no more come.
 fn store(
     mut writer: LayerWriter,
-    filled: &mpsc::Receiver<Vec<u8>>,
+    filled: &mpsc::Receiver<Filled>,
     empty: &mpsc::SyncSender<Vec<u8>>,
     written: &AtomicU64,
-) -> Result<(Scanner, LayerWriter), LayerError> {
-    let mut scanner = Scanner::new(Limits::default());
-    for buffer in filled {
-        scanner.push(&buffer)?;
-        writer.append(&buffer)?;
+) -> Result<Stored, LayerError> {
+    let (mut scanner, mut builder) = (Scanner::new(Limits::default()), Builder::new());
+    for Filled { bytes, entries } in filled {
+        scanner.push(&bytes)?;
+        builder.entries(entries);
+        builder.push(&bytes);
+        writer.append(&bytes)?;
         written.store(writer.size(), Ordering::Relaxed);
         // The decoder is gone after the last buffer: nobody needs it back.
-        let _ = empty.send(buffer);
+        let _ = empty.send(bytes);
     }
-    Ok((scanner, writer))
+    Ok(Stored { scanner, builder, writer })
 }
 
 fn prove_blob(job: Job, inlet: Inlet) -> Result<(), LayerError> {

@@ -48,6 +48,14 @@ pub enum StoreError {
         /// What is wrong with it.
         source: silk_layer::toc::TocError,
     },
+    /// The index on disk cannot be read.
+    #[error("{} is damaged: {source}", path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: silk_layer::index::IndexError,
+    },
 }
 
 impl StoreError {
@@ -74,7 +82,7 @@ impl StoreError {
                 _ => Class::Internal,
             },
             Self::Db(_) | Self::Locked(_) => Class::Internal,
-            Self::WrongDiffId { .. } | Self::Toc { .. } => Class::Corrupt,
+            Self::WrongDiffId { .. } | Self::Toc { .. } | Self::Index { .. } => Class::Corrupt,
             Self::Absent(_) => Class::NotFound,
             Self::Busy(_) => Class::Transient,
         }

@@ -56,6 +56,21 @@ impl Store {
         Ok(Evicted { layers: 1, bytes })
     }
 
+    /// Drops the data of layers that are not whole, that nobody is filling and that `in_use` does not hold.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn drop_partials(&self, in_use: impl Fn(&Digest) -> bool) -> Result<(), StoreError> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, record) in self.list() {
+            let dir = self.layer_path(&id);
+            if !record.whole && !in_use(&id) && !writing.contains_key(&id) && dir.join("present").exists() {
+                drop_data(&dir)?;
+            }
+        }
+        Ok(())
+    }
+
     /// How many bytes of unused layers must go so that the configured quota and the free share of the disk hold.
     ///
     /// # Errors

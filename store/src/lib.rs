@@ -4,11 +4,13 @@
 //! <root>/silk.redb                               what is known of every layer (and, in tables of its own, the snapshots)
 //! <root>/layers/sha256/<diff ID>/data            the layer's uncompressed tar, verbatim, zeros left out as holes
 //! <root>/layers/sha256/<diff ID>/toc             its table of contents (docs/formats/toc.md)
+//! <root>/layers/sha256/<diff ID>/index           its random access (docs/formats/index.md)
+//! <root>/layers/sha256/<diff ID>/present         while bytes are missing: which are here
 //! <root>/layers/sha256/<diff ID>/erofs*          metadata images made from it (docs/formats/erofs.md)
 //! ```
 //!
-//! A layer's bytes are written once, in order, by one [`LayerWriter`]; [`LayerWriter::finish`] accepts them only when
-//! `sha256(data)` is the diff ID. The database record is what makes a layer exist: files without one are leftovers and are
+//! A layer's bytes are written in order by a [`LayerWriter`], or, where names and index are known, in any order into a
+//! [`Partial`]; both end by accepting them only when `sha256(data)` is the diff ID. The database record is what makes a layer exist: files without one are leftovers and are
 //! deleted when the store opens. A record is *durable* after its files were synced; one that is not is believed only
 //! during the boot that wrote it, so a host that loses power fetches again instead of serving what never reached the disk.
 //!
@@ -20,7 +22,10 @@ mod config;
 mod error;
 mod evict;
 mod fsck;
+mod known;
+mod partial;
 mod record;
+mod slots;
 mod writer;
 
 use std::{
@@ -34,11 +39,14 @@ pub use config::Config;
 pub use error::StoreError;
 pub use evict::{Evicted, Unused};
 pub use fsck::{Finding, Proof};
+pub use known::Known;
+pub use partial::{Partial, read_at};
 pub use record::{Facts, LayerRecord};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use silk_layer::toc::Toc;
 use silk_model::Digest;
-pub use writer::LayerWriter;
+pub use slots::Slots;
+pub use writer::{LayerWriter, padded};
 
 /// Bytes set aside for the database. A record of a snapshot or layer takes a few hundred, so this is for tens of thousands.
 const RESERVED: u64 = 16 << 20;
@@ -136,11 +144,7 @@ impl Store {
     /// [`StoreError::Absent`] when they are not; [`StoreError::Toc`] when the file is damaged.
     pub fn toc(&self, diff_id: &Digest) -> Result<Toc, StoreError> {
         let path = self.layer_path(diff_id).join("toc");
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Absent(*diff_id)),
-            Err(e) => return Err(StoreError::io("read", &path, e)),
-        };
+        let bytes = self.read_known(diff_id, "toc")?;
         silk_layer::toc::decode(&bytes).map_err(|source| StoreError::Toc { path, source })
     }
 
@@ -244,7 +248,7 @@ impl Store {
             let id = path.file_name().and_then(|n| n.to_str()).and_then(|hex| format!("sha256:{hex}").parse().ok());
             match id.and_then(|id: Digest| self.record(&id)) {
                 None => remove_dir(&path)?,
-                Some(record) if !record.whole => drop_data(&path)?,
+                Some(record) if !record.whole && !path.join("present").exists() => drop_data(&path)?,
                 Some(_) => {}
             }
         }
@@ -262,7 +266,7 @@ fn reserve(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Deletes the bytes of a layer and what points into them; its names stay.
+/// Deletes the bytes of a layer and what points into them; its names and index stay.
 fn drop_data(dir: &Path) -> Result<(), StoreError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -271,7 +275,7 @@ fn drop_data(dir: &Path) -> Result<(), StoreError> {
     };
     for entry in entries {
         let path = entry.map_err(|e| StoreError::io("list", dir, e))?.path();
-        if path.file_name().is_some_and(|name| name != "toc") {
+        if path.file_name().is_some_and(|name| name != "toc" && name != "index") {
             fs::remove_file(&path).map_err(|e| StoreError::io("delete", &path, e))?;
         }
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use silk_model::Digest;
 
 /// First byte of every record; a record of another version is forgotten and its layer fetched again.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What a complete pass over a layer has taught.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub struct Facts {
     pub blob: Digest,
     /// Length of that blob in bytes.
     pub blob_size: u64,
-    /// The registry host that sent it.
+    /// The registry host that sent it; empty when it was never here.
     pub source: String,
     /// Milliseconds from the first request to proof.
     pub millis: u64,
@@ -36,6 +36,8 @@ pub struct LayerRecord {
     pub boot: [u8; 16],
     /// Seconds since 1970.
     pub last_used: u64,
+    /// Who gave names and index; empty when they were learned, or proved, on this node.
+    pub from: String,
     /// Learned while the layer streamed in.
     pub facts: Facts,
 }

@@ -2,13 +2,17 @@
 
 use std::{
     fs::{self, File},
+    io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
 };
 
 use sha2::{Digest as _, Sha256};
-use silk_layer::toc::{self, Toc};
+use silk_layer::{
+    index::{self, Index},
+    toc::{self, Toc},
+};
 use silk_model::Digest;
 
 use crate::{Facts, LayerRecord, Store, StoreError, drop_data, record};
@@ -19,7 +23,7 @@ const HOLE: usize = 4096;
 
 /// The length of the data file on disk: a multiple of 4096, so that a loop device of 512-byte blocks and readahead of whole
 /// pages both reach the tar's last byte.
-pub(crate) fn padded(size: u64) -> u64 {
+pub fn padded(size: u64) -> u64 {
     size.next_multiple_of(HOLE as u64)
 }
 
@@ -80,17 +84,7 @@ impl LayerWriter {
     /// What the file system says; class `NoSpace` when the disk is full.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.hasher.update(bytes);
-        let mut from = 0;
-        while from < bytes.len() {
-            let at = self.size + from as u64;
-            let (run, zero) = next_run(&bytes[from..], at);
-            if !zero {
-                self.file
-                    .write_all_at(&bytes[from..from + run], at)
-                    .map_err(|e| StoreError::io("write", &self.path, e))?;
-            }
-            from += run;
-        }
+        write_sparse(&self.file, bytes, self.size).map_err(|e| StoreError::io("write", &self.path, e))?;
         self.size += bytes.len() as u64;
         Ok(())
     }
@@ -105,15 +99,22 @@ impl LayerWriter {
     /// # Errors
     /// [`StoreError::WrongDiffId`] when the bytes are not the layer's; what the file system or the database says. After an
     /// error nothing of the layer is left.
-    pub fn finish(mut self, toc: &Toc, facts: Facts) -> Result<(), StoreError> {
+    pub fn finish(mut self, toc: &Toc, index: &Index, facts: Facts) -> Result<(), StoreError> {
         let found = Digest::new(std::mem::take(&mut self.hasher).finalize().into());
         if found != self.diff_id {
             return Err(StoreError::WrongDiffId { expected: self.diff_id, found });
         }
         self.file.set_len(padded(self.size)).map_err(|e| StoreError::io("extend", &self.path, e))?;
         write_new(&self.dir.join("toc"), &toc::encode(toc))?;
-        let record =
-            LayerRecord { whole: true, durable: false, boot: self.store.boot, last_used: record::now(), facts };
+        write_new(&self.dir.join("index"), &index::encode(index))?;
+        let record = LayerRecord {
+            whole: true,
+            durable: false,
+            boot: self.store.boot,
+            last_used: record::now(),
+            from: String::new(),
+            facts,
+        };
         let changing = self.store.changing();
         self.store.persist(&[(self.diff_id, record)])?;
         drop(changing);
@@ -147,8 +148,10 @@ impl Store {
         for id in diff_ids {
             let Some(record) = self.record(id).filter(|r| r.whole && !r.durable) else { continue };
             let dir = self.layer_path(id);
-            let paths = [dir.join("data"), dir.join("toc"), dir.clone(), self.root.join("layers/sha256")];
-            match paths.iter().try_for_each(|path| sync(path)) {
+            let files = ["data", "toc", "index"].map(|name| dir.join(name));
+            let paths = files.iter().chain([&dir]);
+            let layers = self.root.join("layers/sha256");
+            match paths.chain([&layers]).try_for_each(|path| sync(path)) {
                 Ok(()) => synced.push((*id, record.facts)),
                 // One that was evicted meanwhile; the others are synced all the same.
                 Err(error) => failed = Some(error),
@@ -172,8 +175,21 @@ fn sync(path: &Path) -> Result<(), StoreError> {
     File::open(path).and_then(|f| f.sync_all()).map_err(|e| StoreError::io("sync", path, e))
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     fs::write(path, bytes).map_err(|e| StoreError::io("write", path, e))
+}
+
+/// Writes bytes into a file that has nothing there yet, leaving out whole blocks of zeros.
+pub(crate) fn write_sparse(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    let mut from = 0;
+    while from < bytes.len() {
+        let (run, zero) = next_run(&bytes[from..], at + from as u64);
+        if !zero {
+            file.write_all_at(&bytes[from..from + run], at + from as u64)?;
+        }
+        from += run;
+    }
+    Ok(())
 }
 
 /// The length of the run at the start of `bytes` (which lie at `at` in the file) that is all zeros, or all not, in whole

@@ -7,7 +7,7 @@ use silk_api::control::{
     StatusResponse, control_server::Control,
 };
 use silk_model::Digest;
-use silk_mount::{Rung, Variant};
+use silk_mount::{Rung, Variant, View};
 use silk_pull::{ImageStatus, LayerStatus};
 use silk_store::Finding;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -52,11 +52,12 @@ impl Service {
     fn layer(
         &self,
         status: LayerStatus,
-        mounted: Option<(Variant, std::path::PathBuf)>,
+        mounted: Option<(View, std::path::PathBuf)>,
         users: &std::collections::HashMap<Digest, u32>,
     ) -> Layer {
         let whole = status.state == "whole";
-        let (variant, mountpoint) = mounted.unzip();
+        let (view, mountpoint) = mounted.unzip();
+        let (demand_bytes, background_bytes) = status.arrived;
         Layer {
             diff_id: status.spec.diff_id.to_string(),
             blob_digest: status.spec.blob.to_string(),
@@ -64,16 +65,19 @@ impl Service {
             state: status.state.to_owned(),
             names: status.record.is_some(),
             proved: whole,
-            durable: status.record.is_some_and(|r| r.durable),
+            durable: status.record.as_ref().is_some_and(|r| r.durable),
+            names_from: status.record.map(|r| r.from).unwrap_or_default(),
             blob_size: status.spec.size,
             blob_received: status.received,
             data_bytes: status.written,
             source: status.source,
             rate: status.rate,
-            error: String::new(),
+            error: status.trouble.unwrap_or_default(),
             mountpoint: mountpoint.map(|p| p.display().to_string()).unwrap_or_default(),
-            variant: variant.map(|v| variant_name(&v).to_owned()).unwrap_or_default(),
+            variant: view.map(|v| variant_name(&v.variant).to_owned()).unwrap_or_default(),
             snapshots: users.get(&status.spec.diff_id).copied().unwrap_or(0),
+            demand_bytes,
+            background_bytes,
         }
     }
 }
@@ -113,6 +117,14 @@ fn sentence(layer: &Layer, rung: Rung) -> String {
             "whole and proved; shown by {place}, a mount for this parent chain: it has directories or links whose meaning \
              lies in the layers below"
         ),
+        ("filling", _) => {
+            let Layer { names_from, demand_bytes, background_bytes, .. } = layer;
+            let known = if names_from.is_empty() { "earlier on this node".to_owned() } else { format!("from {names_from}") };
+            format!(
+                "served by silkd through FUSE while its bytes arrive, {demand_bytes} because they were read and \
+                 {background_bytes} before: its names and index were learned {known}; shown by {place}"
+            )
+        }
         ("pulling", _) => format!("on its way from {}", layer.source),
         ("waiting", _) => "waits for its turn".to_owned(),
         (state, _) => state.to_owned(),
@@ -125,7 +137,10 @@ fn verdict(image: &Image) -> String {
         "refused" => format!("left to containerd: {}", image.error),
         "failed" => format!("not here: {}", image.error),
         "pulling" => "on its way: its pull returns when every layer is whole and proved".to_owned(),
-        "ready" => "here: every layer is whole and proved, and served by the kernel without silk".to_owned(),
+        "ready" if image.layers.iter().all(|l| l.proved) => {
+            "here: every layer is whole and proved, and served by the kernel without silk".to_owned()
+        }
+        "ready" => "can run: layers that are not whole are served by silkd while their bytes arrive".to_owned(),
         _ => "known from before a restart; pulled again when containerd asks for it".to_owned(),
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use silk_api::{connect, control::control_server::ControlServer};
 use silk_mount::{Mounts, Views};
-use silk_pull::{Puller, Seams};
+use silk_pull::{Lazies, Puller, Seams};
 use silk_registry::Registry;
 use silk_snapshotter::{Service, Snapshots};
-use silk_store::Store;
+use silk_store::{Slots, Store};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
@@ -17,7 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
-    config::Config, contents::ContentStore, control, janitor::Janitor, layers::Rooms, notify::notify, socket,
+    config::Config, contents::ContentStore, control, janitor::Janitor, layers::Rooms, notify::notify, served::Served, socket,
     views::StoreViews,
 };
 
@@ -32,12 +32,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let store = Arc::new(Store::open(&root, config.store).context("cannot open the store")?);
     let mounts = Mounts::open(&root, config.mount.rung).context("cannot prepare mounts")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %root.display(), rung = ?mounts.rung(), reason = mounts.reason(), "silkd starts");
-    let views = Arc::new(StoreViews { store: Arc::clone(&store), views: Views::new(mounts) });
+    let lazies = Lazies::new(Arc::clone(&store), &config.pull);
+    let slots = Slots::open(store.database()).context("cannot read the names of served files")?;
+    let served = Served::mount(&root, Arc::clone(&lazies), slots).map_err(|error| error.to_string());
+    if let Err(reason) = &served {
+        tracing::warn!(reason, "layers are mounted when they are whole only");
+    }
+    let views =
+        Arc::new(StoreViews { store: Arc::clone(&store), lazies: Arc::clone(&lazies), served, views: Views::new(mounts) });
     views.sweep().context("cannot take stock of the mounts")?;
     let registry = Registry::new(config.registry).context("the configuration of registries")?;
     let contents = Arc::new(ContentStore::new(connect(&config.containerd.address)));
     let seams = Seams { contents, show: Arc::clone(&views) as Arc<_> };
-    let puller = Puller::new(config.pull, registry, Arc::clone(&store), seams).context("cannot read known images")?;
+    let puller = Puller::new(config.pull, registry, lazies, seams).context("cannot read known images")?;
     let wake = Arc::new(Notify::new());
     let rooms = Rooms { puller: Arc::clone(&puller), views: Arc::clone(&views), wake: Arc::clone(&wake) };
     let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;

@@ -60,6 +60,10 @@ impl Janitor {
                 self.retire(&diff_id, || ());
             }
         }
+        for diff_id in self.views.lazies.list().into_iter().filter(|id| !used.contains(id)) {
+            self.retire(&diff_id, || self.views.lazies.give_up(&diff_id));
+        }
+        self.views.store.drop_partials(|id| used.contains(id))?;
         let unused = self.views.store.unused(|id| used.contains(id));
         let excess = self.views.store.excess(unused.iter().map(|u| u.bytes).sum())?;
         self.evict(excess).map(drop)

@@ -14,15 +14,15 @@ use crate::views::{StoreViews, died};
 pub struct Rooms {
     /// Images and their layers on the way.
     pub puller: Arc<Puller>,
-    /// Whole layers.
+    /// Layers that can be mounted.
     pub views: Arc<StoreViews>,
     /// Wakes the janitor.
     pub wake: Arc<Notify>,
 }
 
 impl Rooms {
-    fn whole(&self, chain: &RemoteChain) -> bool {
-        chain.diff_ids.iter().all(|id| self.views.store.whole(id))
+    fn here(&self, chain: &RemoteChain) -> bool {
+        chain.diff_ids.iter().all(|id| self.views.lazies.is_here(id))
     }
 
     async fn show(&self, chain: RemoteChain) -> Result<(), NotReady> {
@@ -65,7 +65,7 @@ impl Layers for Rooms {
             self.puller.ready_below(&chain.image, &chain.image_ref, chain.diff_ids.len()).await
         };
         if let Err(ImageError::Unknown(_)) = outcome
-            && self.whole(&chain)
+            && self.here(&chain)
         {
             // The image it was claimed for is gone, its layers are not: no pull is needed.
             return self.show(chain).await;
@@ -75,7 +75,7 @@ impl Layers for Rooms {
     }
 
     fn state(&self, chain: &RemoteChain) -> State {
-        if self.whole(chain) {
+        if self.here(chain) {
             return State::Ready;
         }
         match self.puller.state(&chain.image, &chain.image_ref) {
@@ -94,7 +94,7 @@ impl Layers for Rooms {
     }
 
     fn usage(&self, diff_id: &Digest) -> Option<Usage> {
-        let record = self.views.store.record(diff_id).filter(|r| r.whole)?;
+        let record = self.views.store.record(diff_id).filter(|r| r.whole || self.views.lazies.size(diff_id).is_some())?;
         Some(Usage { size: record.facts.size, inodes: record.facts.entries })
     }
 

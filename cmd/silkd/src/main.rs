@@ -10,6 +10,7 @@ mod docs;
 mod janitor;
 mod layers;
 mod notify;
+mod served;
 mod socket;
 mod views;
 

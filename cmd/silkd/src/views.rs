@@ -5,14 +5,20 @@ use std::{path::PathBuf, sync::Arc};
 use silk_layer::toc::Toc;
 use silk_model::{Class, Digest};
 use silk_mount::{LayerError, LayerFiles, Rung, ViewError, Views};
-use silk_pull::{Show, ShowError};
+use silk_pull::{Lazies, Show, ShowError};
 use silk_store::Store;
+
+use crate::served::Served;
 
 /// Layers of the store as mounts.
 #[derive(Debug)]
 pub struct StoreViews {
     /// The layers.
     pub store: Arc<Store>,
+    /// Those of them whose bytes are still arriving.
+    pub lazies: Arc<Lazies>,
+    /// Serves these; the reason when it does not.
+    pub served: Result<Served, String>,
     /// The mounts.
     pub views: Views,
 }
@@ -20,7 +26,7 @@ pub struct StoreViews {
 impl StoreViews {
     /// Mount points of a chain given base first; the result is top first, as overlayfs wants it. Blocks.
     pub fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, ViewError> {
-        self.views.lowers(&Files(&self.store), diff_ids)
+        self.views.lowers(&Files(self), diff_ids)
     }
 
     /// Takes a layer's mounts away and does `then`, unless the layer is in use by then; `None` if it is. Containers that
@@ -31,30 +37,38 @@ impl StoreViews {
         in_use: &dyn Fn() -> bool,
         then: impl FnOnce() -> R,
     ) -> Result<Option<R>, ViewError> {
-        self.views.retire(&Files(&self.store), diff_id, in_use, then)
+        self.views.retire(&Files(self), diff_id, in_use, then)
     }
 
     /// Takes away what an earlier process left mounted of layers that are gone. Blocks.
     pub fn sweep(&self) -> Result<(), ViewError> {
         let whole: Vec<_> = self.store.list().into_iter().filter(|(_, r)| r.whole).map(|(id, _)| id).collect();
-        self.views.sweep(&Files(&self.store), &whole)
+        self.views.sweep(&Files(self), &whole)
     }
 }
 
 /// Where the store keeps layers, as `mount` asks for it.
-struct Files<'a>(&'a Store);
+struct Files<'a>(&'a StoreViews);
 
 impl LayerFiles for Files<'_> {
     fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        self.0.layer_path(diff_id)
+        self.0.store.layer_path(diff_id)
     }
 
     fn toc(&self, diff_id: &Digest) -> Result<Toc, LayerError> {
-        self.0.toc(diff_id).map_err(|e| LayerError::new(e.class(), e))
+        self.0.store.toc(diff_id).map_err(|e| LayerError::new(e.class(), e))
     }
 
     fn size(&self, diff_id: &Digest) -> Option<u64> {
-        self.0.size(diff_id)
+        self.0.store.size(diff_id).or_else(|| self.0.lazies.size(diff_id))
+    }
+
+    fn served(&self, diff_id: &Digest) -> Option<PathBuf> {
+        if self.0.store.whole(diff_id) || self.0.lazies.size(diff_id).is_none() {
+            return None;
+        }
+        let served = self.0.served.as_ref().ok()?;
+        served.path(diff_id).inspect_err(|error| tracing::error!(%diff_id, %error, "a layer has no name")).ok()
     }
 }
 
@@ -63,6 +77,19 @@ impl Show for StoreViews {
         match self.views.mounts().rung() {
             Rung::File | Rung::Loop => Ok(()),
             Rung::None => Err(format!("this kernel cannot show layers: {}", self.views.mounts().reason())),
+        }
+    }
+
+    fn lazily(&self) -> bool {
+        self.served.is_ok()
+    }
+
+    fn renew(&self, diff_id: &Digest, lied: bool) {
+        if let Err(error) = self.views.renew_layer(&Files(self), diff_id, lied) {
+            tracing::warn!(%diff_id, %error, "a layer is shown as before: new containers go on through silkd");
+        }
+        if let (true, Ok(served)) = (lied, &self.served) {
+            served.forget(diff_id);
         }
     }
 

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use silk_store::Store;
+use silk_registry::Repository;
 use tokio::task::JoinSet;
 
 use super::Puller;
-use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError};
+use crate::{
+    ImageError, ImageSpec, LayerError, LayerSpec, ShowError,
+    lazy::{Lazies, Road},
+};
 
 impl Puller {
     /// The lowest `count` layers at once, then their mounts.
@@ -29,13 +32,12 @@ impl Puller {
     }
 
     async fn pull_layers(self: &Arc<Self>, spec: &Arc<ImageSpec>, count: usize) -> Result<(), ImageError> {
-        let mut missing = missing(spec, &self.store);
+        let mut missing = missing(spec, &self.lazies);
         missing.retain(|(index, _)| *index < count);
-        if missing.is_empty() {
-            return Ok(());
-        }
+        let Some((first, _)) = missing.first() else { return Ok(()) };
         let fail = |index, source| failed(spec, index, source);
-        let repository = self.repository(&spec.reference).await.map_err(|e| fail(missing[0].0, Arc::new(e)))?;
+        let repository = self.repository(&spec.reference).await.map_err(|e| fail(*first, Arc::new(e)))?;
+        let missing = self.open_known(spec, missing, &repository).await?;
         let mut pulls = JoinSet::new();
         for (index, layer) in missing {
             let (layers, repository) = (Arc::clone(&self.layers), repository.clone());
@@ -53,6 +55,40 @@ impl Puller {
     }
 }
 
+impl Puller {
+    /// Opens the layers that are known; returns the others.
+    async fn open_known(
+        self: &Arc<Self>,
+        spec: &Arc<ImageSpec>,
+        missing: Vec<(usize, LayerSpec)>,
+        repository: &Repository,
+    ) -> Result<Vec<(usize, LayerSpec)>, ImageError> {
+        if !self.config.lazy || !self.seams.show.lazily() {
+            return Ok(missing);
+        }
+        let road = Road {
+            store: Arc::clone(&self.store),
+            lazies: Arc::clone(&self.lazies),
+            streams: Arc::clone(&self.layers),
+            show: Arc::clone(&self.seams.show),
+            repository: repository.clone(),
+        };
+        let (lazies, whole, spec) = (Arc::clone(&self.lazies), Arc::clone(spec), Arc::clone(spec));
+        let opened = tokio::task::spawn_blocking(move || {
+            let mut unknown = Vec::new();
+            for (index, layer) in missing {
+                match lazies.open(&layer, &spec.reference, &road) {
+                    Ok(true) => {}
+                    Ok(false) => unknown.push((index, layer)),
+                    Err(error) => return Err(failed(&spec, index, Arc::new(error.into()))),
+                }
+            }
+            Ok(unknown)
+        });
+        opened.await.unwrap_or_else(|_| Err(failed(&whole, 0, Arc::new(LayerError::Panicked))))
+    }
+}
+
 pub(super) fn failed(spec: &ImageSpec, index: usize, source: Arc<LayerError>) -> ImageError {
     ImageError::Layer {
         image: spec.reference.clone(),
@@ -64,10 +100,10 @@ pub(super) fn failed(spec: &ImageSpec, index: usize, source: Arc<LayerError>) ->
 }
 
 /// The layers that are not here, each diff ID once, the largest first: the end of a pull is decided by its largest layer.
-fn missing(spec: &ImageSpec, store: &Store) -> Vec<(usize, LayerSpec)> {
+fn missing(spec: &ImageSpec, lazies: &Lazies) -> Vec<(usize, LayerSpec)> {
     let mut missing: Vec<(usize, LayerSpec)> = Vec::new();
     for (index, layer) in spec.layers.iter().enumerate() {
-        if !store.whole(&layer.diff_id) && missing.iter().all(|(_, m)| m.diff_id != layer.diff_id) {
+        if !lazies.is_here(&layer.diff_id) && missing.iter().all(|(_, m)| m.diff_id != layer.diff_id) {
             missing.push((index, layer.clone()));
         }
     }

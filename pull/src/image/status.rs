@@ -52,7 +52,7 @@ pub struct ImageStatus {
 pub struct LayerStatus {
     /// What the manifest says.
     pub spec: LayerSpec,
-    /// "waiting", "pulling", "whole" or "absent".
+    /// "waiting", "pulling", "filling" (mounted, bytes arrive), "whole" or "absent".
     pub state: &'static str,
     /// Compressed bytes received.
     pub received: u64,
@@ -64,6 +64,10 @@ pub struct LayerStatus {
     pub rate: f64,
     /// What the store knows of it.
     pub record: Option<LayerRecord>,
+    /// While filling: uncompressed bytes that came because a reader waited, and before anybody asked.
+    pub arrived: (u64, u64),
+    /// What keeps bytes from coming.
+    pub trouble: Option<String>,
 }
 
 impl Puller {
@@ -99,7 +103,7 @@ impl Puller {
 
     fn image_status(&self, image: &Image, spec: &ImageSpec) -> ImageStatus {
         let (state, error, time) = match &*image.state.borrow() {
-            State::Idle if self.whole(spec) => ("ready", None, Duration::ZERO),
+            State::Idle if self.here(spec) => ("ready", None, Duration::ZERO),
             State::Idle => ("idle", None, Duration::ZERO),
             State::Pulling(since) => ("pulling", None, since.elapsed()),
             State::Ready(took) => ("ready", None, *took),
@@ -126,6 +130,8 @@ impl Puller {
             source: String::new(),
             rate: 0.0,
             record: record.clone(),
+            arrived: (0, 0),
+            trouble: None,
         };
         if let Some(record) = record.filter(|r| r.whole) {
             status.state = "whole";
@@ -133,6 +139,13 @@ impl Puller {
             status.written = record.facts.size;
             status.rate = record_rate(&record);
             status.source = record.facts.source;
+        } else if let Some(lazy) = self.lazies.get(&spec.diff_id) {
+            status.state = "filling";
+            status.received = lazy.received();
+            status.written = lazy.bytes_here();
+            status.source = lazy.host();
+            status.arrived = lazy.arrived();
+            status.trouble = lazy.trouble();
         } else if let Some(job) = self.layers.get(&spec.diff_id) {
             status.state = "waiting";
             status.received = job.received.load(Ordering::Relaxed);

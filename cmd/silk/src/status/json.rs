@@ -47,6 +47,9 @@ struct Layer {
     mountpoint: String,
     variant: String,
     snapshots: u32,
+    names_from: String,
+    demand_bytes: u64,
+    background_bytes: u64,
 }
 
 /// The answer as JSON, with a line end.
@@ -100,6 +103,9 @@ impl From<control::Layer> for Layer {
             mountpoint,
             variant,
             snapshots,
+            names_from,
+            demand_bytes,
+            background_bytes,
         } = layer;
         Self {
             diff_id,
@@ -118,6 +124,9 @@ impl From<control::Layer> for Layer {
             mountpoint,
             variant,
             snapshots,
+            names_from,
+            demand_bytes,
+            background_bytes,
         }
     }
 }

@@ -1,0 +1,196 @@
+//! Layers that are mounted before their bytes are here: names and random access are known, reads fetch what they hit, the
+//! rest follows at full rate.
+//!
+//! A [`Lazy`] is one such layer: it answers reads ([`layer`]), fetches runs of spans ([`range`]), and becomes a whole and
+//! proved layer or, when its index turns out to be no good, is streamed from the start ([`life`]). The [`scheduler`]
+//! decides over all of them who fetches first.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use silk_model::Digest;
+use silk_registry::Repository;
+use silk_store::{Store, StoreError};
+use tokio::task::AbortHandle;
+
+use crate::{Config, LayerSpec, Show, layer::Layers};
+
+mod layer;
+mod life;
+mod pieces;
+mod range;
+mod scheduler;
+
+pub use layer::{Answer, Lazy, ReadError};
+use scheduler::Scheduler;
+
+/// Waits before a layer that could not be streamed either is tried again.
+const STREAM_AGAIN: Duration = Duration::from_secs(8);
+
+/// All layers that are mounted with holes.
+#[derive(Debug)]
+pub struct Lazies {
+    store: Arc<Store>,
+    scheduler: Arc<Scheduler>,
+    read_wait: Duration,
+    range: u64,
+    layers: Mutex<HashMap<Digest, Entry>>,
+    /// Held while a layer is opened: two images that want it open it once.
+    opening: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    lazy: Arc<Lazy>,
+    task: Option<AbortHandle>,
+}
+
+/// What a layer needs on its way to being whole.
+#[derive(Debug, Clone)]
+pub(crate) struct Road {
+    pub(crate) store: Arc<Store>,
+    pub(crate) lazies: Arc<Lazies>,
+    pub(crate) streams: Arc<Layers>,
+    pub(crate) show: Arc<dyn Show>,
+    pub(crate) repository: Repository,
+}
+
+impl Road {
+    /// Readers of this layer saw names that are not its own. Whoever asks from now on waits for the right ones.
+    fn names_lied(&self, lazy: &Lazy) {
+        let diff_id = lazy.spec.diff_id;
+        let from = self.store.record(&diff_id).map(|r| r.from).unwrap_or_default();
+        tracing::error!(%diff_id, from, "the names of a layer were wrong: containers that use it must be started again");
+        self.lazies.remove(&diff_id);
+        self.show.renew(&diff_id, true);
+    }
+}
+
+impl Lazies {
+    /// None yet.
+    pub fn new(store: Arc<Store>, config: &Config) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            scheduler: Scheduler::new(config),
+            read_wait: Duration::from_secs(config.read_wait_secs),
+            range: u64::from(config.range_bytes.max(1)),
+            layers: Mutex::default(),
+            opening: Mutex::default(),
+        })
+    }
+
+    /// The layer, if it is mounted with holes or was a moment ago.
+    pub fn get(&self, diff_id: &Digest) -> Option<Arc<Lazy>> {
+        self.layers().get(diff_id).map(|entry| Arc::clone(&entry.lazy))
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Can the layer be mounted: is it whole, or filled as it is read?
+    pub fn is_here(&self, diff_id: &Digest) -> bool {
+        self.store.whole(diff_id) || self.size(diff_id).is_some()
+    }
+
+    /// Length of the layer's tar, if it can be mounted now although bytes are missing.
+    pub fn size(&self, diff_id: &Digest) -> Option<u64> {
+        self.get(diff_id).filter(|lazy| lazy.is_indexed()).map(|lazy| lazy.size())
+    }
+
+    /// Opens a layer that is known, and starts to fill it. `false` when it is not known well enough. Blocks for the disk.
+    pub(crate) fn open(self: &Arc<Self>, spec: &LayerSpec, image: &str, road: &Road) -> Result<bool, StoreError> {
+        let _alone = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.get(&spec.diff_id).is_some() {
+            return Ok(self.size(&spec.diff_id).is_some());
+        }
+        if !self.store.is_known(&spec.diff_id, &spec.blob) {
+            return Ok(false);
+        }
+        let partial = match self.store.partial(spec.diff_id) {
+            Ok(partial) => partial,
+            // It streams in already, or must now.
+            Err(StoreError::Busy(_) | StoreError::Absent(_) | StoreError::Toc { .. } | StoreError::Index { .. }) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let lazy = Lazy::new(layer::Parts {
+            spec: spec.clone(),
+            image: image.to_owned(),
+            blob: road.repository.blob(spec.blob, spec.size),
+            partial,
+            scheduler: Arc::clone(&self.scheduler),
+            read_wait: self.read_wait,
+            range: self.range,
+        });
+        self.layers().insert(spec.diff_id, Entry { lazy: Arc::clone(&lazy), task: None });
+        let task = lazy.runtime.spawn(live(Arc::clone(&lazy), road.clone())).abort_handle();
+        if let Some(entry) = self.layers().get_mut(&spec.diff_id) {
+            entry.task = Some(task);
+        }
+        Ok(true)
+    }
+
+    /// All of them.
+    pub fn list(&self) -> Vec<Digest> {
+        self.layers().keys().copied().collect()
+    }
+
+    /// Stops to fill a layer and drops its bytes; what is known of it stays. Blocks for the disk.
+    pub fn give_up(&self, diff_id: &Digest) {
+        let Some(Entry { lazy, task }) = self.layers().remove(diff_id) else { return };
+        task.inspect(AbortHandle::abort);
+        if let Err(error) = lazy.partial.discard(false) {
+            tracing::warn!(%diff_id, %error, "could not drop the bytes of a layer");
+        }
+    }
+
+    fn remove(&self, diff_id: &Digest) {
+        self.layers().remove(diff_id);
+    }
+
+    fn layers(&self) -> MutexGuard<'_, HashMap<Digest, Entry>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A layer's life while it has holes.
+async fn live(lazy: Arc<Lazy>, road: Road) {
+    let Err(fault) = lazy.fill(&road).await else { return };
+    let LayerSpec { diff_id, blob, .. } = lazy.spec;
+    let from = road.store.record(&diff_id).map(|r| r.from).unwrap_or_default();
+    tracing::error!(%diff_id, %blob, from, %fault, "what was known of a layer is no good: it is streamed instead");
+    lazy.stream_instead(&fault.to_string());
+    let forgotten = tokio::task::spawn_blocking({
+        let (lazy, road) = (Arc::clone(&lazy), road.clone());
+        move || {
+            road.show.renew(&diff_id, true);
+            lazy.partial.discard(true)
+        }
+    })
+    .await;
+    if let Ok(Err(error)) = forgotten {
+        tracing::warn!(%diff_id, %error, "could not forget what was known of a layer");
+    }
+    loop {
+        match road.streams.pull(&lazy.spec, &road.repository).await {
+            Ok(()) => break,
+            Err(error) => {
+                let error = lazy.refuse(error.class(), &error);
+                tracing::error!(%error, "reads fail");
+                lazy.streamed(Err(error));
+                tokio::time::sleep(STREAM_AGAIN).await;
+            }
+        }
+    }
+    let path = road.store.layer_path(&diff_id).join("data");
+    let opened = File::open(&path).map_err(|e| lazy.refuse(silk_model::Class::Internal, &e));
+    road.lazies.remove(&diff_id);
+    lazy.streamed(opened.as_ref().map_err(Clone::clone));
+}

@@ -1,0 +1,398 @@
+//! One layer that fills behind its readers.
+//!
+//! A read of what is here is answered at once, on the reader's thread. Any other is parked, and the segments it needs are
+//! fetched: each span is verified, stored, marked, and then the reads that waited for it are answered. A segment is on its
+//! way at most once, whoever wants it. Ranges that fail are tried again, with backoff, as long as somebody waits or the
+//! image is wanted.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    fs::File,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use silk_model::Class;
+use silk_registry::Blob;
+use silk_store::Partial;
+use tokio::{runtime::Handle, sync::watch};
+
+use super::{
+    range::{RangeError, Wanted},
+    scheduler::Scheduler,
+};
+use crate::LayerSpec;
+
+/// Waits before a range that failed is fetched again.
+const BACKOFF: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(8);
+
+/// A range whose content is wrong is fetched this often again, perhaps from another mirror, before the index is blamed.
+const REPEATS: u32 = 1;
+
+/// Why a read cannot be answered.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ReadError {
+    /// What kind of trouble it is.
+    pub class: Class,
+    /// Names image, layer and cause.
+    pub message: Arc<str>,
+}
+
+/// Takes the answer of a read, on whatever thread has it.
+pub type Answer = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
+
+/// A layer whose bytes arrive as they are read, and otherwise in order.
+pub struct Lazy {
+    pub(super) spec: LayerSpec,
+    /// The image it was opened for, for messages.
+    image: String,
+    pub(super) blob: Blob,
+    pub(super) partial: Partial,
+    work: Mutex<Work>,
+    /// Counts everything that happens: who waits for anything looks again at each change.
+    pub(super) events: watch::Sender<u64>,
+    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) runtime: Handle,
+    read_wait: Duration,
+    /// Compressed bytes of a range that nobody waits for.
+    range: u64,
+    pub(super) counts: Counts,
+}
+
+/// Uncompressed bytes that arrived, by what asked for them.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) demand: AtomicU64,
+    pub(super) background: AtomicU64,
+    /// Compressed bytes received.
+    pub(super) received: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    coming: HashSet<usize>,
+    waiting: Vec<Waiting>,
+    /// Where the background goes on: behind what was read last.
+    cursor: usize,
+    /// The span after the last demand's, and how many spans the run of demands that meets there had.
+    run: (usize, usize),
+    trouble: Option<Trouble>,
+    state: Trust,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+enum Trust {
+    /// Spans are fetched by the index.
+    #[default]
+    Index,
+    /// The index is no good: the layer is being streamed, readers wait for all of it.
+    Streamed(String),
+}
+
+#[derive(Debug, Clone)]
+struct Trouble {
+    cause: Arc<str>,
+    class: Class,
+    next_try: Instant,
+    in_a_row: u32,
+}
+
+struct Waiting {
+    bytes: Range<u64>,
+    until: Instant,
+    answer: Answer,
+}
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waiting").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Lazy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lazy").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+/// What a new [`Lazy`] is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) spec: LayerSpec,
+    pub(super) image: String,
+    pub(super) blob: Blob,
+    pub(super) partial: Partial,
+    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) read_wait: Duration,
+    pub(super) range: u64,
+}
+
+impl Lazy {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        let Parts { spec, image, blob, partial, scheduler, read_wait, range } = parts;
+        Arc::new(Self {
+            spec,
+            image,
+            blob,
+            partial,
+            work: Mutex::default(),
+            events: watch::Sender::new(0),
+            scheduler,
+            runtime: Handle::current(),
+            read_wait,
+            range,
+            counts: Counts::default(),
+        })
+    }
+
+    /// Length of the tar in bytes.
+    pub fn size(&self) -> u64 {
+        self.partial.index().size
+    }
+
+    /// Do reads fetch what they need? Otherwise the layer is being streamed, and cannot be mounted now.
+    pub(super) fn is_indexed(&self) -> bool {
+        self.work().state == Trust::Index
+    }
+
+    /// The registry or mirror that its bytes come from.
+    pub fn host(&self) -> String {
+        self.blob.host()
+    }
+
+    /// Uncompressed bytes that are here.
+    pub fn bytes_here(&self) -> u64 {
+        self.partial.bytes_here()
+    }
+
+    /// Uncompressed bytes that came because a reader waited for them, and those that came before anybody asked.
+    pub fn arrived(&self) -> (u64, u64) {
+        (self.counts.demand.load(Ordering::Relaxed), self.counts.background.load(Ordering::Relaxed))
+    }
+
+    /// Compressed bytes received.
+    pub fn received(&self) -> u64 {
+        self.counts.received.load(Ordering::Relaxed)
+    }
+
+    /// What keeps bytes from coming now, if anything does.
+    pub fn trouble(&self) -> Option<String> {
+        let work = self.work();
+        match (&work.trouble, &work.state) {
+            (Some(trouble), _) => Some(trouble.cause.to_string()),
+            (None, Trust::Streamed(why)) => Some(why.clone()),
+            (None, Trust::Index) => None,
+        }
+    }
+
+    /// Reads `len` bytes of the data file at `offset`; less only at its end. Answers at once when they are here, else when
+    /// they have come or cannot.
+    pub fn read(self: &Arc<Self>, offset: u64, len: usize, answer: Answer) {
+        let bytes = offset..(offset + len as u64);
+        if self.is_here(&bytes) {
+            return self.answer(&bytes, answer);
+        }
+        let mut work = self.work();
+        // Again, now that no span can be marked without its waiting reads being looked at.
+        if self.is_here(&bytes) {
+            drop(work);
+            return self.answer(&bytes, answer);
+        }
+        work.waiting.push(Waiting { bytes: bytes.clone(), until: Instant::now() + self.read_wait, answer });
+        if work.state != Trust::Index || work.trouble.as_ref().is_some_and(|t| Instant::now() < t.next_try) {
+            drop(work);
+            return self.happened();
+        }
+        let runs = self.demand(&mut work, &bytes);
+        drop(work);
+        for run in runs {
+            self.spawn(run, Wanted::Now, None);
+        }
+    }
+
+    fn is_here(&self, bytes: &Range<u64>) -> bool {
+        let end = bytes.end.min(self.size());
+        bytes.start >= end || self.partial.hole(bytes.start..end).is_none()
+    }
+
+    fn answer(&self, bytes: &Range<u64>, answer: Answer) {
+        let mut out = vec![0; (bytes.end - bytes.start) as usize];
+        match self.partial.read(bytes.start, &mut out) {
+            Ok(len) => answer(Ok(&out[..len])),
+            Err(error) => answer(Err(self.refuse(error.class(), &error))),
+        }
+    }
+
+    pub(super) fn refuse(&self, class: Class, cause: &dyn fmt::Display) -> ReadError {
+        let Self { image, spec, .. } = self;
+        ReadError { class, message: format!("silk cannot read layer {} of {image}: {cause}", spec.blob).into() }
+    }
+
+    /// Marks the segments that these bytes need as coming, more of them when the reader goes on where the last one ended.
+    fn demand(&self, work: &mut Work, bytes: &Range<u64>) -> Vec<Range<usize>> {
+        let spans = self.spans(bytes);
+        let (at, length) = work.run;
+        let mut end = spans.end;
+        if spans.contains(&at) || spans.end == at {
+            let ahead = self.partial.index().len().min(spans.end + 2 * length);
+            end = end.max(ahead.min(self.grow(work, spans.start).end));
+        }
+        work.run = (end, end - spans.start);
+        work.cursor = end;
+        self.take(work, spans.start..end)
+    }
+
+    fn spans(&self, bytes: &Range<u64>) -> Range<usize> {
+        self.partial.index().spans_of(bytes.start..bytes.end.min(self.size()))
+    }
+
+    /// Marks what is neither here nor coming, in whole segments; neighbours make one run.
+    fn take(&self, work: &mut Work, spans: Range<usize>) -> Vec<Range<usize>> {
+        let index = self.partial.index();
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let mut at = spans.start;
+        while at < spans.end {
+            let segment = index.segment(at);
+            at = segment.end;
+            let missing = segment.clone().any(|span| !self.partial.has(span));
+            if !missing || segment.clone().any(|span| work.coming.contains(&span)) {
+                continue;
+            }
+            work.coming.extend(segment.clone());
+            match runs.last_mut() {
+                Some(last) if last.end == segment.start => last.end = segment.end,
+                _ => runs.push(segment),
+            }
+        }
+        runs
+    }
+
+    /// Answers the reads that waited for a span only.
+    pub(super) fn has_come(&self, span: usize) {
+        let mut work = self.work();
+        work.coming.remove(&span);
+        work.trouble = None;
+        let ready = work.waiting.extract_if(.., |w| self.is_here(&w.bytes)).collect::<Vec<_>>();
+        drop(work);
+        for Waiting { bytes, answer, .. } in ready {
+            self.answer(&bytes, answer);
+        }
+        self.happened();
+    }
+
+    /// A run is over; what of it did not come may be taken again.
+    pub(super) fn ended(&self, run: Range<usize>, outcome: Result<(), RangeError>) {
+        let mut work = self.work();
+        for span in run {
+            work.coming.remove(&span);
+        }
+        if let Err(error) = outcome {
+            let in_a_row = work.trouble.as_ref().map_or(0, |t| t.in_a_row) + 1;
+            let wait = BACKOFF.start.saturating_mul(1 << (in_a_row - 1).min(16)).min(BACKOFF.end);
+            tracing::warn!(image = self.image, blob = %self.spec.blob, %error, in_a_row, "a range of a layer did not arrive");
+            let cause = error.to_string().into();
+            work.trouble = Some(Trouble { cause, class: error.class(), next_try: Instant::now() + wait, in_a_row });
+        }
+        drop(work);
+        self.happened();
+    }
+
+    /// What readers need now: runs to fetch, and when to look again. Reads that waited too long, or for what is not to be
+    /// had, are refused.
+    pub(super) fn tend(&self) -> Result<(Vec<Range<usize>>, Option<Instant>), Arc<str>> {
+        let now = Instant::now();
+        let mut work = self.work();
+        if let Some(trouble) = work.trouble.as_ref().filter(|t| t.class == Class::Corrupt && t.in_a_row > REPEATS) {
+            return Err(Arc::clone(&trouble.cause));
+        }
+        let trouble = work.trouble.clone();
+        // Credentials or a blob that is gone do not come back by waiting.
+        let hopeless = trouble.as_ref().is_some_and(|t| !matches!(t.class, Class::Transient | Class::Corrupt));
+        let over = work.waiting.extract_if(.., |w| w.until <= now || hopeless).collect::<Vec<_>>();
+        let mut runs = Vec::new();
+        if trouble.as_ref().is_none_or(|t| t.next_try <= now) {
+            let wanted: Vec<_> = work.waiting.iter().map(|w| w.bytes.clone()).collect();
+            runs = wanted.iter().flat_map(|bytes| self.take(&mut work, self.spans(bytes))).collect();
+        }
+        let deadline = work.waiting.iter().map(|w| w.until).min();
+        let next_try = trouble.as_ref().map(|t| t.next_try).filter(|at| *at > now);
+        drop(work);
+        for Waiting { answer, .. } in over {
+            let (class, cause) =
+                trouble.as_ref().map_or((Class::Transient, "its bytes did not come in time".into()), |t| {
+                    (t.class, Arc::clone(&t.cause))
+                });
+            let error = self.refuse(class, &cause);
+            tracing::error!(%error, "a read failed");
+            answer(Err(error));
+        }
+        Ok((runs, [deadline, next_try].into_iter().flatten().min()))
+    }
+
+    /// The next run that nobody waits for: missing segments behind what was read last, then from the start. An error
+    /// says when to look again.
+    pub(super) fn next_run(&self) -> Result<Option<Range<usize>>, Instant> {
+        let mut work = self.work();
+        if let Some(at) = work.trouble.as_ref().map(|t| t.next_try).filter(|at| *at > Instant::now()) {
+            return Err(at);
+        }
+        let free = |from: usize| (from..self.partial.index().len()).find(|s| !self.partial.has(*s) && !work.coming.contains(s));
+        let Some(start) = free(work.cursor).or_else(|| free(0)) else { return Ok(None) };
+        let run = self.grow(&work, start);
+        work.cursor = run.end;
+        work.coming.extend(run.clone());
+        Ok(Some(run))
+    }
+
+    /// The segment of a span, and those behind it that are missing too, up to a range's bytes.
+    fn grow(&self, work: &Work, span: usize) -> Range<usize> {
+        let index = self.partial.index();
+        let mut run = index.segment(span);
+        while run.end < index.len() {
+            let more = run.start..index.segment(run.end).end;
+            let bytes = index.blob_range(more.clone());
+            let taken = (run.end..more.end).any(|s| self.partial.has(s) || work.coming.contains(&s));
+            if taken || bytes.end - bytes.start > self.range {
+                break;
+            }
+            run = more;
+        }
+        run
+    }
+
+    /// The index is not to be trusted: readers wait for the stream that takes its place.
+    pub(super) fn stream_instead(&self, why: &str) {
+        self.work().state = Trust::Streamed(why.to_owned());
+    }
+
+    /// The stream ended: with the layer's data file, or not.
+    pub(super) fn streamed(&self, outcome: Result<&File, ReadError>) {
+        let waiting = std::mem::take(&mut self.work().waiting);
+        for Waiting { bytes, answer, .. } in waiting {
+            let read = outcome.clone().and_then(|file| {
+                let mut out = vec![0; (bytes.end - bytes.start) as usize];
+                let len = silk_store::read_at(file, bytes.start, &mut out);
+                out.truncate(*len.as_ref().unwrap_or(&0));
+                len.map(|_| out).map_err(|e| self.refuse(Class::Internal, &e))
+            });
+            match read {
+                Ok(out) => answer(Ok(&out)),
+                Err(error) => answer(Err(error)),
+            }
+        }
+    }
+
+    pub(super) fn happened(&self) {
+        self.events.send_modify(|count| *count += 1);
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

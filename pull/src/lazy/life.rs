@@ -1,0 +1,161 @@
+//! From a mounted layer with holes to a whole one that is proved, or, where its index is no good, to a stream in its place.
+
+use std::{ops::Range, sync::Arc, time::Instant};
+
+use sha2::{Digest as _, Sha256};
+use silk_layer::{
+    index::Index,
+    tar::{Limits, Scanner},
+    toc::Toc,
+};
+use silk_model::Digest;
+use tokio::{sync::watch, time::sleep_until};
+
+use super::{Lazy, Road, range::Wanted};
+use crate::LayerError;
+
+/// Spans that are proved in one go: some milliseconds of a core.
+const PROVED_AT_ONCE: usize = 4;
+
+/// Why a layer cannot be filled by its index.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// Ranges do not give what the index says.
+    #[error("its index does not fit its blob: {0}")]
+    Ranges(Arc<str>),
+    /// All spans were good, and the whole is not the layer.
+    #[error(transparent)]
+    Proof(#[from] LayerError),
+}
+
+impl Lazy {
+    /// Fills and proves the layer. Ends when it is whole; the error says why its index is no good.
+    pub(super) async fn fill(self: &Arc<Self>, road: &Road) -> Result<(), Fault> {
+        let began = Instant::now();
+        let (found, toc) = tokio::select! {
+            proved = self.prove() => proved?,
+            fault = self.serve() => return Err(fault),
+            () = self.fetch_all() => unreachable!("it goes on until the proof ends"),
+        };
+        self.finish(road, found, toc, began).await
+    }
+
+    /// Looks after readers: what failed is fetched again, what takes too long is refused.
+    async fn serve(self: &Arc<Self>) -> Fault {
+        let mut events = self.events.subscribe();
+        loop {
+            events.borrow_and_update();
+            let (runs, wake) = match self.tend() {
+                Ok(todo) => todo,
+                Err(cause) => return Fault::Ranges(cause),
+            };
+            for run in runs {
+                self.spawn(run, Wanted::Now, None);
+            }
+            changed(&mut events, wake).await;
+        }
+    }
+
+    /// Fetches everything that nobody has asked for yet.
+    async fn fetch_all(self: &Arc<Self>) {
+        let mut events = self.events.subscribe();
+        loop {
+            let admitted = self.scheduler.background().await;
+            events.borrow_and_update();
+            let wake = match self.next_run() {
+                Ok(Some(run)) => {
+                    self.spawn(run, Wanted::Later, Some(admitted));
+                    continue;
+                }
+                Ok(None) => None,
+                Err(at) => Some(at),
+            };
+            drop(admitted);
+            changed(&mut events, wake).await;
+        }
+    }
+
+    /// Digests and scans the layer behind its first hole, up to its end.
+    async fn prove(self: &Arc<Self>) -> Result<(Digest, Toc), LayerError> {
+        let mut events = self.events.subscribe();
+        let mut proof = Box::new(Proof { hasher: Sha256::new(), scanner: Scanner::new(Limits::default()) });
+        let (mut done, count) = (0, self.partial.index().len());
+        while done < count {
+            events.borrow_and_update();
+            let end = self.partial.missing_from(done).unwrap_or(count).min(done + PROVED_AT_ONCE);
+            if end == done {
+                changed(&mut events, None).await;
+                continue;
+            }
+            let _admitted = self.scheduler.proof().await;
+            let (lazy, spans) = (Arc::clone(self), done..end);
+            let step = tokio::task::spawn_blocking(move || proof.advance(&lazy, spans).map(|()| proof)).await;
+            proof = step.map_err(|_| LayerError::Panicked)??;
+            done = end;
+        }
+        let found = Digest::new(proof.hasher.finalize().into());
+        if found != self.partial.diff_id() {
+            let expected = self.partial.diff_id();
+            return Err(silk_store::StoreError::WrongDiffId { expected, found }.into());
+        }
+        Ok((found, proof.scanner.finish()?))
+    }
+
+    async fn finish(self: &Arc<Self>, road: &Road, found: Digest, toc: Toc, began: Instant) -> Result<(), Fault> {
+        let (lazy, road) = (Arc::clone(self), road.clone());
+        let finished = tokio::task::spawn_blocking(move || {
+            let diff_id = lazy.partial.diff_id();
+            let known = road.store.toc(&diff_id).map_err(LayerError::from)?;
+            let lied = known != toc;
+            if lied {
+                road.names_lied(&lazy);
+            }
+            let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            lazy.partial.finish(found, &toc, millis).map_err(LayerError::from)?;
+            road.lazies.remove(&diff_id);
+            road.show.renew(&diff_id, lied);
+            let (demand, background) = lazy.arrived();
+            tracing::info!(
+                %diff_id, demand, background, seconds = began.elapsed().as_secs_f64(), "a layer is whole and proved"
+            );
+            if let Err(error) = road.store.settle(&[diff_id]) {
+                tracing::warn!(%diff_id, %error, "a layer could not be synced: fetched again after a host crash");
+            }
+            Ok(())
+        });
+        finished.await.unwrap_or(Err(LayerError::Panicked)).map_err(Fault::from)
+    }
+}
+
+/// A proof under way.
+struct Proof {
+    hasher: Sha256,
+    scanner: Scanner,
+}
+
+impl Proof {
+    fn advance(&mut self, lazy: &Lazy, spans: Range<usize>) -> Result<(), LayerError> {
+        let index: &Index = lazy.partial.index();
+        let mut bytes = Vec::new();
+        for span in spans {
+            let range = index.range(span);
+            bytes.resize((range.end - range.start) as usize, 0);
+            lazy.partial.read(range.start, &mut bytes)?;
+            self.hasher.update(&bytes);
+            self.scanner.push(&bytes)?;
+        }
+        Ok(())
+    }
+}
+
+async fn changed(events: &mut watch::Receiver<u64>, wake: Option<Instant>) {
+    let changed = events.changed();
+    match wake {
+        // The sender lives in the layer, which the caller holds.
+        None => drop(changed.await),
+        Some(at) => tokio::select! {
+            _ = changed => {}
+            () = sleep_until(at.into()) => {}
+        },
+    }
+}

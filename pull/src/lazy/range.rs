@@ -1,0 +1,115 @@
+//! One run of spans: fetched, decoded, verified, stored.
+
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+};
+
+use silk_layer::index::{self, SpanError};
+use silk_model::Class;
+use silk_store::StoreError;
+use tokio::sync::mpsc;
+
+use super::{Lazy, pieces::PieceReader, scheduler::Admitted};
+
+/// Pieces between the network and a decoder; see [`crate::fetch`].
+const PIECES: usize = 8;
+
+/// What asked for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// A reader waits.
+    Now,
+    /// Nobody yet.
+    Later,
+}
+
+/// Why a range did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RangeError {
+    #[error(transparent)]
+    Registry(#[from] silk_registry::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Content(SpanError),
+    #[error("silk failed at this range (a bug: see silkd's log)")]
+    Panicked,
+}
+
+impl RangeError {
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Self::Registry(e) => e.class(),
+            Self::Store(e) => e.class(),
+            Self::Content(_) => Class::Corrupt,
+            Self::Panicked => Class::Internal,
+        }
+    }
+}
+
+impl Lazy {
+    /// Fetches a run that was taken.
+    pub(super) fn spawn(self: &Arc<Self>, run: Range<usize>, wanted: Wanted, admitted: Option<Admitted>) {
+        let lazy = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let _admitted = match admitted {
+                Some(admitted) => admitted,
+                None => lazy.scheduler.demand().await,
+            };
+            let outcome = lazy.fetch(run.clone(), wanted).await;
+            lazy.ended(run, outcome);
+        });
+    }
+
+    async fn fetch(self: &Arc<Self>, run: Range<usize>, wanted: Wanted) -> Result<(), RangeError> {
+        let (to, pieces) = mpsc::channel(PIECES);
+        let mut stream = self.blob.read(self.partial.index().blob_range(run.clone()));
+        let lazy = Arc::clone(self);
+        let decode = tokio::task::spawn_blocking(move || lazy.decode(run, wanted, PieceReader::new(pieces)));
+        while let Some(piece) = stream.next().await.transpose() {
+            let last = piece.is_err();
+            if let Ok(bytes) = &piece {
+                self.counts.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+            if to.send(piece).await.is_err() || last {
+                break;
+            }
+        }
+        drop(to);
+        decode.await.unwrap_or(Err(RangeError::Panicked))
+    }
+
+    /// Blocks until the run is decoded.
+    fn decode(self: &Arc<Self>, run: Range<usize>, wanted: Wanted, input: PieceReader) -> Result<(), RangeError> {
+        let mut spans = index::read(Arc::clone(self.partial.index()), run, input);
+        let mut bytes = Vec::new();
+        loop {
+            match spans.next(&mut bytes) {
+                Ok(Some(span)) => {
+                    if !self.partial.has(span) {
+                        let count = match wanted {
+                            Wanted::Now => &self.counts.demand,
+                            Wanted::Later => &self.counts.background,
+                        };
+                        count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    }
+                    self.partial.fill(span, &bytes)?;
+                    self.has_come(span);
+                }
+                Ok(None) => return Ok(()),
+                Err(SpanError::Input(error)) => return Err(of_registry(error)),
+                Err(error) => return Err(RangeError::Content(error)),
+            }
+        }
+    }
+}
+
+/// The registry's error in that of a failed read.
+fn of_registry(error: std::io::Error) -> RangeError {
+    let kind = error.kind();
+    match error.into_inner().map(|inner| inner.downcast::<silk_registry::Error>()) {
+        Some(Ok(cause)) => RangeError::Registry(*cause),
+        _ => RangeError::Content(SpanError::Input(kind.into())),
+    }
+}

@@ -1,0 +1,115 @@
+//! What is known of a layer besides its bytes: its names (`toc`) and its random access (`index`).
+//!
+//! Learned while the layer streams in, or taken from a peer. Both files carry checksums, so that one torn by a crash of the
+//! host counts as unknown, and both outlive the layer's data.
+
+use std::{fs, io};
+
+use silk_layer::{index::{self, Index}, toc};
+use silk_model::Digest;
+
+use crate::{Facts, LayerRecord, Store, StoreError, record, writer};
+
+/// A layer's names and random access, as they are on disk and as peers exchange them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The layer.
+    pub diff_id: Digest,
+    /// The blob that the index is of.
+    pub blob: Digest,
+    /// `silk_layer::toc::encode`'s bytes.
+    pub toc: Vec<u8>,
+    /// `silk_layer::index::encode`'s bytes.
+    pub index: Vec<u8>,
+}
+
+impl Store {
+    /// Could [`Store::partial`] open the layer, whose blob is `blob`? Does not read the files.
+    pub fn is_known(&self, diff_id: &Digest, blob: &Digest) -> bool {
+        let known = self.record(diff_id).is_some_and(|r| r.facts.blob == *blob);
+        known && ["toc", "index"].iter().all(|name| self.layer_path(diff_id).join(name).exists())
+    }
+
+    /// Names and random access of a layer, for peers.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] when they are not known.
+    pub fn known(&self, diff_id: &Digest) -> Result<Known, StoreError> {
+        let record = self.record(diff_id).ok_or(StoreError::Absent(*diff_id))?;
+        let (toc, index) = (self.read_known(diff_id, "toc")?, self.read_known(diff_id, "index")?);
+        Ok(Known { diff_id: *diff_id, blob: record.facts.blob, toc, index })
+    }
+
+    /// Takes what a peer says of a layer that is not here. `from` names the peer.
+    ///
+    /// # Errors
+    /// [`StoreError::Toc`] or [`StoreError::Index`] when it is damaged, [`StoreError::Absent`] when the two do not fit
+    /// together; what the file system or the database says.
+    pub fn learn(&self, known: &Known, from: &str) -> Result<(), StoreError> {
+        let dir = self.layer_path(&known.diff_id);
+        let toc = toc::decode(&known.toc).map_err(|source| StoreError::Toc { path: dir.join("toc"), source })?;
+        let index =
+            index::decode(&known.index).map_err(|source| StoreError::Index { path: dir.join("index"), source })?;
+        if toc.size != index.size {
+            return Err(StoreError::Absent(known.diff_id));
+        }
+        let facts = Facts {
+            size: toc.size,
+            entries: toc.entries.len() as u64,
+            blob: known.blob,
+            blob_size: index.blob_size,
+            source: String::new(),
+            millis: 0,
+        };
+        let _changing = self.changing();
+        if self.whole(&known.diff_id) {
+            return Ok(());
+        }
+        fs::create_dir_all(&dir).map_err(|e| StoreError::io("create", &dir, e))?;
+        writer::write_new(&dir.join("toc"), &known.toc)?;
+        writer::write_new(&dir.join("index"), &known.index)?;
+        let record = LayerRecord {
+            whole: false,
+            durable: false,
+            boot: self.boot,
+            last_used: record::now(),
+            from: from.to_owned(),
+            facts,
+        };
+        self.persist(&[(known.diff_id, record)])
+    }
+
+    /// Forgets names and index of a layer that is not whole, for whoever writes it alone.
+    pub(crate) fn unlearn(&self, diff_id: &Digest) -> Result<(), StoreError> {
+        let _changing = self.changing();
+        if self.whole(diff_id) {
+            return Ok(());
+        }
+        self.forget(&[*diff_id])?;
+        for name in ["toc", "index"] {
+            let path = self.layer_path(diff_id).join(name);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("delete", &path, e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The layer's index, and the digest of the file it is in.
+    pub(crate) fn read_index(&self, diff_id: &Digest) -> Result<(Index, Digest), StoreError> {
+        let bytes = self.read_known(diff_id, "index")?;
+        let path = self.layer_path(diff_id).join("index");
+        let index = index::decode(&bytes).map_err(|source| StoreError::Index { path, source })?;
+        Ok((index, Digest::of(&bytes)))
+    }
+
+    pub(crate) fn read_known(&self, diff_id: &Digest, name: &str) -> Result<Vec<u8>, StoreError> {
+        let path = self.layer_path(diff_id).join(name);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(StoreError::Absent(*diff_id)),
+            Err(e) => Err(StoreError::io("read", &path, e)),
+        }
+    }
+}
