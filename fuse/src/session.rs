@@ -1,0 +1,105 @@
+//! A mount with the threads that serve it.
+
+use std::{
+    path::Path,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use fuser::{INodeNo, Notifier, SessionACL};
+
+use crate::{
+    Config, FuseError, Slot, Source,
+    mount::{self, Mounted},
+    node::Node,
+    serve::{Names, Server},
+};
+
+/// How long the workers may take to notice that their connection has ended. They notice at once; this is for a machine
+/// in great trouble.
+const END: Duration = Duration::from_secs(5);
+
+/// A mount and its workers. It is unmounted when dropped.
+#[derive(Debug)]
+pub struct Session {
+    mounted: Mounted,
+    notifier: Notifier,
+    names: Arc<Names>,
+    /// Closed by the last worker.
+    ended: mpsc::Receiver<()>,
+}
+
+impl Session {
+    /// Mounts on `at`, whose directory is made if there is none, and serves `source` there. What an earlier process has
+    /// left mounted there is taken away first, so the caller makes sure that there is one process a root.
+    ///
+    /// # Errors
+    /// When the kernel has no FUSE or refuses, or something else is mounted on `at`.
+    pub fn mount(at: &Path, source: Arc<dyn Source>, config: Config) -> Result<Self, FuseError> {
+        let at = mount::clear(at)?;
+        let (device, new) = mount::new(&at)?;
+        let names = Arc::<Names>::default();
+        let mut fuser_config = fuser::Config::default();
+        fuser_config.n_threads = Some(config.workers.max(1));
+        let server = Server::new(source, names.clone());
+        let session = fuser::Session::from_fd(server, device, SessionACL::All, fuser_config);
+        let session = session.map_err(FuseError::Handshake)?;
+        let notifier = session.notifier();
+        let (running, ended) = mpsc::channel();
+        let workers = thread::Builder::new().name("silk-fuse".into()).spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::error!(%error, "the FUSE session ended");
+            }
+            drop::<mpsc::Sender<()>>(running);
+        });
+        workers.map_err(|e| FuseError::io("start threads for", &at, e))?;
+        let mounted = new.attach(&at).map_err(|e| FuseError::io("mount on", &at, e))?;
+        tracing::info!(path = %at.display(), workers = config.workers, "FUSE is mounted");
+        Ok(Self { mounted, notifier, names, ended })
+    }
+
+    /// Unmounts and ends all workers. A mount that is in use (by EROFS mounts over its files, say) is ended all the
+    /// same: reads of what is not in the page cache fail there. Replies that still wait lead nowhere.
+    pub fn unmount(self) {}
+
+    /// Tells the kernel to forget what it keeps of an object: name, attributes, and the pages of a data file or of a
+    /// tree's root. To be called when an object is gone. What a process uses it keeps.
+    ///
+    /// Waits for reads of the file that are under way: never call it where those are answered, nor from a [`Source`].
+    pub fn forget(&self, slot: Slot) {
+        let Some((name, nid)) = self.names.take(slot) else { return };
+        let Some(ino) = (Node { slot, nid }).ino() else { return };
+        // The name first, or a lookup in between would keep the inode.
+        let told = [self.notifier.inval_entry(INodeNo::ROOT, name.as_ref()), self.notifier.inval_inode(ino, 0, 0)];
+        for error in told.into_iter().filter_map(Result::err) {
+            tracing::warn!(slot = slot.0, %error, "the kernel did not forget an object");
+        }
+    }
+
+    fn has_ended(&self, wait: Duration) -> bool {
+        matches!(self.ended.recv_timeout(wait), Err(mpsc::RecvTimeoutError::Disconnected))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // An operator may have unmounted it; the kernel has ended the session then.
+        if self.has_ended(Duration::ZERO) {
+            return;
+        }
+        if let Err(error) = self.mounted.unmount() {
+            tracing::warn!(%error, "could not unmount FUSE");
+        }
+        // Another mount namespace may have a copy of the mount, or an operator has detached it while it was in use.
+        if self.has_ended(Duration::from_millis(200)) {
+            return;
+        }
+        if let Err(error) = self.mounted.abort() {
+            tracing::warn!(%error, "could not end the FUSE connection");
+        }
+        if !self.has_ended(END) {
+            tracing::warn!("threads of the FUSE session do not end");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Objects in memory, whose reads answer as a test wants.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex},
+};
+
+use rustix::io::Errno;
+use silk_fuse::{Config, Object, Reply, Session, Slot, Source, TreeFiles};
+
+/// What becomes of reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Answer,
+    Keep,
+    Fail(Errno),
+    Short,
+    Drop,
+    Panic,
+}
+
+/// A read that waits.
+#[derive(Debug)]
+pub struct Kept {
+    pub slot: Slot,
+    pub offset: u64,
+    pub len: u32,
+    pub reply: Reply,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    names: HashMap<String, Slot>,
+    data: HashMap<Slot, Arc<Vec<u8>>>,
+    trees: HashMap<Slot, Arc<TreeFiles>>,
+    modes: HashMap<Slot, Mode>,
+    kept: Vec<Kept>,
+    reads: Vec<(Slot, u64, u32)>,
+}
+
+#[derive(Debug, Default)]
+pub struct Store {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Store {
+    pub fn add(&self, name: &str, slot: u32, data: Vec<u8>) {
+        let mut state = self.state.lock().unwrap();
+        state.names.insert(name.to_owned(), Slot(slot));
+        state.data.insert(Slot(slot), Arc::new(data));
+    }
+
+    pub fn add_tree(&self, name: &str, slot: u32, tree: TreeFiles) {
+        let mut state = self.state.lock().unwrap();
+        state.names.insert(name.to_owned(), Slot(slot));
+        state.trees.insert(Slot(slot), Arc::new(tree));
+    }
+
+    pub fn remove(&self, name: &str) {
+        let mut state = self.state.lock().unwrap();
+        let slot = state.names.remove(name).unwrap();
+        state.data.remove(&slot);
+        state.trees.remove(&slot);
+    }
+
+    pub fn set(&self, slot: u32, mode: Mode) {
+        self.state.lock().unwrap().modes.insert(Slot(slot), mode);
+    }
+
+    /// The reads that wait, once there are so many.
+    pub fn kept(&self, count: usize) -> Vec<Kept> {
+        let state = self.state.lock().unwrap();
+        let mut state = self.changed.wait_while(state, |s| s.kept.len() < count).unwrap();
+        std::mem::take(&mut state.kept)
+    }
+
+    pub fn reads(&self) -> Vec<(Slot, u64, u32)> {
+        self.state.lock().unwrap().reads.clone()
+    }
+
+    pub fn answer(&self, kept: Kept) {
+        let data = self.state.lock().unwrap().data[&kept.slot].clone();
+        kept.reply.data(&data[kept.offset as usize..][..kept.len as usize]);
+    }
+}
+
+impl Source for Store {
+    fn find(&self, name: &str) -> Option<Slot> {
+        assert_ne!(name, "panic");
+        self.state.lock().unwrap().names.get(name).copied()
+    }
+
+    fn object(&self, slot: Slot) -> Option<Object> {
+        let state = self.state.lock().unwrap();
+        let tree = state.trees.get(&slot).map(|tree| Object::Tree(tree.clone()));
+        tree.or_else(|| state.data.get(&slot).map(|data| Object::Data { size: data.len() as u64 }))
+    }
+
+    fn read(&self, slot: Slot, offset: u64, len: u32, reply: Reply) {
+        let mut state = self.state.lock().unwrap();
+        state.reads.push((slot, offset, len));
+        let mode = state.modes.get(&slot).copied().unwrap_or(Mode::Answer);
+        let kept = Kept { slot, offset, len, reply };
+        match mode {
+            Mode::Answer => {
+                drop(state);
+                self.answer(kept);
+            }
+            Mode::Keep => {
+                state.kept.push(kept);
+                self.changed.notify_all();
+            }
+            Mode::Fail(error) => kept.reply.error(error),
+            Mode::Short => kept.reply.data(&vec![1; len as usize - 1]),
+            Mode::Drop => {}
+            Mode::Panic => {
+                drop(state);
+                panic!("a source that panics");
+            }
+        }
+    }
+}
+
+/// A mounted store in a directory of its own.
+pub struct Served {
+    pub store: Arc<Store>,
+    pub session: Option<Session>,
+    pub at: PathBuf,
+    pub dir: tempfile::TempDir,
+}
+
+impl Served {
+    pub fn new() -> Self {
+        Self::with(Config { workers: 2 })
+    }
+
+    pub fn with(config: Config) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::default());
+        let at = dir.path().join("fuse");
+        let session = Session::mount(&at, store.clone(), config).unwrap();
+        Self { store, session: Some(session), at, dir }
+    }
+
+    pub fn session(&self) -> &Session {
+        self.session.as_ref().unwrap()
+    }
+}
