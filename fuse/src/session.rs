@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -27,7 +27,7 @@ pub struct Session {
     notifier: Notifier,
     names: Arc<Names>,
     /// Closed by the last worker.
-    ended: mpsc::Receiver<()>,
+    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Session {
@@ -56,7 +56,7 @@ impl Session {
         workers.map_err(|e| FuseError::io("start threads for", &at, e))?;
         let mounted = new.attach(&at).map_err(|e| FuseError::io("mount on", &at, e))?;
         tracing::info!(path = %at.display(), workers = config.workers, "FUSE is mounted");
-        Ok(Self { mounted, notifier, names, ended })
+        Ok(Self { mounted, notifier, names, ended: ended.into() })
     }
 
     /// Unmounts and ends all workers. A mount that is in use (by EROFS mounts over its files, say) is ended all the
@@ -77,8 +77,12 @@ impl Session {
         }
     }
 
+    fn ended(&self) -> MutexGuard<'_, mpsc::Receiver<()>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn has_ended(&self, wait: Duration) -> bool {
-        matches!(self.ended.recv_timeout(wait), Err(mpsc::RecvTimeoutError::Disconnected))
+        matches!(self.ended().recv_timeout(wait), Err(mpsc::RecvTimeoutError::Disconnected))
     }
 }
 
