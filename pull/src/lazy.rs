@@ -142,10 +142,16 @@ impl Lazies {
         self.layers().keys().copied().collect()
     }
 
+    /// Stops to fill a layer; what is here stays for the next who opens it.
+    pub fn stop(&self, diff_id: &Digest) -> Option<Arc<Lazy>> {
+        let Entry { lazy, task } = self.layers().remove(diff_id)?;
+        task.inspect(AbortHandle::abort);
+        Some(lazy)
+    }
+
     /// Stops to fill a layer and drops its bytes; what is known of it stays. Blocks for the disk.
     pub fn give_up(&self, diff_id: &Digest) {
-        let Some(Entry { lazy, task }) = self.layers().remove(diff_id) else { return };
-        task.inspect(AbortHandle::abort);
+        let Some(lazy) = self.stop(diff_id) else { return };
         if let Err(error) = lazy.partial.discard(false) {
             tracing::warn!(%diff_id, %error, "could not drop the bytes of a layer");
         }

@@ -10,7 +10,8 @@ use std::{
 use futures::future::BoxFuture;
 use silk_model::{Digest, chain_ids};
 use silk_pull::{
-    Claim, Claimed, Config, Contents, ContentsError, ImageError, Puller, Refused, Seams, Show, ShowError, State,
+    Claim, Claimed, Config, Contents, ContentsError, ImageError, Lazies, Puller, ReadError, Refused, Seams, Show,
+    ShowError, State,
 };
 use silk_registry::Registry;
 use silk_store::Store;
@@ -28,17 +29,28 @@ impl Contents for Documents {
     }
 }
 
-/// Remembers which chains were shown.
+/// Remembers which chains were shown, and which layers were to be shown anew.
 #[derive(Debug, Default)]
-struct Shown(Mutex<Vec<Vec<Digest>>>);
+struct Shown {
+    shown: Mutex<Vec<Vec<Digest>>>,
+    renewed: Mutex<Vec<(Digest, bool)>>,
+}
 
 impl Show for Shown {
     fn possible(&self) -> Result<(), String> {
         Ok(())
     }
 
+    fn lazily(&self) -> bool {
+        true
+    }
+
+    fn renew(&self, diff_id: &Digest, lied: bool) {
+        self.renewed.lock().unwrap().push((*diff_id, lied));
+    }
+
     fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError> {
-        self.0.lock().unwrap().push(diff_ids.to_vec());
+        self.shown.lock().unwrap().push(diff_ids.to_vec());
         Ok(())
     }
 }
@@ -46,6 +58,7 @@ impl Show for Shown {
 pub struct Node {
     pub store: Arc<Store>,
     pub puller: Arc<Puller>,
+    pub lazies: Arc<Lazies>,
     config: Config,
     documents: Arc<Documents>,
     shown: Arc<Shown>,
@@ -82,14 +95,18 @@ impl Node {
         let shown = Arc::new(Shown::default());
         let seams = Seams { contents: Arc::clone(&documents) as Arc<_>, show: Arc::clone(&shown) as Arc<_> };
         let registry = Registry::new(registry).unwrap();
-        let puller = Puller::new(config.clone(), registry, Arc::clone(&store), seams).unwrap();
-        Self { store, puller, config, documents, shown, root }
+        let lazies = Lazies::new(Arc::clone(&store), &config);
+        let puller = Puller::new(config.clone(), registry, Arc::clone(&lazies), seams).unwrap();
+        Self { store, puller, lazies, config, documents, shown, root }
     }
 
     /// The daemon ends and starts again.
     pub fn restart(self) -> Self {
-        let Self { store, puller, config, documents, root, .. } = self;
-        drop(puller);
+        let Self { store, puller, lazies, config, documents, root, .. } = self;
+        for diff_id in lazies.list() {
+            lazies.stop(&diff_id);
+        }
+        drop((puller, lazies));
         // A pull that has just ended still syncs its layers.
         while Arc::strong_count(&store) > 1 {
             std::thread::sleep(std::time::Duration::from_millis(1));
@@ -143,7 +160,43 @@ impl Node {
     }
 
     pub fn shown(&self) -> Vec<Vec<Digest>> {
-        self.shown.0.lock().unwrap().clone()
+        self.shown.shown.lock().unwrap().clone()
+    }
+}
+
+impl Node {
+    /// Which layers were to be shown anew, and whether their names had lied.
+    pub fn renewed(&self) -> Vec<(Digest, bool)> {
+        self.shown.renewed.lock().unwrap().clone()
+    }
+
+    /// Takes what another node knows of the image's layers.
+    pub fn learn_from(&self, other: &Self, pushed: &Pushed) {
+        for layer in &pushed.layers {
+            self.store.learn(&other.store.known(&layer.diff_id).unwrap(), "a peer").unwrap();
+        }
+    }
+
+    /// Reads of a layer's data file as the kernel would.
+    pub async fn read(&self, diff_id: &Digest, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+        let Some(lazy) = self.lazies.get(diff_id) else {
+            let data = self.data(diff_id);
+            return Ok(data[offset as usize..data.len().min(offset as usize + len)].to_vec());
+        };
+        let (to, read) = tokio::sync::oneshot::channel();
+        lazy.read(offset, len, Box::new(|answer| drop(to.send(answer.map(<[u8]>::to_vec)))));
+        read.await.expect("a read is answered")
+    }
+
+    /// Returns when the layer is whole; fails the test when that takes a minute.
+    pub async fn whole(&self, diff_id: &Digest) {
+        for _ in 0..6000 {
+            if self.store.whole(diff_id) && self.lazies.get(diff_id).is_none() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("{diff_id} does not become whole");
     }
 }
 

@@ -1,0 +1,274 @@
+//! Layers that another node knows: mounted at once, read before their bytes are here, whole in the end.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Node, noise, tar};
+use silk_layer::{index, toc};
+use silk_model::{Class, Digest};
+use silk_store::Known;
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed};
+
+/// Compresses to about a half.
+fn text(seed: u64, len: usize) -> Vec<u8> {
+    noise(seed, len / 2).iter().flat_map(|b| [b'a' + (b & 15), b'a' + (b >> 4)]).collect()
+}
+
+/// An image of one layer, pulled by a node that teaches others.
+async fn taught(registry: &Fake, tar: &[u8], compression: Compression) -> (Node, Pushed) {
+    let pushed = registry.push_image("library/app:1", &ImageSpec::new().layer(tar, compression));
+    let teacher = Node::new();
+    teacher.pull(&pushed).await.unwrap();
+    (teacher, pushed)
+}
+
+fn blobs(pushed: &Pushed) -> String {
+    format!("GET .*{}", pushed.layers[0].blob_digest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_compression_is_read_before_it_is_here_and_becomes_whole() {
+    for compression in
+        [Compression::Gzip, Compression::GzipMembers(700_000), Compression::Plain, Compression::Zstd]
+    {
+        let registry = Fake::start().await;
+        let tar = tar(&[("text", &text(1, 9_000_000)), ("noise", &noise(2, 5_000_000)), ("end", b"end")]);
+        let (teacher, pushed) = taught(&registry, &tar, compression).await;
+        let id = pushed.layers[0].diff_id;
+        let before = registry.sent(&blobs(&pushed));
+        let node = Node::new();
+        node.learn_from(&teacher, &pushed);
+        node.pull(&pushed).await.unwrap();
+        for offset in [13_900_000, 0, 7_000_001, 9_500_000] {
+            let end = tar.len().min(offset + 70_000);
+            assert_eq!(node.read(&id, offset as u64, end - offset).await.unwrap(), tar[offset..end], "{compression:?}");
+        }
+        node.whole(&id).await;
+        assert_eq!(node.data(&id), tar);
+        assert_eq!(node.renewed(), [(id, false)]);
+        assert_eq!(node.store.record(&id).unwrap().from, "", "proved here");
+        let sent = registry.sent(&blobs(&pushed)) - before;
+        assert!(sent <= before + before / 10, "{compression:?}: {sent} bytes of {before}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_is_ready_before_any_byte_and_a_read_fetches_what_it_needs() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(1, 40_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Gzip).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    registry.fault(&blobs(&pushed), Fault::NoAnswer, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    assert!(!node.store.whole(&id));
+    assert_eq!(node.puller.status(None)[0].layers[0].state, "filling");
+    // The registry was gone for a while; the reader only waits.
+    let read = tokio::spawn({
+        let lazy = node.lazies.get(&id).unwrap();
+        let (to, read) = tokio::sync::oneshot::channel();
+        lazy.read(33_000_000, 5000, Box::new(|answer| drop(to.send(answer.map(<[u8]>::to_vec)))));
+        read
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!read.is_finished());
+    registry.heal();
+    assert_eq!(read.await.unwrap().unwrap().unwrap(), tar[33_000_000..33_005_000]);
+    node.whole(&id).await;
+    assert_eq!(node.data(&id), tar);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_readers_fetch_each_span_once() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("text", &text(3, 12_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Gzip).await;
+    let id = pushed.layers[0].diff_id;
+    let before = registry.sent(&blobs(&pushed));
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    node.pull(&pushed).await.unwrap();
+    let reads = (0..400_u64).map(|i| {
+        let offset = i * 7_919_777 % (tar.len() as u64 - 4096);
+        let (node, tar) = (&node, &tar);
+        async move {
+            let bytes = node.read(&id, offset, 4096).await.unwrap();
+            assert_eq!(bytes, tar[offset as usize..offset as usize + 4096]);
+        }
+    });
+    futures::future::join_all(reads).await;
+    node.whole(&id).await;
+    let sent = registry.sent(&blobs(&pushed)) - before;
+    assert!(sent <= before + before / 20, "{sent} bytes of {before}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_survive_a_restart() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(5, 20_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    registry.fault(&blobs(&pushed), Fault::Slow(20_000_000), ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    node.read(&id, 10_000_000, 1000).await.unwrap();
+    let here = node.lazies.get(&id).unwrap().bytes_here();
+    let node = node.restart();
+    registry.heal();
+    registry.fault(&blobs(&pushed), Fault::NoAnswer, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    assert!(node.lazies.get(&id).unwrap().bytes_here() >= here);
+    assert_eq!(node.read(&id, 10_000_000, 1000).await.unwrap(), tar[10_000_000..10_001_000], "without a registry");
+    registry.heal();
+    node.whole(&id).await;
+    assert_eq!(node.data(&id), tar);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_of_the_blob_is_never_served() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(6, 8_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Gzip).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    registry.fault(&blobs(&pushed), Fault::Flip(5_000_000), 1);
+    node.pull(&pushed).await.unwrap();
+    assert_eq!(node.read(&id, 5_000_000, 100_000).await.unwrap(), tar[5_000_000..5_100_000], "the next try was good");
+    node.whole(&id).await;
+    assert_eq!(node.data(&id), tar);
+    // A registry that never sends it right: the reader is told, nobody is lied to.
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    registry.fault(&blobs(&pushed), Fault::Flip(5_000_000), ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    let error = node.read(&id, 5_000_000, 100_000).await.unwrap_err();
+    assert_eq!(error.class, Class::Corrupt, "{error}");
+    assert!(error.to_string().contains("sent other bytes than the manifest names"), "{error}");
+    assert!(error.to_string().contains(&pushed.reference), "{error}");
+    assert!(!node.store.whole(&id));
+}
+
+/// What a peer made up.
+fn altered(known: &Known, change: impl FnOnce(&mut toc::Toc, &mut index::Index)) -> Known {
+    let mut toc = toc::decode(&known.toc).unwrap();
+    let mut index = index::decode(&known.index).unwrap();
+    change(&mut toc, &mut index);
+    Known { toc: toc::encode(&toc), index: index::encode(&index), ..known.clone() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_lies_is_dropped_and_the_layer_streams_in() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("text", &text(7, 12_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Gzip).await;
+    let id = pushed.layers[0].diff_id;
+    let known = teacher.store.known(&id).unwrap();
+    let last = |index: &index::Index| index.spans.iter().rposition(|span| span.entry.is_some()).unwrap();
+    let lies = [
+        altered(&known, |_, index| {
+            let at = last(index);
+            index.spans[at].entry.as_mut().unwrap().offset -= 100;
+        }),
+        altered(&known, |_, index| {
+            let at = last(index);
+            index.spans[at].digest = index.spans[0].digest.clone();
+        }),
+    ];
+    for lie in lies {
+        let node = Node::new();
+        node.store.learn(&lie, "a liar").unwrap();
+        node.pull(&pushed).await.unwrap();
+        let offset = tar.len() - 100_000;
+        assert_eq!(node.read(&id, offset as u64, 50_000).await.unwrap(), tar[offset..offset + 50_000]);
+        node.whole(&id).await;
+        assert_eq!(node.data(&id), tar);
+        assert!(node.renewed().contains(&(id, true)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_lie_are_replaced_when_the_layer_is_whole() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("true", &text(8, 3_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Gzip).await;
+    let id = pushed.layers[0].diff_id;
+    let lie = altered(&teacher.store.known(&id).unwrap(), |toc, _| toc.entries[0].path = b"lie".to_vec());
+    let node = Node::new();
+    node.store.learn(&lie, "a liar").unwrap();
+    node.pull(&pushed).await.unwrap();
+    node.whole(&id).await;
+    assert_eq!(node.store.toc(&id).unwrap().entries[0].path, b"true");
+    assert_eq!(node.renewed(), [(id, true), (id, false)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_knowledge_is_refused_and_learned_anew() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("text", &text(9, 3_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Gzip).await;
+    let id = pushed.layers[0].diff_id;
+    let known = teacher.store.known(&id).unwrap();
+    let node = Node::new();
+    for at in [0, known.index.len() / 2, known.index.len() - 1] {
+        let mut bad = known.clone();
+        bad.index[at] ^= 1;
+        assert_eq!(node.store.learn(&bad, "a peer").unwrap_err().class(), Class::Corrupt);
+    }
+    node.store.learn(&known, "a peer").unwrap();
+    let path = node.store.layer_path(&id).join("index");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[known.index.len() / 2] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    node.pull(&pushed).await.unwrap();
+    assert_eq!(node.data(&id), tar, "it was streamed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_is_refused_after_its_time_with_the_cause() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(10, 3_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::with(|config| config.read_wait_secs = 1);
+    node.learn_from(&teacher, &pushed);
+    registry.fault_status(&blobs(&pushed), 503, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    let error = node.read(&id, 0, 4096).await.unwrap_err();
+    assert!(error.to_string().contains("503"), "{error}");
+    assert!(node.puller.status(None)[0].layers[0].trouble.as_ref().unwrap().contains("503"));
+    registry.heal();
+    assert_eq!(node.read(&id, 0, 4096).await.unwrap(), tar[..4096]);
+    node.whole(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_given_up_leaves_what_is_known() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(11, 3_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    registry.fault(&blobs(&pushed), Fault::NoAnswer, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    let waiting = tokio::spawn({
+        let lazy = node.lazies.get(&id).unwrap();
+        let (to, read) = tokio::sync::oneshot::channel::<bool>();
+        lazy.read(0, 4096, Box::new(|answer| drop(to.send(answer.is_ok()))));
+        drop(lazy);
+        read
+    });
+    node.lazies.give_up(&id);
+    assert!(!node.store.layer_path(&id).join("data").exists());
+    registry.heal();
+    node.pull(&pushed).await.unwrap();
+    node.whole(&id).await;
+    assert_eq!(node.data(&id), tar);
+    let answered = tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap();
+    assert_ne!(answered, Ok(true), "its bytes were given up");
+    assert_eq!(Digest::of(&tar), id);
+}
