@@ -238,8 +238,3 @@ impl<R: BufRead> BufRead for Watched<R> {
 
 #[cfg(test)]
 mod tests;
-
-/// x
-pub fn open_learning<R: BufRead + Send>(input: R) -> io::Result<Decoder<R>> { open(input) }
-impl<R: BufRead> Decoder<R> { /// x
- pub fn take_entries(&mut self)->Vec<(u64, crate::index::Entry)>{vec![]} }

@@ -7,7 +7,6 @@
 
 pub mod decode;
 pub mod erofs;
-pub mod index;
 pub mod media;
 pub mod tar;
 pub mod toc;
