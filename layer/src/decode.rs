@@ -5,15 +5,22 @@
 //! [`DecodeError`]s of kind `InvalidData` ([`DecodeError::of`] finds them). After an error every further read answers
 //! an error, never an early end.
 
+mod frames;
+mod learn;
+mod members;
+
 use std::{
     fmt,
     io::{self, BufRead, Read},
 };
 
-use flate2::bufread::MultiGzDecoder;
 use silk_model::Class;
 
+use self::{frames::Frames, learn::Learner, members::Members};
 use crate::media::{Compression, MAGIC_LEN};
+
+pub use learn::Found;
+pub(crate) use learn::Piece;
 
 /// The largest zstd window that is accepted, as a power of two: 128 MiB, `zstd -d`'s own default and what level 22
 /// writes. A frame that asks for more would cost that much memory a stream; containerd's decoder would allow it.
@@ -66,9 +73,9 @@ pub struct Decoder<R: BufRead> {
 }
 
 enum Inner<R: BufRead> {
-    None(Start<R>),
-    Gzip(Box<MultiGzDecoder<Watched<Start<R>>>>),
-    Zstd(Box<zstd::Decoder<'static, Watched<Start<R>>>>),
+    None(Plain<Start<R>>),
+    Gzip(Box<Members<Watched<Start<R>>>>),
+    Zstd(Box<Frames<Watched<Start<R>>>>),
 }
 
 enum State {
@@ -85,19 +92,47 @@ impl<R: BufRead> fmt::Debug for Decoder<R> {
 }
 
 /// Looks at the first bytes of `input` and makes the decoder they call for.
-pub fn open<R: BufRead + Send>(mut input: R) -> io::Result<Decoder<R>> {
+pub fn open<R: BufRead + Send>(input: R) -> io::Result<Decoder<R>> {
+    begin(input, Learner::off())
+}
+
+/// As [`open`], and learns on the way where decoding can begin ([`Decoder::take_entries`]).
+pub fn open_learning<R: BufRead + Send>(input: R) -> io::Result<Decoder<R>> {
+    begin(input, Learner::on())
+}
+
+fn begin<R: BufRead>(mut input: R, learner: Learner) -> io::Result<Decoder<R>> {
     let mut first = Vec::with_capacity(MAGIC_LEN);
     input.by_ref().take(MAGIC_LEN as u64).read_to_end(&mut first)?;
     let compression = Compression::detect(&first);
-    let start = Start { first, used: 0, rest: input };
+    let input = Start { first, used: 0, rest: input };
     let inner = match compression {
-        Compression::None => Inner::None(start),
-        Compression::Gzip => Inner::Gzip(Box::new(MultiGzDecoder::new(Watched { input: start, failure: None }))),
-        Compression::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(Watched { input: start, failure: None })?;
-            decoder.window_log_max(MAX_WINDOW_LOG)?;
-            Inner::Zstd(Box::new(decoder))
+        Compression::None => Inner::None(Plain::new(input, learner)),
+        Compression::Gzip => Inner::Gzip(Box::new(Members::new(Watched::new(input), learner))),
+        Compression::Zstd => Inner::Zstd(Box::new(Frames::new(Watched::new(input), learner)?)),
+    };
+    Ok(Decoder { inner, state: State::Reading })
+}
+
+/// Where [`resume`] begins.
+pub(crate) struct Point<'a> {
+    /// gzip: how many of the high bits of the first byte belong to the first block.
+    pub(crate) bits: u8,
+    /// gzip: the output before it; `None` where a member begins.
+    pub(crate) window: Option<&'a [u8]>,
+}
+
+/// Goes on from the middle of a blob.
+pub(crate) fn resume<R: BufRead>(compression: Compression, point: &Point<'_>, input: R) -> io::Result<Decoder<R>> {
+    let input = Start { first: Vec::new(), used: 0, rest: input };
+    let off = Learner::off();
+    let inner = match (compression, point.window) {
+        (Compression::None, _) => Inner::None(Plain::new(input, off)),
+        (Compression::Gzip, None) => Inner::Gzip(Box::new(Members::new(Watched::new(input), off))),
+        (Compression::Gzip, Some(window)) => {
+            Inner::Gzip(Box::new(Members::enter(Watched::new(input), window, point.bits)))
         }
+        (Compression::Zstd, _) => Inner::Zstd(Box::new(Frames::new(Watched::new(input), off)?)),
     };
     Ok(Decoder { inner, state: State::Reading })
 }
@@ -112,12 +147,26 @@ impl<R: BufRead> Decoder<R> {
         }
     }
 
+    /// What was learned since the last call, for [`crate::index::Builder::entries`]; nothing without [`open_learning`].
+    ///
+    /// After a read that ended at byte `n` of the tar, every place to cut before `n` has been given, and none beyond `n`.
+    /// So a caller that takes them after each read, and gives them to the builder before the bytes, is right. At most
+    /// 32 KiB and some compressed bytes for each MiB that was read wait here to be taken.
+    pub fn take_entries(&mut self) -> Vec<Found> {
+        let learner = match &mut self.inner {
+            Inner::None(plain) => &mut plain.learner,
+            Inner::Gzip(members) => &mut members.learner,
+            Inner::Zstd(frames) => &mut frames.learner,
+        };
+        learner.take()
+    }
+
     /// Tells the input's own error from the decompressor's, types the latter, and remembers both.
     fn fail(&mut self, error: io::Error) -> io::Error {
         let (format, of_input) = match &mut self.inner {
             Inner::None(_) => return error,
-            Inner::Gzip(decoder) => ("gzip", decoder.get_mut().failure.take()),
-            Inner::Zstd(decoder) => ("zstd", decoder.get_mut().failure.take()),
+            Inner::Gzip(members) => ("gzip", members.input.failure.take()),
+            Inner::Zstd(frames) => ("zstd", frames.input.failure.take()),
         };
         if let Some(of_input) = of_input {
             self.state = State::InputFailed(of_input.kind());
@@ -150,9 +199,9 @@ impl<R: BufRead> Read for Decoder<R> {
             State::InputFailed(kind) => return Err((*kind).into()),
         }
         let result = match &mut self.inner {
-            Inner::None(input) => input.read(buf),
-            Inner::Gzip(decoder) => decoder.read(buf),
-            Inner::Zstd(decoder) => decoder.read(buf),
+            Inner::None(plain) => plain.read(buf),
+            Inner::Gzip(members) => members.read(buf),
+            Inner::Zstd(frames) => frames.read(buf),
         };
         match result {
             Ok(0) => {
@@ -162,6 +211,27 @@ impl<R: BufRead> Read for Decoder<R> {
             Ok(n) => Ok(n),
             Err(error) => Err(self.fail(error)),
         }
+    }
+}
+
+/// No compression.
+struct Plain<R> {
+    input: R,
+    /// Bytes read.
+    at: u64,
+    learner: Learner,
+}
+
+impl<R: BufRead> Plain<R> {
+    fn new(input: R, learner: Learner) -> Self {
+        Self { input, at: 0, learner }
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(buf)?;
+        self.learner.plain(self.at..self.at + n as u64);
+        self.at += n as u64;
+        Ok(n)
     }
 }
 
@@ -204,6 +274,10 @@ struct Watched<R> {
 }
 
 impl<R> Watched<R> {
+    fn new(input: R) -> Self {
+        Self { input, failure: None }
+    }
+
     fn keep(failure: &mut Option<io::Error>, error: io::Error) -> io::Error {
         let stand_in = io::Error::from(error.kind());
         *failure = Some(error);

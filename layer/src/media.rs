@@ -1,7 +1,9 @@
 //! Which blobs are layers that silk can stream, by media type, and how they are compressed, by their first bytes.
 
+use serde::{Deserialize, Serialize};
+
 /// How a layer's blob is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Compression {
     /// Not at all: the blob is the tar.
     None,

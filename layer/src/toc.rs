@@ -4,7 +4,7 @@
 //! directories that are implied) is worked out by [`crate::tree`]. All offsets are bytes into the layer's
 //! uncompressed tar, which is its data file on disk.
 
-mod bytes;
+pub(crate) mod bytes;
 mod codec;
 
 pub use codec::{HEADER_LEN, MAGIC, MAX_UNFOLDED, TocError, VERSION, decode, encode};

@@ -1,3 +1,4 @@
-//! System calls that no library offers safely. The only crate of silk with `unsafe` in it.
+//! System calls, and one C interface, that no library offers safely. The only crate of silk with `unsafe` in it.
 
+pub mod inflate;
 pub mod loop_device;
