@@ -101,8 +101,11 @@ mod tests {
     #[test]
     fn names_are_short_and_the_same_for_ever() {
         let diff_id = Digest::of(b"layer");
-        let views = [Variant::Shared, Variant::Base, Variant::Chain(Digest::of(b"chain"))]
-            .map(|variant| View { diff_id, variant, ground: Ground::Disk });
+        let views = [Variant::Shared, Variant::Base, Variant::Chain(Digest::of(b"chain"))].map(|variant| View {
+            diff_id,
+            variant,
+            ground: Ground::Disk,
+        });
         assert_eq!(views.map(|v| v.name()), ["rdeofuhgkk", "hd7bxcr7zi", "3elgft2tmm"]);
         for view in views {
             let served = View { ground: Ground::Served, ..view };

@@ -234,7 +234,10 @@ fn privileged_a_base_with_whiteouts_has_a_view_of_its_own() {
     let base = layers.add(&Tar::new().file("b", "b"));
     let alone = views.lowers(&layers, &[odd]).unwrap();
     let above = views.lowers(&layers, &[base, odd]).unwrap();
-    assert_eq!(views.mounts().mountpoint(&View { diff_id: odd, variant: Variant::Base, ground: Ground::Disk }), alone[0]);
+    assert_eq!(
+        views.mounts().mountpoint(&View { diff_id: odd, variant: Variant::Base, ground: Ground::Disk }),
+        alone[0]
+    );
     assert_ne!(alone[0], above[0]);
     assert!(!alone[0].join("b").exists() && above[0].join("b").exists());
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use silk_model::Digest;
+use silk_model::{Class, Digest};
 use silk_registry::Repository;
 use silk_store::{Store, StoreError};
 use tokio::task::AbortHandle;
@@ -115,7 +115,7 @@ impl Lazies {
         let partial = match self.store.partial(spec.diff_id) {
             Ok(partial) => partial,
             // It streams in already, or must now.
-            Err(StoreError::Busy(_) | StoreError::Absent(_) | StoreError::Toc { .. } | StoreError::Index { .. }) => {
+            Err(error) if matches!(error.class(), Class::Transient | Class::NotFound | Class::Corrupt) => {
                 return Ok(false);
             }
             Err(error) => return Err(error),
@@ -146,6 +146,7 @@ impl Lazies {
     pub fn stop(&self, diff_id: &Digest) -> Option<Arc<Lazy>> {
         let Entry { lazy, task } = self.layers().remove(diff_id)?;
         task.inspect(AbortHandle::abort);
+        lazy.abandoned();
         Some(lazy)
     }
 
@@ -196,7 +197,7 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
         }
     }
     let path = road.store.layer_path(&diff_id).join("data");
-    let opened = File::open(&path).map_err(|e| lazy.refuse(silk_model::Class::Internal, &e));
+    let opened = File::open(&path).map_err(|e| lazy.refuse(Class::Internal, &e));
     road.lazies.remove(&diff_id);
     lazy.streamed(opened.as_ref().map_err(Clone::clone));
 }

@@ -15,7 +15,7 @@ use std::{
 
 use silk_layer::{
     decode,
-    index::{Builder, Entry},
+    index::Builder,
     media::Compression,
     tar::{Limits, Scanner},
     toc::Toc,
@@ -83,7 +83,7 @@ pub(crate) fn run(
 /// A buffer of the tar, and the places up to its end where decoding can begin.
 struct Filled {
     bytes: Vec<u8>,
-    entries: Vec<(u64, Entry)>,
+    entries: Vec<decode::Found>,
 }
 
 /// Inflates the blob into buffers.

@@ -1,5 +1,7 @@
 //! Layers that another node knows: mounted at once, read before their bytes are here, whole in the end.
 
+#![allow(clippy::unwrap_used)] // a test's helper panics where the test would
+
 mod common;
 
 use std::time::Duration;
@@ -29,9 +31,7 @@ fn blobs(pushed: &Pushed) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_compression_is_read_before_it_is_here_and_becomes_whole() {
-    for compression in
-        [Compression::Gzip, Compression::GzipMembers(700_000), Compression::Plain, Compression::Zstd]
-    {
+    for compression in [Compression::Gzip, Compression::GzipMembers(700_000), Compression::Plain, Compression::Zstd] {
         let registry = Fake::start().await;
         let tar = tar(&[("text", &text(1, 9_000_000)), ("noise", &noise(2, 5_000_000)), ("end", b"end")]);
         let (teacher, pushed) = taught(&registry, &tar, compression).await;
@@ -175,7 +175,9 @@ async fn an_index_that_lies_is_dropped_and_the_layer_streams_in() {
         }),
         altered(&known, |_, index| {
             let at = last(index);
-            index.spans[at].digest = index.spans[0].digest.clone();
+            let entries = index.spans[..at].iter().filter_map(|span| span.entry.as_ref());
+            let others = entries.map(|entry| entry.window.clone()).find(|window| !window.is_empty()).unwrap();
+            index.spans[at].entry.as_mut().unwrap().window = others;
         }),
     ];
     for lie in lies {
@@ -202,7 +204,7 @@ async fn names_that_lie_are_replaced_when_the_layer_is_whole() {
     node.pull(&pushed).await.unwrap();
     node.whole(&id).await;
     assert_eq!(node.store.toc(&id).unwrap().entries[0].path, b"true");
-    assert_eq!(node.renewed(), [(id, true), (id, false)]);
+    assert_eq!(node.renewed(), [(id, true)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,7 +260,7 @@ async fn a_layer_that_is_given_up_leaves_what_is_known() {
     let waiting = tokio::spawn({
         let lazy = node.lazies.get(&id).unwrap();
         let (to, read) = tokio::sync::oneshot::channel::<bool>();
-        lazy.read(0, 4096, Box::new(|answer| drop(to.send(answer.is_ok()))));
+        lazy.read(0, 4096, Box::new(|answer| to.send(answer.is_ok()).unwrap_or(())));
         drop(lazy);
         read
     });

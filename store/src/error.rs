@@ -48,6 +48,14 @@ pub enum StoreError {
         /// What is wrong with it.
         source: silk_layer::toc::TocError,
     },
+    /// Names or index are those of another layer.
+    #[error("what is known of layer {diff_id} is of another one: its index leads to {found}")]
+    Foreign {
+        /// The layer.
+        diff_id: Digest,
+        /// The diff ID that the index leads to.
+        found: Digest,
+    },
     /// The index on disk cannot be read.
     #[error("{} is damaged: {source}", path.display())]
     Index {
@@ -82,7 +90,7 @@ impl StoreError {
                 _ => Class::Internal,
             },
             Self::Db(_) | Self::Locked(_) => Class::Internal,
-            Self::WrongDiffId { .. } | Self::Toc { .. } | Self::Index { .. } => Class::Corrupt,
+            Self::WrongDiffId { .. } | Self::Toc { .. } | Self::Index { .. } | Self::Foreign { .. } => Class::Corrupt,
             Self::Absent(_) => Class::NotFound,
             Self::Busy(_) => Class::Transient,
         }

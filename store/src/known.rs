@@ -5,7 +5,10 @@
 
 use std::{fs, io};
 
-use silk_layer::{index::{self, Index}, toc};
+use silk_layer::{
+    index::{self, Index},
+    toc,
+};
 use silk_model::Digest;
 
 use crate::{Facts, LayerRecord, Store, StoreError, record, writer};
@@ -43,16 +46,14 @@ impl Store {
     /// Takes what a peer says of a layer that is not here. `from` names the peer.
     ///
     /// # Errors
-    /// [`StoreError::Toc`] or [`StoreError::Index`] when it is damaged, [`StoreError::Absent`] when the two do not fit
-    /// together; what the file system or the database says.
+    /// One of class `Corrupt` when it is damaged or the index leads to another layer; what the file system or the database
+    /// says.
     pub fn learn(&self, known: &Known, from: &str) -> Result<(), StoreError> {
         let dir = self.layer_path(&known.diff_id);
         let toc = toc::decode(&known.toc).map_err(|source| StoreError::Toc { path: dir.join("toc"), source })?;
         let index =
             index::decode(&known.index).map_err(|source| StoreError::Index { path: dir.join("index"), source })?;
-        if toc.size != index.size {
-            return Err(StoreError::Absent(known.diff_id));
-        }
+        fits(&known.diff_id, toc.size, &index)?;
         let facts = Facts {
             size: toc.size,
             entries: toc.entries.len() as u64,
@@ -112,4 +113,13 @@ impl Store {
             Err(e) => Err(StoreError::io("read", &path, e)),
         }
     }
+}
+
+/// An index leads to a diff ID by itself; names are as long as it says.
+pub(crate) fn fits(diff_id: &Digest, size: u64, index: &Index) -> Result<(), StoreError> {
+    let found = index.diff_id();
+    if found != *diff_id || size != index.size {
+        return Err(StoreError::Foreign { diff_id: *diff_id, found });
+    }
+    Ok(())
 }

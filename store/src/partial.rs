@@ -23,10 +23,13 @@ use std::{
     },
 };
 
-use silk_layer::{index::Index, toc::{self, Toc}};
-use silk_model::Digest;
+use silk_layer::{
+    index::Index,
+    toc::{self, Toc},
+};
+use silk_model::{Class, Digest};
 
-use crate::{Facts, LayerRecord, Store, StoreError, drop_data, record, writer};
+use crate::{Facts, LayerRecord, Store, StoreError, drop_data, known, record, writer};
 
 /// What `present` starts with, the version included.
 const MAGIC: &[u8; 8] = b"silkprs1";
@@ -57,15 +60,15 @@ impl Store {
     /// Opens the data file of a layer that is known but not whole, with the spans that an earlier process left.
     ///
     /// # Errors
-    /// [`StoreError::Absent`] when names or index are not known, [`StoreError::Toc`] or [`StoreError::Index`] when they
-    /// are damaged (they are forgotten), [`StoreError::Busy`] when the layer is being written.
+    /// [`StoreError::Absent`] when names or index are not known, one of class `Corrupt` when they are damaged (they are
+    /// forgotten), [`StoreError::Busy`] when the layer is being written.
     pub fn partial(self: &Arc<Self>, diff_id: Digest) -> Result<Partial, StoreError> {
         if self.writing.lock().unwrap_or_else(PoisonError::into_inner).insert(diff_id, ()).is_some() {
             return Err(StoreError::Busy(diff_id));
         }
         let opened = self.open_partial(diff_id);
         if let Err(error) = &opened {
-            if matches!(error, StoreError::Toc { .. } | StoreError::Index { .. }) {
+            if error.class() == Class::Corrupt {
                 tracing::warn!(%diff_id, %error, "what was known of a layer is damaged: it is learned anew");
                 self.unlearn(&diff_id)?;
             }
@@ -77,10 +80,7 @@ impl Store {
     fn open_partial(self: &Arc<Self>, diff_id: Digest) -> Result<Partial, StoreError> {
         let (index, digest) = self.read_index(&diff_id)?;
         let size = self.toc(&diff_id)?.size;
-        if size != index.size {
-            let path = self.layer_path(&diff_id).join("index");
-            return Err(StoreError::Index { path, source: silk_layer::index::IndexError::Corrupt });
-        }
+        known::fits(&diff_id, size, &index)?;
         let dir = self.layer_path(&diff_id);
         let (data_path, present_path) = (dir.join("data"), dir.join("present"));
         let head = header(&self.boot, &digest);
@@ -215,14 +215,14 @@ impl Partial {
         read_at(&self.data, offset, out).map_err(|e| StoreError::io("read", &self.data_path, e))
     }
 
-    /// Makes the layer whole after the caller has read all of it: `found` is the digest of its bytes, `toc` what they
-    /// contain. Not durable yet: see [`Store::settle`].
+    /// Makes the layer whole once no span is missing: all of them verified, an index that leads to the diff ID is the
+    /// proof of the bytes. `toc` is what the caller has read in them. Not durable yet: see [`Store::settle`].
     ///
     /// # Errors
-    /// [`StoreError::WrongDiffId`] when the bytes are not the layer's; what the file system or the database says.
-    pub fn finish(&self, found: Digest, toc: &Toc, millis: u64) -> Result<(), StoreError> {
-        if found != self.diff_id {
-            return Err(StoreError::WrongDiffId { expected: self.diff_id, found });
+    /// [`StoreError::Absent`] when a span is missing; what the file system or the database says.
+    pub fn finish(&self, toc: &Toc, millis: u64) -> Result<(), StoreError> {
+        if self.missing_from(0).is_some() {
+            return Err(StoreError::Absent(self.diff_id));
         }
         self.check_open()?;
         let known = self.store.record(&self.diff_id).ok_or(StoreError::Absent(self.diff_id))?;

@@ -1,8 +1,12 @@
 //! The store against a temporary directory.
 
-use std::{fs, os::unix::fs::MetadataExt, sync::Arc};
+use std::{fs, io::Read as _, os::unix::fs::MetadataExt, sync::Arc};
 
-use silk_layer::toc::Toc;
+use silk_layer::{
+    decode,
+    index::{Builder, Index},
+    toc::Toc,
+};
 use silk_model::Digest;
 
 use super::*;
@@ -18,13 +22,27 @@ fn facts(bytes: &[u8]) -> Facts {
     }
 }
 
+fn index(bytes: &[u8]) -> Index {
+    let mut decoder = decode::open_learning(bytes).unwrap();
+    let mut builder = Builder::new();
+    let mut piece = vec![0; 300_000];
+    loop {
+        let len = decoder.read(&mut piece).unwrap();
+        builder.entries(decoder.take_entries());
+        if len == 0 {
+            return builder.finish(decoder.compression(), bytes.len() as u64);
+        }
+        builder.push(&piece[..len]);
+    }
+}
+
 fn put(store: &Arc<Store>, bytes: &[u8]) -> Digest {
     let id = Digest::of(bytes);
     let mut writer = store.writer(id).unwrap();
     for piece in bytes.chunks(300_000) {
         writer.append(piece).unwrap();
     }
-    writer.finish(&Toc { size: bytes.len() as u64, entries: vec![] }, facts(bytes)).unwrap();
+    writer.finish(&Toc { size: bytes.len() as u64, entries: vec![] }, &index(bytes), facts(bytes)).unwrap();
     id
 }
 
@@ -65,7 +83,7 @@ fn wrong_bytes_and_an_abandoned_writer_leave_nothing() {
     let mut writer = store.writer(id).unwrap();
     writer.append(b"bytes").unwrap();
     assert!(matches!(store.writer(id), Err(StoreError::Busy(_))));
-    let error = writer.finish(&Toc::default(), facts(b"bytes")).unwrap_err();
+    let error = writer.finish(&Toc::default(), &index(b"bytes"), facts(b"bytes")).unwrap_err();
     assert!(matches!(error, StoreError::WrongDiffId { .. }), "{error}");
     assert!(!store.layer_path(&id).exists());
     let mut writer = store.writer(id).unwrap();
@@ -162,7 +180,7 @@ fn a_layer_on_its_way_is_not_forgotten() {
     let mut writer = store.writer(again).unwrap();
     writer.append(b"again").unwrap();
     store.evict(&other).unwrap();
-    writer.finish(&Toc { size: 5, entries: vec![] }, facts(b"again")).unwrap();
+    writer.finish(&Toc { size: 5, entries: vec![] }, &index(b"again"), facts(b"again")).unwrap();
     assert!(store.whole(&again));
     assert!(!store.layer_path(&other).exists());
 }

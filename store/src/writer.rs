@@ -8,7 +8,6 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use sha2::{Digest as _, Sha256};
 use silk_layer::{
     index::{self, Index},
     toc::{self, Toc},
@@ -35,7 +34,6 @@ pub struct LayerWriter {
     dir: PathBuf,
     file: File,
     path: PathBuf,
-    hasher: Sha256,
     size: u64,
     done: bool,
 }
@@ -59,16 +57,9 @@ impl Store {
             Ok((dir, path, file))
         };
         match open() {
-            Ok((dir, path, file)) => Ok(LayerWriter {
-                store: Arc::clone(self),
-                diff_id,
-                dir,
-                file,
-                path,
-                hasher: Sha256::new(),
-                size: 0,
-                done: false,
-            }),
+            Ok((dir, path, file)) => {
+                Ok(LayerWriter { store: Arc::clone(self), diff_id, dir, file, path, size: 0, done: false })
+            }
             Err(e) => {
                 self.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&diff_id);
                 Err(e)
@@ -83,7 +74,6 @@ impl LayerWriter {
     /// # Errors
     /// What the file system says; class `NoSpace` when the disk is full.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.hasher.update(bytes);
         write_sparse(&self.file, bytes, self.size).map_err(|e| StoreError::io("write", &self.path, e))?;
         self.size += bytes.len() as u64;
         Ok(())
@@ -94,13 +84,14 @@ impl LayerWriter {
         self.size
     }
 
-    /// Proves the layer and makes it exist. It is not durable yet: see [`Store::settle`].
+    /// Makes the layer exist, if the index that was made of the very bytes that were appended leads to its diff ID. It is not
+    /// durable yet: see [`Store::settle`].
     ///
     /// # Errors
     /// [`StoreError::WrongDiffId`] when the bytes are not the layer's; what the file system or the database says. After an
     /// error nothing of the layer is left.
     pub fn finish(mut self, toc: &Toc, index: &Index, facts: Facts) -> Result<(), StoreError> {
-        let found = Digest::new(std::mem::take(&mut self.hasher).finalize().into());
+        let found = index.diff_id();
         if found != self.diff_id {
             return Err(StoreError::WrongDiffId { expected: self.diff_id, found });
         }

@@ -119,7 +119,8 @@ fn sentence(layer: &Layer, rung: Rung) -> String {
         ),
         ("filling", _) => {
             let Layer { names_from, demand_bytes, background_bytes, .. } = layer;
-            let known = if names_from.is_empty() { "earlier on this node".to_owned() } else { format!("from {names_from}") };
+            let known =
+                if names_from.is_empty() { "earlier on this node".to_owned() } else { format!("from {names_from}") };
             format!(
                 "served by silkd through FUSE while its bytes arrive, {demand_bytes} because they were read and \
                  {background_bytes} before: its names and index were learned {known}; shown by {place}"

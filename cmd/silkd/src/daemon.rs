@@ -17,8 +17,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
-    config::Config, contents::ContentStore, control, janitor::Janitor, layers::Rooms, notify::notify, served::Served, socket,
-    views::StoreViews,
+    config::Config, contents::ContentStore, control, janitor::Janitor, layers::Rooms, notify::notify, served::Served,
+    socket, views::StoreViews,
 };
 
 /// Requests that are being answered when the stop comes have this long. A Stat that waits for a pull does not end by
@@ -38,8 +38,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Err(reason) = &served {
         tracing::warn!(reason, "layers are mounted when they are whole only");
     }
-    let views =
-        Arc::new(StoreViews { store: Arc::clone(&store), lazies: Arc::clone(&lazies), served, views: Views::new(mounts) });
+    let views = Arc::new(StoreViews {
+        store: Arc::clone(&store),
+        lazies: Arc::clone(&lazies),
+        served,
+        views: Views::new(mounts),
+    });
     views.sweep().context("cannot take stock of the mounts")?;
     let registry = Registry::new(config.registry).context("the configuration of registries")?;
     let contents = Arc::new(ContentStore::new(connect(&config.containerd.address)));

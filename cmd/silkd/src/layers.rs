@@ -94,7 +94,8 @@ impl Layers for Rooms {
     }
 
     fn usage(&self, diff_id: &Digest) -> Option<Usage> {
-        let record = self.views.store.record(diff_id).filter(|r| r.whole || self.views.lazies.size(diff_id).is_some())?;
+        let record =
+            self.views.store.record(diff_id).filter(|r| r.whole || self.views.lazies.size(diff_id).is_some())?;
         Some(Usage { size: record.facts.size, inodes: record.facts.entries })
     }
 

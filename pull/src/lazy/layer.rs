@@ -6,7 +6,7 @@
 //! image is wanted.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     fs::File,
     ops::Range,
@@ -83,6 +83,10 @@ struct Work {
     /// The span after the last demand's, and how many spans the run of demands that meets there had.
     run: (usize, usize),
     trouble: Option<Trouble>,
+    /// How often the content of a span was wrong.
+    wrong: HashMap<usize, u32>,
+    /// It was wrong too often.
+    fault: Option<Arc<str>>,
     state: Trust,
 }
 
@@ -93,6 +97,15 @@ enum Trust {
     Index,
     /// The index is no good: the layer is being streamed, readers wait for all of it.
     Streamed(String),
+}
+
+/// What readers need of their layer's keeper.
+#[derive(Debug)]
+pub(super) struct Todo {
+    /// To be fetched now.
+    pub(super) runs: Vec<Range<usize>>,
+    /// When to look again, if nothing happens before.
+    pub(super) wake: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
@@ -289,14 +302,23 @@ impl Lazy {
     /// A run is over; what of it did not come may be taken again.
     pub(super) fn ended(&self, run: Range<usize>, outcome: Result<(), RangeError>) {
         let mut work = self.work();
-        for span in run {
+        for span in run.clone() {
             work.coming.remove(&span);
         }
         if let Err(error) = outcome {
             let in_a_row = work.trouble.as_ref().map_or(0, |t| t.in_a_row) + 1;
             let wait = BACKOFF.start.saturating_mul(1 << (in_a_row - 1).min(16)).min(BACKOFF.end);
             tracing::warn!(image = self.image, blob = %self.spec.blob, %error, in_a_row, "a range of a layer did not arrive");
-            let cause = error.to_string().into();
+            let cause: Arc<str> = error.to_string().into();
+            // Spans come in order: the first that did not is the one that is wrong.
+            let span = run.into_iter().find(|span| !self.partial.has(*span));
+            if let (Some(span), Class::Corrupt) = (span, error.class()) {
+                let times = work.wrong.entry(span).or_default();
+                *times += 1;
+                if *times > REPEATS {
+                    work.fault = Some(Arc::clone(&cause));
+                }
+            }
             work.trouble = Some(Trouble { cause, class: error.class(), next_try: Instant::now() + wait, in_a_row });
         }
         drop(work);
@@ -305,11 +327,11 @@ impl Lazy {
 
     /// What readers need now: runs to fetch, and when to look again. Reads that waited too long, or for what is not to be
     /// had, are refused.
-    pub(super) fn tend(&self) -> Result<(Vec<Range<usize>>, Option<Instant>), Arc<str>> {
+    pub(super) fn tend(&self) -> Result<Todo, Arc<str>> {
         let now = Instant::now();
         let mut work = self.work();
-        if let Some(trouble) = work.trouble.as_ref().filter(|t| t.class == Class::Corrupt && t.in_a_row > REPEATS) {
-            return Err(Arc::clone(&trouble.cause));
+        if let Some(cause) = &work.fault {
+            return Err(Arc::clone(cause));
         }
         let trouble = work.trouble.clone();
         // Credentials or a blob that is gone do not come back by waiting.
@@ -332,7 +354,7 @@ impl Lazy {
             tracing::error!(%error, "a read failed");
             answer(Err(error));
         }
-        Ok((runs, [deadline, next_try].into_iter().flatten().min()))
+        Ok(Todo { runs, wake: [deadline, next_try].into_iter().flatten().min() })
     }
 
     /// The next run that nobody waits for: missing segments behind what was read last, then from the start. An error
@@ -342,7 +364,9 @@ impl Lazy {
         if let Some(at) = work.trouble.as_ref().map(|t| t.next_try).filter(|at| *at > Instant::now()) {
             return Err(at);
         }
-        let free = |from: usize| (from..self.partial.index().len()).find(|s| !self.partial.has(*s) && !work.coming.contains(s));
+        let free = |from: usize| {
+            (from..self.partial.index().len()).find(|s| !self.partial.has(*s) && !work.coming.contains(s))
+        };
         let Some(start) = free(work.cursor).or_else(|| free(0)) else { return Ok(None) };
         let run = self.grow(&work, start);
         work.cursor = run.end;
@@ -369,6 +393,11 @@ impl Lazy {
     /// The index is not to be trusted: readers wait for the stream that takes its place.
     pub(super) fn stream_instead(&self, why: &str) {
         self.work().state = Trust::Streamed(why.to_owned());
+    }
+
+    /// Nobody fills the layer any more.
+    pub(super) fn abandoned(&self) {
+        self.streamed(Err(self.refuse(Class::NotFound, &"nothing uses it any more")));
     }
 
     /// The stream ended: with the layer's data file, or not.

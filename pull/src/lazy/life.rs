@@ -2,20 +2,17 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
-use sha2::{Digest as _, Sha256};
 use silk_layer::{
-    index::Index,
     tar::{Limits, Scanner},
     toc::Toc,
 };
-use silk_model::Digest;
 use tokio::{sync::watch, time::sleep_until};
 
 use super::{Lazy, Road, range::Wanted};
 use crate::LayerError;
 
-/// Spans that are proved in one go: some milliseconds of a core.
-const PROVED_AT_ONCE: usize = 4;
+/// Spans that are scanned in one go: some milliseconds of a core.
+const SCANNED_AT_ONCE: usize = 8;
 
 /// Why a layer cannot be filled by its index.
 #[derive(Debug, thiserror::Error)]
@@ -23,21 +20,21 @@ pub(super) enum Fault {
     /// Ranges do not give what the index says.
     #[error("its index does not fit its blob: {0}")]
     Ranges(Arc<str>),
-    /// All spans were good, and the whole is not the layer.
+    /// All of it is here, and it is no layer after all.
     #[error(transparent)]
-    Proof(#[from] LayerError),
+    Content(#[from] LayerError),
 }
 
 impl Lazy {
-    /// Fills and proves the layer. Ends when it is whole; the error says why its index is no good.
+    /// Fills and scans the layer. Ends when it is whole; the error says why its index is no good.
     pub(super) async fn fill(self: &Arc<Self>, road: &Road) -> Result<(), Fault> {
         let began = Instant::now();
-        let (found, toc) = tokio::select! {
-            proved = self.prove() => proved?,
+        let toc = tokio::select! {
+            scanned = self.scan() => scanned?,
             fault = self.serve() => return Err(fault),
             () = self.fetch_all() => unreachable!("it goes on until the proof ends"),
         };
-        self.finish(road, found, toc, began).await
+        self.finish(road, toc, began).await
     }
 
     /// Looks after readers: what failed is fetched again, what takes too long is refused.
@@ -45,14 +42,14 @@ impl Lazy {
         let mut events = self.events.subscribe();
         loop {
             events.borrow_and_update();
-            let (runs, wake) = match self.tend() {
+            let todo = match self.tend() {
                 Ok(todo) => todo,
                 Err(cause) => return Fault::Ranges(cause),
             };
-            for run in runs {
+            for run in todo.runs {
                 self.spawn(run, Wanted::Now, None);
             }
-            changed(&mut events, wake).await;
+            changed(&mut events, todo.wake).await;
         }
     }
 
@@ -75,33 +72,40 @@ impl Lazy {
         }
     }
 
-    /// Digests and scans the layer behind its first hole, up to its end.
-    async fn prove(self: &Arc<Self>) -> Result<(Digest, Toc), LayerError> {
+    /// Scans the layer behind its first hole, up to its end. Its bytes need no other proof than their spans'.
+    async fn scan(self: &Arc<Self>) -> Result<Toc, LayerError> {
         let mut events = self.events.subscribe();
-        let mut proof = Box::new(Proof { hasher: Sha256::new(), scanner: Scanner::new(Limits::default()) });
+        let mut scanner = Box::new(Scanner::new(Limits::default()));
         let (mut done, count) = (0, self.partial.index().len());
         while done < count {
             events.borrow_and_update();
-            let end = self.partial.missing_from(done).unwrap_or(count).min(done + PROVED_AT_ONCE);
+            let end = self.partial.missing_from(done).unwrap_or(count).min(done + SCANNED_AT_ONCE);
             if end == done {
                 changed(&mut events, None).await;
                 continue;
             }
-            let _admitted = self.scheduler.proof().await;
+            let _admitted = self.scheduler.scan().await;
             let (lazy, spans) = (Arc::clone(self), done..end);
-            let step = tokio::task::spawn_blocking(move || proof.advance(&lazy, spans).map(|()| proof)).await;
-            proof = step.map_err(|_| LayerError::Panicked)??;
+            let step =
+                tokio::task::spawn_blocking(move || lazy.scan_spans(&mut scanner, spans).map(|()| scanner)).await;
+            scanner = step.map_err(|_| LayerError::Panicked)??;
             done = end;
         }
-        let found = Digest::new(proof.hasher.finalize().into());
-        if found != self.partial.diff_id() {
-            let expected = self.partial.diff_id();
-            return Err(silk_store::StoreError::WrongDiffId { expected, found }.into());
-        }
-        Ok((found, proof.scanner.finish()?))
+        Ok(scanner.finish()?)
     }
 
-    async fn finish(self: &Arc<Self>, road: &Road, found: Digest, toc: Toc, began: Instant) -> Result<(), Fault> {
+    fn scan_spans(&self, scanner: &mut Scanner, spans: Range<usize>) -> Result<(), LayerError> {
+        let mut bytes = Vec::new();
+        for span in spans {
+            let range = self.partial.index().range(span);
+            bytes.resize((range.end - range.start) as usize, 0);
+            self.partial.read(range.start, &mut bytes)?;
+            scanner.push(&bytes)?;
+        }
+        Ok(())
+    }
+
+    async fn finish(self: &Arc<Self>, road: &Road, toc: Toc, began: Instant) -> Result<(), Fault> {
         let (lazy, road) = (Arc::clone(self), road.clone());
         let finished = tokio::task::spawn_blocking(move || {
             let diff_id = lazy.partial.diff_id();
@@ -111,9 +115,11 @@ impl Lazy {
                 road.names_lied(&lazy);
             }
             let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            lazy.partial.finish(found, &toc, millis).map_err(LayerError::from)?;
+            lazy.partial.finish(&toc, millis).map_err(LayerError::from)?;
             road.lazies.remove(&diff_id);
-            road.show.renew(&diff_id, lied);
+            if !lied {
+                road.show.renew(&diff_id, false);
+            }
             let (demand, background) = lazy.arrived();
             tracing::info!(
                 %diff_id, demand, background, seconds = began.elapsed().as_secs_f64(), "a layer is whole and proved"
@@ -124,27 +130,6 @@ impl Lazy {
             Ok(())
         });
         finished.await.unwrap_or(Err(LayerError::Panicked)).map_err(Fault::from)
-    }
-}
-
-/// A proof under way.
-struct Proof {
-    hasher: Sha256,
-    scanner: Scanner,
-}
-
-impl Proof {
-    fn advance(&mut self, lazy: &Lazy, spans: Range<usize>) -> Result<(), LayerError> {
-        let index: &Index = lazy.partial.index();
-        let mut bytes = Vec::new();
-        for span in spans {
-            let range = index.range(span);
-            bytes.resize((range.end - range.start) as usize, 0);
-            lazy.partial.read(range.start, &mut bytes)?;
-            self.hasher.update(&bytes);
-            self.scanner.push(&bytes)?;
-        }
-        Ok(())
     }
 }
 

@@ -32,8 +32,8 @@ const PATIENCE: Duration = Duration::from_millis(300);
 pub(crate) struct Scheduler {
     demands: Arc<Semaphore>,
     others: Arc<Semaphore>,
-    /// Proofs read and digest: one at a time for every two cores.
-    proofs: Arc<Semaphore>,
+    /// One at a time for every two cores.
+    scans: Arc<Semaphore>,
     waiting: AtomicUsize,
     /// When the last reader was served.
     served: watch::Sender<Instant>,
@@ -52,7 +52,7 @@ impl Scheduler {
         Arc::new(Self {
             demands: Arc::new(Semaphore::new(DEMANDS)),
             others: Arc::new(Semaphore::new(config.ranges_at_once.max(1))),
-            proofs: Arc::new(Semaphore::new(cores.div_ceil(2))),
+            scans: Arc::new(Semaphore::new(cores.div_ceil(2))),
             waiting: AtomicUsize::new(0),
             served: watch::Sender::new(Instant::now() - QUIET),
         })
@@ -73,9 +73,9 @@ impl Scheduler {
         Admitted { _permit: permit, demand: None }
     }
 
-    /// The right to read and digest some spans.
-    pub(crate) async fn proof(self: &Arc<Self>) -> Admitted {
-        let permit = Arc::clone(&self.proofs).acquire_owned().await.ok();
+    /// The right to read and scan some spans.
+    pub(crate) async fn scan(self: &Arc<Self>) -> Admitted {
+        let permit = Arc::clone(&self.scans).acquire_owned().await.ok();
         self.quiet().await;
         Admitted { _permit: permit, demand: None }
     }

@@ -1,5 +1,6 @@
 //! A node without containerd: a store in a temporary directory and a puller on it.
 
+#![allow(dead_code)] // each test program uses its part
 #![allow(clippy::unwrap_used)] // a test's helper panics where the test would
 
 use std::{
@@ -89,6 +90,7 @@ impl Node {
             attempts: 2,
             retry_delay_ms: 1,
             stall_timeout_secs,
+            response_timeout_secs: stall_timeout_secs,
             docker_config: Some("/nonexistent/config.json".into()),
             ..Default::default()
         };
