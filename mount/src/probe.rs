@@ -1,4 +1,6 @@
 //! Tries what this kernel can do, by doing it: a tiny layer is mounted and its file read.
+//!
+//! The layer's two files stay between starts: silkd must start on a disk that is full.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +24,7 @@ pub(crate) const DIR: &str = ".probe";
 pub(crate) fn probe(mnt: &Path, choice: RungChoice) -> Result<(Rung, String), MountError> {
     let dir = mnt.join(DIR);
     clear(mnt)?;
-    let (image, data) = write(&dir).map_err(|e| MountError::io("write a probe in", &dir, e))?;
+    let (image, data) = provide(&dir).map_err(|e| MountError::io("write a probe in", &dir, e))?;
     let rungs: &[Rung] = match choice {
         RungChoice::Auto => &[Rung::File, Rung::Loop],
         RungChoice::File => &[Rung::File],
@@ -43,15 +45,10 @@ pub(crate) fn probe(mnt: &Path, choice: RungChoice) -> Result<(Rung, String), Mo
     Ok((found, reasons.join("; ")))
 }
 
-/// Takes away what a probe, this one or one that was killed, left.
-pub(crate) fn clear(mnt: &Path) -> Result<(), MountError> {
-    let dir = mnt.join(DIR);
-    let target = dir.join("mnt");
-    kernel::unmount_all(&target).map_err(|e| MountError::io("unmount", &target, e))?;
-    match fs::remove_dir_all(&dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(MountError::io("remove", &dir, e)),
-        _ => Ok(()),
-    }
+/// Unmounts what a probe, this one or one that was killed, left.
+fn clear(mnt: &Path) -> Result<(), MountError> {
+    let target = mnt.join(DIR).join("mnt");
+    kernel::unmount_all(&target).map_err(|e| MountError::io("unmount", &target, e))
 }
 
 /// Two blocks, of which the probe's file is the second.
@@ -59,7 +56,8 @@ fn data() -> Vec<u8> {
     (0..1024u32).map(|n| (n * 7 % 251) as u8).collect()
 }
 
-fn write(dir: &Path) -> io::Result<(PathBuf, PathBuf)> {
+/// The image and its data file, written unless they are there.
+fn provide(dir: &Path) -> io::Result<(PathBuf, PathBuf)> {
     let node = |kind, mode| Node { kind, mode, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() };
     let extent = SourceExtent { source: Source::Own, logical: 0, offset: 512, len: 512 };
     let root = NodeKind::Dir(BTreeMap::from([(b"file".to_vec(), NodeId(1))]));
@@ -73,9 +71,13 @@ fn write(dir: &Path) -> io::Result<(PathBuf, PathBuf)> {
     bytes.resize(4096, 0);
     fs::create_dir_all(dir.join("mnt"))?;
     let paths = (dir.join("erofs"), dir.join("data"));
-    fs::write(&paths.0, image)?;
-    fs::write(&paths.1, bytes)?;
+    put(&paths.0, &image)?;
+    put(&paths.1, &bytes)?;
     Ok(paths)
+}
+
+fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|there| there == bytes) { Ok(()) } else { fs::write(path, bytes) }
 }
 
 fn attempt(rung: Rung, dir: &Path, (image, device): (&Path, &PathBuf)) -> Result<(), kernel::Refused> {

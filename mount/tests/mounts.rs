@@ -164,13 +164,36 @@ fn privileged_a_new_process_adopts_mounts_and_clears_the_rest() {
         let mounts = root.open(rung);
         assert_eq!(mounts.shown(), [(kept.name(), point.clone())]);
         assert_eq!(mounted_below(root.path()), std::slice::from_ref(&point));
-        assert_eq!(fs::read_dir(&mnt).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&mnt).unwrap().count(), 2, "it and the probe");
         assert_eq!(mounts.show(&kept, &meta, &[data]).unwrap(), point);
         assert_eq!(fs::metadata(&point).unwrap().dev(), inode, "the same mount as before");
         assert_eq!(mounts.hide_unknown(&|name| name != kept.name()).unwrap(), [kept.name()]);
         assert_eq!(mounted_below(root.path()).len(), 0);
         no_loops_below(root.path());
     }
+}
+
+#[test]
+fn privileged_a_full_disk_does_not_stop_a_new_process() {
+    let root = Root::new();
+    let options = c"size=256k";
+    mount("tmpfs", root.path(), "tmpfs", MountFlags::empty(), Some(options)).unwrap();
+    let rung = root.open(RungChoice::Auto).rung();
+    assert_ne!(rung, Rung::None);
+    let image = root.path().join("mnt/.probe/erofs");
+    let good = fs::read(&image).unwrap();
+    // What a crash of the host has torn is written again.
+    fs::write(&image, &good[..good.len() / 2]).unwrap();
+    assert_eq!(root.open(RungChoice::Auto).rung(), rung);
+    assert_eq!(fs::read(&image).unwrap(), good);
+
+    let mut filler = fs::File::create(root.path().join("filler")).unwrap();
+    assert_eq!(io::copy(&mut io::repeat(1), &mut filler).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(root.open(RungChoice::Auto).rung(), rung);
+    fs::remove_file(&image).unwrap();
+    io::copy(&mut io::repeat(1), &mut filler).unwrap_err();
+    let error = Mounts::open(root.path(), RungChoice::Auto).unwrap_err();
+    assert_eq!(error.class(), silk_model::Class::NoSpace, "{error}");
 }
 
 #[test]
@@ -248,7 +271,7 @@ fn privileged_a_refused_mount_says_why_and_leaves_nothing() {
         assert!(error.to_string().contains("layer 1/erofs"), "{error}");
         fs::write(&meta, vec![0; 8192]).unwrap();
         assert!(mounts.show(&view, &meta, &[data]).is_err());
-        assert_eq!(fs::read_dir(root.path().join("mnt")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(root.path().join("mnt")).unwrap().count(), 1, "the probe");
         assert_eq!(mounted_below(root.path()).len(), 0);
         no_loops_below(root.path());
         assert!(mounts.show(&view, &root.path().join("none"), &[]).is_err());

@@ -175,6 +175,18 @@ pub enum Refused {
         /// 1 is the base.
         number: usize,
     },
+    /// The layers below are containerd's.
+    #[error(
+        "containerd unpacked its base layers by itself{}",
+        cause.as_ref().map_or(
+            ", before silkd's last start or without the labels a remote snapshotter needs".to_owned(),
+            |(image, why)| format!(" when silk left {image} to it: {why}")
+        )
+    )]
+    Below {
+        /// The image that they were unpacked for, and why silk left it to containerd.
+        cause: Option<(String, String)>,
+    },
     /// The registry does not let silk in, or does not answer.
     #[error("{0}")]
     Registry(String),

@@ -23,12 +23,12 @@ use crate::{
     resolve,
 };
 
+mod broken;
+mod others;
 mod pull;
 mod status;
+pub use broken::Broken;
 pub use status::{ImageStatus, LayerStatus};
-
-/// Refusals that are remembered for `silk explain`.
-const REFUSALS: usize = 64;
 
 /// A claim is followed by its snapshot within milliseconds; a minute covers a node that is starved of everything.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -88,6 +88,15 @@ pub struct Claimed {
     pub top: bool,
 }
 
+/// The pull that waits for an image: what it holds in containerd may name other sources of the same layers.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Its lease; [`None`] when containerd does not tell: any of those that the namespace has.
+    pub lease: Option<String>,
+}
+
 /// How far an image is.
 #[derive(Debug, Clone)]
 pub enum State {
@@ -120,6 +129,10 @@ struct Image {
     held: AtomicBool,
     /// When containerd last prepared one of its layers: the snapshot of a claim comes a moment after it.
     claimed: Mutex<Instant>,
+    /// Other images with the same layers, the latest first.
+    others: Mutex<Vec<Arc<ImageSpec>>>,
+    /// There is one that no pull has tried yet: no reason for a backoff.
+    untried: AtomicBool,
 }
 
 impl Image {
@@ -127,7 +140,9 @@ impl Image {
         let accepted = AtomicBool::new(spec.is_some());
         let spec = spec.map_or_else(OnceCell::new, |spec| OnceCell::new_with(Some(Arc::new(spec))));
         let claimed = Mutex::new(Instant::now());
-        Arc::new(Self { spec, state: watch::Sender::new(State::Idle), accepted, held: AtomicBool::new(false), claimed })
+        let (state, held) = (watch::Sender::new(State::Idle), AtomicBool::new(false));
+        let (others, untried) = (Mutex::default(), AtomicBool::new(false));
+        Arc::new(Self { spec, state, accepted, held, claimed, others, untried })
     }
 
     fn is_wanted(&self) -> bool {
@@ -184,11 +199,7 @@ impl Puller {
         let outcome = self.try_claim(&claim).await;
         if let Err(reason) = &outcome {
             self.drop_undecided();
-            tracing::warn!(image = claim.reference, %reason, "left to containerd");
-            let mut refusals = lock(&self.refusals);
-            refusals.retain(|r| r.manifest != claim.manifest || r.reference != claim.reference);
-            refusals.truncate(REFUSALS - 1);
-            refusals.push_front(status::Refusal::new(&claim, reason));
+            self.refuse(&claim, reason);
         }
         outcome
     }
@@ -258,28 +269,48 @@ impl Puller {
     }
 
     /// Waits until the image is ready. Starts its pull when it is neither here nor on its way, after a failure with
-    /// backoff. Dropping the future leaves the pull going for others.
+    /// backoff, or at once when the caller's pull holds another image with the same layers. Dropping the future leaves the
+    /// pull going for others.
     ///
     /// # Errors
     /// Why the pull failed.
-    pub async fn ready(self: &Arc<Self>, manifest: &Digest, reference: &str) -> Result<(), ImageError> {
+    pub async fn ready(
+        self: &Arc<Self>,
+        manifest: &Digest,
+        reference: &str,
+        caller: &Caller,
+    ) -> Result<(), ImageError> {
         let (image, spec) = self.find(manifest, reference).ok_or_else(|| ImageError::Unknown(reference.to_owned()))?;
         let mut state = image.state.subscribe();
         let now = state.borrow_and_update().clone();
+        let mut joined = false;
         match now {
             State::Ready(_) if self.here(&spec) => return Ok(()),
-            State::Pulling(_) => {}
+            State::Pulling(_) => joined = true,
             State::Failed(failure) => {
-                tokio::time::sleep_until((failure.at + self.backoff(failure.in_a_row)).into()).await;
+                self.look_for_others(&image, &spec, caller).await;
+                if let Some(left) = self.backoff(&image, &failure) {
+                    tokio::time::sleep(left).await;
+                }
                 self.start(&image, &spec);
             }
-            State::Idle | State::Ready(_) => self.start(&image, &spec),
+            State::Idle | State::Ready(_) => {
+                self.look_for_others(&image, &spec, caller).await;
+                self.start(&image, &spec);
+            }
         }
         loop {
             let now = state.borrow_and_update().clone();
             match now {
                 State::Ready(_) => return Ok(()),
-                State::Failed(failure) => return Err(failure.error),
+                State::Failed(failure) => {
+                    // It may have begun without knowing what this caller brings.
+                    if !std::mem::take(&mut joined) || !self.look_for_others(&image, &spec, caller).await {
+                        return Err(failure.error);
+                    }
+                    self.start(&image, &spec);
+                    continue;
+                }
                 State::Idle | State::Pulling(_) => {}
             }
             // The sender lives in `image`, which this function holds.
@@ -297,10 +328,19 @@ impl Puller {
         manifest: &Digest,
         reference: &str,
         count: usize,
+        caller: &Caller,
     ) -> Result<(), ImageError> {
+        let (image, spec) = self.find(manifest, reference).ok_or_else(|| ImageError::Unknown(reference.to_owned()))?;
+        let failed = matches!(*image.state.borrow(), State::Failed(_));
+        if failed {
+            self.look_for_others(&image, &spec, caller).await;
+        }
         self.state(manifest, reference)?;
-        let (_, spec) = self.find(manifest, reference).ok_or_else(|| ImageError::Unknown(reference.to_owned()))?;
-        self.pull(&spec, count).await
+        let outcome = self.pull(&image, &spec, count).await;
+        if outcome.is_err() && self.look_for_others(&image, &spec, caller).await {
+            return self.pull(&image, &spec, count).await;
+        }
+        outcome
     }
 
     /// How far the image is, without waiting. One that failed and whose backoff is over, or that lost a layer, is started
@@ -314,15 +354,20 @@ impl Puller {
         match &now {
             State::Pulling(_) => {}
             State::Ready(_) if self.here(&spec) => {}
-            State::Failed(failure) if failure.at.elapsed() < self.backoff(failure.in_a_row) => {}
+            State::Failed(failure) if self.backoff(&image, failure).is_some() => {}
             State::Idle | State::Ready(_) | State::Failed(_) => self.start(&image, &spec),
         }
         Ok(now)
     }
 
-    fn backoff(&self, in_a_row: u32) -> Duration {
-        let factor = 1_u64.checked_shl(in_a_row.saturating_sub(1)).unwrap_or(u64::MAX);
-        Duration::from_secs(self.config.retry_min_secs.saturating_mul(factor).min(self.config.retry_max_secs))
+    /// How long the image is not tried again.
+    fn backoff(&self, image: &Image, failure: &Failure) -> Option<Duration> {
+        if image.untried.load(Ordering::Relaxed) {
+            return None;
+        }
+        let factor = 1_u64.checked_shl(failure.in_a_row.saturating_sub(1)).unwrap_or(u64::MAX);
+        let whole = self.config.retry_min_secs.saturating_mul(factor).min(self.config.retry_max_secs);
+        Duration::from_secs(whole).checked_sub(failure.at.elapsed()).filter(|left| !left.is_zero())
     }
 
     /// Starts the image's pull unless it is under way.
@@ -340,13 +385,14 @@ impl Puller {
         if !started {
             return;
         }
+        image.untried.store(false, Ordering::Relaxed);
         let (puller, image, spec) = (Arc::clone(self), Arc::clone(image), Arc::clone(spec));
         tokio::spawn(async move {
             let began = Instant::now();
             // In a task of its own: whatever happens there, those who wait are told.
             let pull = tokio::spawn({
-                let (puller, spec) = (Arc::clone(&puller), Arc::clone(&spec));
-                async move { puller.pull(&spec, spec.layers.len()).await }
+                let (puller, image, spec) = (Arc::clone(&puller), Arc::clone(&image), Arc::clone(&spec));
+                async move { puller.pull(&image, &spec, spec.layers.len()).await }
             });
             let outcome = pull.await.unwrap_or_else(|_| Err(pull::failed(&spec, 0, Arc::new(LayerError::Panicked))));
             let state = match outcome {

@@ -25,6 +25,6 @@ mod road;
 
 pub use config::Config;
 pub use error::{ImageError, LayerError, Refused, ShowError};
-pub use image::{Claim, Claimed, Failure, ImageStatus, LayerStatus, Puller, Seams, Show, State};
+pub use image::{Broken, Caller, Claim, Claimed, Failure, ImageStatus, LayerStatus, Puller, Seams, Show, State};
 pub use lazy::{Answer, Lazies, Lazy, ReadError};
-pub use resolve::{Contents, ContentsError, ImageSpec, LayerSpec};
+pub use resolve::{Contents, ContentsError, Held, ImageSpec, LayerSpec};

@@ -21,6 +21,21 @@ pub trait Contents: fmt::Debug + Send + Sync + 'static {
         digest: &'a Digest,
         limit: u64,
     ) -> BoxFuture<'a, Result<Vec<u8>, ContentsError>>;
+
+    /// The blobs that a lease of `namespace` holds, or all of its leases, with the repositories that they came from; the latest
+    /// first. The error is a sentence for the log.
+    fn held<'a>(&'a self, namespace: &'a str, lease: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Held>, String>>;
+}
+
+/// A blob that a pull holds.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// The blob.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// Registry, without its port, and repository.
+    pub repositories: Vec<(String, String)>,
 }
 
 /// The content store did not give a blob.

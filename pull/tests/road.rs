@@ -4,9 +4,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Node, noise, tar};
-use silk_model::Digest;
-use silk_pull::{Refused, State};
+use common::{Node, caller, noise, tar};
+use silk_model::{Class, Digest};
+use silk_pull::{Broken, Refused, State};
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,6 +194,35 @@ async fn what_silk_cannot_pull_is_refused_at_the_first_claim() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_on_a_base_of_containerds_says_why_it_is_left_to_it() {
+    let node = Node::new();
+    let chain = |n: u8| Digest::new([n; 32]);
+    let claim = |reference: &str, n: u8| silk_pull::Claim {
+        namespace: "k8s.io".into(),
+        reference: reference.into(),
+        manifest: Digest::of(reference.as_bytes()),
+        blob: chain(n),
+        chain_id: chain(n),
+        below: 0,
+    };
+    let why = |reference: &str| node.puller.status(Some(reference))[0].error.clone().unwrap();
+    // Nobody has its manifest.
+    node.puller.claim(claim("r.example/refused:1", 1)).await.unwrap_err();
+    let cause = why("r.example/refused:1");
+    node.puller.left(&claim("r.example/refused:1", 2), Some(chain(1)));
+    assert_eq!(why("r.example/refused:1"), cause, "the first cause is the one");
+    node.puller.left(&claim("r.example/above:1", 3), Some(chain(2)));
+    let above = why("r.example/above:1");
+    assert!(
+        above.contains("base layers") && above.contains("r.example/refused:1") && above.contains(&cause),
+        "{above}"
+    );
+    node.puller.left(&claim("r.example/unknown:1", 9), Some(chain(8)));
+    let unknown = why("r.example/unknown:1");
+    assert!(unknown.contains("base layers") && unknown.contains("labels"), "{unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_local_image_needs_no_registry_and_survives_a_restart() {
     let registry = Fake::start().await;
     let node = Node::new();
@@ -241,7 +270,7 @@ async fn the_layers_below_a_broken_one_serve_another_image() {
     let pushed = registry.push_image("library/broken:1", &image);
     registry.fault(&format!("GET .*{}", pushed.layers[1].blob_digest), Fault::status(404), ALWAYS);
     node.claim(&pushed).await.unwrap();
-    node.puller.ready_below(&pushed.manifest_digest, &pushed.reference, 1).await.unwrap();
+    node.puller.ready_below(&pushed.manifest_digest, &pushed.reference, 1, &caller(None)).await.unwrap();
     node.ready(&pushed).await.unwrap_err();
     assert_eq!(node.shown(), [vec![pushed.layers[0].diff_id]]);
 }
@@ -262,4 +291,36 @@ async fn a_removed_image_frees_its_layers_at_once_and_a_new_claim_keeps_them() {
     node.claim(&pushed).await.unwrap();
     node.puller.retain(|_| false).unwrap();
     assert!(node.puller.wanted().contains(&layer));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_cannot_be_shown_is_broken_while_no_other_image_has_it() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let image = |top: &[u8]| {
+        let base = tar(&[("base", b"base")]);
+        ImageSpec::new().layer(base, Compression::Gzip).layer(tar(&[("top", top)]), Compression::Gzip)
+    };
+    let pushed = registry.push_image("library/app:1", &image(b"one"));
+    let base = pushed.layers[0].diff_id;
+    node.break_layer(base, Class::NoSpace);
+    node.pull(&pushed).await.unwrap_err();
+    assert_eq!(node.puller.broken(), [], "not the layer's fault");
+    node.break_layer(base, Class::Corrupt);
+    node.ready(&pushed).await.unwrap_err();
+    let (manifest, reference) = (pushed.manifest_digest, pushed.reference.clone());
+    let broken = [Broken { diff_id: base, manifest, reference }];
+    assert_eq!(node.puller.broken(), broken);
+    // Another image has it, on its way or shown.
+    let other = registry.push_image("library/other:1", &image(b"two"));
+    registry.fault(&format!("GET .*{}", other.layers[1].blob_digest), Fault::StallAfter(0), ALWAYS);
+    node.claim(&other).await.unwrap();
+    assert_eq!(node.puller.broken(), []);
+    node.ready(&other).await.unwrap_err();
+    assert_eq!(node.puller.broken(), [], "that image may still be pulled");
+    registry.heal();
+    node.ready(&other).await.unwrap_err();
+    assert_eq!(node.puller.broken().len(), 2);
+    node.store.evict(&base).unwrap();
+    assert_eq!(node.puller.broken(), []);
 }

@@ -74,6 +74,15 @@ pub struct RemoteChain {
     pub top: bool,
 }
 
+/// The pull that waits for a chain: what containerd holds for it may name other sources of the layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Its lease, when containerd tells.
+    pub lease: Option<String>,
+}
+
 /// How far a chain is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -95,12 +104,17 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// Why the image is left to containerd.
     async fn claim(&self, claim: Claim) -> Result<Claimed, Refused>;
 
+    /// A layer was left to containerd without a claim, because the one below it, with chain ID `below`, is not remote.
+    /// Must return at once.
+    fn left(&self, claim: &Claim, below: Option<Digest>);
+
     /// Ends when all layers of the chain are whole, proved and mountable, whatever becomes of those above it. Starts the pull of the image, with backoff
-    /// after a failure, when it is neither here nor on its way. Dropping the future leaves the pull going for others.
+    /// after a failure, when it is neither here nor on its way. Dropping the future leaves the pull going for others. The
+    /// caller's pull may be of another image with the same layers: its blobs serve as well.
     ///
     /// # Errors
     /// Why the pull failed.
-    async fn ready(&self, chain: RemoteChain) -> Result<(), NotReady>;
+    async fn ready(&self, chain: RemoteChain, caller: Caller) -> Result<(), NotReady>;
 
     /// Is the chain mountable now? Never waits. Starts the pull again when it failed.
     fn state(&self, chain: &RemoteChain) -> State;

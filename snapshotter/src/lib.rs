@@ -26,7 +26,7 @@ mod usage;
 mod waits;
 
 pub use error::SnapshotError;
-pub use layers::{Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State};
+pub use layers::{Caller, Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State};
 pub use service::Service;
 pub use snapshot::{Kind, Remote, Snapshot, Time, Usage};
 pub use snapshots::Snapshots;

@@ -23,7 +23,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
-    Claim, Kind, Layers, NotReady, Refused, Remote, RemoteChain, Snapshot, SnapshotError, Snapshots, State,
+    Caller, Claim, Kind, Layers, NotReady, Refused, Remote, RemoteChain, Snapshot, SnapshotError, Snapshots, State,
     filter::Filters,
     labels,
     leases::Leases,
@@ -114,7 +114,10 @@ impl Service {
             match stack.remote {
                 Some((_, chain)) if stack.ordinary.is_empty() => claim.parent_chain = chain.diff_ids,
                 // The layer below was left to containerd, so this one is, too.
-                _ => return Ok(None),
+                _ => {
+                    inner.layers.left(&claim, inner.snapshots.chain_id(&new.parent));
+                    return Ok(None);
+                }
             }
         }
         let known = inner.snapshots.remote(&claim.chain_id, &new.parent);
@@ -183,7 +186,12 @@ impl Service {
                 return Ok(snapshot);
             }
         }
-        inner.layers.ready(chain).await.map_err(SnapshotError::Pull)?;
+        let caller = Caller {
+            // containerd 1.6 passes on no namespace of a client.
+            namespace: header(headers, NAMESPACE).unwrap_or(&remote.namespace).to_owned(),
+            lease: header(headers, waits::LEASE).map(str::to_owned),
+        };
+        inner.layers.ready(chain, caller).await.map_err(SnapshotError::Pull)?;
         inner.waits.forget(name);
         // It may have been removed or updated meanwhile.
         inner.snapshots.get(name)

@@ -114,6 +114,11 @@ impl Snapshots {
         self.table().chain(snapshot)
     }
 
+    /// The chain ID that a snapshot was made for, if it is an image's layer.
+    pub(crate) fn chain_id(&self, name: &str) -> Option<Digest> {
+        self.table().get(name).ok()?.labels.get(labels::REF)?.parse().ok()
+    }
+
     /// The remote snapshot of a chain ID on a parent.
     pub(crate) fn remote(&self, chain_id: &Digest, parent: &str) -> Option<Arc<Snapshot>> {
         self.table().remote(chain_id, parent).cloned()

@@ -174,8 +174,8 @@ impl Control for Service {
         let name = &request.get_ref().image;
         let Some(image) = self.images(name).into_iter().next() else {
             return Err(Status::not_found(format!(
-                "silk has not seen {name}: it was pulled without silk, or without the labels a remote snapshotter needs \
-                 (CRI: disable_snapshot_annotations = false)"
+                "silk has not seen {name}: it was pulled without silk or without the labels a remote snapshotter needs \
+                 (CRI: disable_snapshot_annotations = false), or all its layers were here already, from another image"
             )));
         };
         let rung = self.0.views.views.mounts().rung();

@@ -53,6 +53,7 @@ impl Janitor {
             tracing::error!(%error, "the database takes no changes any more: silkd ends, to be started again");
             std::process::exit(1);
         }
+        self.drop_broken()?;
         self.forget_images()?;
         let used = self.used();
         for (diff_id, record) in self.views.store.list() {
@@ -67,6 +68,33 @@ impl Janitor {
         let unused = self.views.store.unused(|id| used.contains(id));
         let excess = self.views.store.excess(unused.iter().map(|u| u.bytes).sum())?;
         self.evict(excess).map(drop)
+    }
+
+    /// Drops layers whose content is the reason that images cannot be shown, unless another image uses them. Blocks.
+    fn drop_broken(&self) -> Result<(), StoreError> {
+        for diff_id in self.broken() {
+            let drop = || self.views.store.evict(&diff_id);
+            let dropped = self.views.retire(&diff_id, &|| !self.broken().contains(&diff_id), drop);
+            match dropped {
+                Ok(Some(gone)) => tracing::info!(%diff_id, bytes = gone?.bytes, "dropped a layer that cannot be shown"),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%diff_id, %error, "a layer that cannot be shown stays"),
+            }
+        }
+        Ok(())
+    }
+
+    fn broken(&self) -> HashSet<Digest> {
+        let broken = self.puller.broken();
+        let mut layers: HashSet<_> = broken.iter().map(|b| b.diff_id).collect();
+        // The snapshots of the failed images themselves can never be mounted.
+        let failed: HashSet<_> = broken.iter().map(|b| (b.manifest, b.reference.as_str())).collect();
+        for chain in self.snapshots.remote_chains() {
+            if !failed.contains(&(chain.image, chain.image_ref.as_str())) {
+                layers.retain(|id| !chain.diff_ids.contains(id));
+            }
+        }
+        layers
     }
 
     /// Forgets images whose snapshots are gone. Blocks.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use silk_model::Digest;
 use silk_pull::{ImageError, Puller, State as Pull};
-use silk_snapshotter::{Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State, Usage};
+use silk_snapshotter::{Caller, Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State, Usage};
 use tokio::sync::Notify;
 
 use crate::views::{StoreViews, died};
@@ -37,6 +37,17 @@ impl Rooms {
     }
 }
 
+fn asked(claim: Claim) -> silk_pull::Claim {
+    silk_pull::Claim {
+        namespace: claim.namespace,
+        reference: claim.image_ref,
+        manifest: claim.manifest_digest,
+        blob: claim.layer_digest,
+        chain_id: claim.chain_id,
+        below: claim.parent_chain.len(),
+    }
+}
+
 fn not_ready(error: &ImageError) -> NotReady {
     NotReady::new(error.class(), error)
 }
@@ -44,25 +55,22 @@ fn not_ready(error: &ImageError) -> NotReady {
 #[tonic::async_trait]
 impl Layers for Rooms {
     async fn claim(&self, claim: Claim) -> Result<Claimed, Refused> {
-        let asked = silk_pull::Claim {
-            namespace: claim.namespace,
-            reference: claim.image_ref,
-            manifest: claim.manifest_digest,
-            blob: claim.layer_digest,
-            chain_id: claim.chain_id,
-            below: claim.parent_chain.len(),
-        };
-        match self.puller.claim(asked).await {
+        match self.puller.claim(asked(claim)).await {
             Ok(claimed) => Ok(Claimed { diff_id: claimed.diff_id, top: claimed.top }),
             Err(refused) => Err(Refused { reason: refused.to_string() }),
         }
     }
 
-    async fn ready(&self, chain: RemoteChain) -> Result<(), NotReady> {
+    fn left(&self, claim: &Claim, below: Option<Digest>) {
+        self.puller.left(&asked(claim.clone()), below);
+    }
+
+    async fn ready(&self, chain: RemoteChain, caller: Caller) -> Result<(), NotReady> {
+        let caller = silk_pull::Caller { namespace: caller.namespace, lease: caller.lease };
         let outcome = if chain.top {
-            self.puller.ready(&chain.image, &chain.image_ref).await
+            self.puller.ready(&chain.image, &chain.image_ref, &caller).await
         } else {
-            self.puller.ready_below(&chain.image, &chain.image_ref, chain.diff_ids.len()).await
+            self.puller.ready_below(&chain.image, &chain.image_ref, chain.diff_ids.len(), &caller).await
         };
         if let Err(ImageError::Unknown(_)) = outcome
             && self.here(&chain)

@@ -2,24 +2,27 @@
 
 use std::sync::Arc;
 
+use silk_model::{Class, Digest};
 use silk_registry::Repository;
 use tokio::task::JoinSet;
 
-use super::Puller;
-use crate::{
-    ImageError, ImageSpec, LayerError, LayerSpec, ShowError,
-    lazy::{Lazies, Road},
-};
+use super::{Image, Puller};
+use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, layer::Layers, lazy::Lazies};
 
 impl Puller {
     /// The lowest `count` layers at once, then their mounts.
-    pub(super) async fn pull(self: &Arc<Self>, spec: &Arc<ImageSpec>, count: usize) -> Result<(), ImageError> {
-        self.pull_layers(spec, count).await?;
+    pub(super) async fn pull(
+        self: &Arc<Self>,
+        image: &Image,
+        spec: &Arc<ImageSpec>,
+        count: usize,
+    ) -> Result<(), ImageError> {
+        self.pull_layers(image, spec, count).await?;
         let (show, mut ids) = (Arc::clone(&self.seams.show), spec.diff_ids());
         ids.truncate(count);
-        let shown = tokio::task::spawn_blocking(move || show.show(&ids)).await.unwrap_or_else(|panic| {
-            Err(ShowError { diff_id: None, class: silk_model::Class::Internal, source: Box::new(panic) })
-        });
+        let shown = tokio::task::spawn_blocking(move || show.show(&ids))
+            .await
+            .unwrap_or_else(|panic| Err(ShowError { diff_id: None, class: Class::Internal, source: Box::new(panic) }));
         shown.map_err(|error| ImageError::Show {
             image: spec.reference.clone(),
             layer: error
@@ -31,62 +34,63 @@ impl Puller {
         })
     }
 
-    async fn pull_layers(self: &Arc<Self>, spec: &Arc<ImageSpec>, count: usize) -> Result<(), ImageError> {
+    async fn pull_layers(
+        self: &Arc<Self>,
+        image: &Image,
+        spec: &Arc<ImageSpec>,
+        count: usize,
+    ) -> Result<(), ImageError> {
         let mut missing = missing(spec, &self.lazies);
         missing.retain(|(index, _)| *index < count);
-        let Some((first, _)) = missing.first() else { return Ok(()) };
-        let fail = |index, source| failed(spec, index, source);
-        let repository = self.repository(&spec.reference).await.map_err(|e| fail(*first, Arc::new(e)))?;
-        let missing = self.open_known(spec, missing, &repository).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut sources = Vec::new();
+        for source in image.sources(spec) {
+            let repository = self.repository(&source.reference).await.map_err(Arc::new);
+            sources.push((source, repository));
+        }
+        let missing = self.open_known(missing, &sources).await;
+        let sources = Arc::new(sources);
         let mut pulls = JoinSet::new();
-        for (index, layer) in missing {
-            let (layers, repository) = (Arc::clone(&self.layers), repository.clone());
-            pulls.spawn(async move { layers.pull(&layer, &repository).await.map_err(|e| (index, e)) });
+        for (_, layer) in missing {
+            let (layers, sources) = (Arc::clone(&self.layers), Arc::clone(&sources));
+            pulls.spawn(async move { from_one(&layers, &layer.diff_id, &sources).await });
         }
         while let Some(ended) = pulls.join_next().await {
             match ended {
                 Ok(Ok(())) => {}
                 // The others are no longer waited for: those not started yet never will be, those under way become cache.
-                Ok(Err((index, error))) => return Err(fail(index, error)),
-                Err(_) => return Err(fail(0, Arc::new(LayerError::Panicked))),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(failed(spec, 0, Arc::new(LayerError::Panicked))),
             }
         }
         Ok(())
     }
 }
 
-impl Puller {
-    /// Opens the layers that are known; returns the others.
-    async fn open_known(
-        self: &Arc<Self>,
-        spec: &Arc<ImageSpec>,
-        missing: Vec<(usize, LayerSpec)>,
-        repository: &Repository,
-    ) -> Result<Vec<(usize, LayerSpec)>, ImageError> {
-        if !self.config.lazy || !self.seams.show.lazily() {
-            return Ok(missing);
-        }
-        let road = Road {
-            store: Arc::clone(&self.store),
-            lazies: Arc::clone(&self.lazies),
-            streams: Arc::clone(&self.layers),
-            show: Arc::clone(&self.seams.show),
-            repository: repository.clone(),
+/// An image that has a layer, and the repository of its blobs if it can be asked.
+pub(super) type Source = (Arc<ImageSpec>, Result<Repository, Arc<LayerError>>);
+
+/// Pulls a layer from the first source that gives it. The error is the first one's, which is what the user asked for last.
+async fn from_one(layers: &Arc<Layers>, diff_id: &Digest, sources: &[Source]) -> Result<(), ImageError> {
+    let mut first = None;
+    for (spec, repository) in sources {
+        let Some(index) = spec.layers.iter().position(|l| l.diff_id == *diff_id) else { continue };
+        let outcome = match repository {
+            Ok(repository) => layers.pull(&spec.layers[index], repository).await,
+            Err(error) => Err(Arc::clone(error)),
         };
-        let (lazies, whole, spec) = (Arc::clone(&self.lazies), Arc::clone(spec), Arc::clone(spec));
-        let opened = tokio::task::spawn_blocking(move || {
-            let mut unknown = Vec::new();
-            for (index, layer) in missing {
-                match lazies.open(&layer, &spec.reference, &road) {
-                    Ok(true) => {}
-                    Ok(false) => unknown.push((index, layer)),
-                    Err(error) => return Err(failed(&spec, index, Arc::new(error.into()))),
-                }
-            }
-            Ok(unknown)
-        });
-        opened.await.unwrap_or_else(|_| Err(failed(&whole, 0, Arc::new(LayerError::Panicked))))
+        let Err(error) = outcome else { return Ok(()) };
+        let class = error.class();
+        let error = failed(spec, index, error);
+        if matches!(class, Class::NoSpace | Class::Internal) {
+            // No other source helps against a full disk.
+            return Err(error);
+        }
+        first.get_or_insert(error);
     }
+    first.map_or(Ok(()), Err)
 }
 
 pub(super) fn failed(spec: &ImageSpec, index: usize, source: Arc<LayerError>) -> ImageError {

@@ -8,13 +8,20 @@ use silk_store::LayerRecord;
 use super::{Claim, Image, Puller, State, lock, rate, record_rate};
 use crate::{ImageSpec, LayerSpec, Refused};
 
+/// Refusals that are remembered for `silk explain`.
+const REFUSALS: usize = 64;
+/// Layers of one that are remembered: more than an image can have that overlayfs mounts.
+const CHAINS: usize = 512;
+
 /// An image that silk left to containerd.
 #[derive(Debug)]
 pub(super) struct Refusal {
     namespace: String,
-    pub(super) reference: String,
-    pub(super) manifest: Digest,
+    reference: String,
+    manifest: Digest,
     reason: String,
+    /// The chain IDs of the layers that were left to containerd.
+    chains: Vec<Digest>,
 }
 
 impl Refusal {
@@ -24,7 +31,12 @@ impl Refusal {
             reference: claim.reference.clone(),
             manifest: claim.manifest,
             reason: reason.to_string(),
+            chains: vec![claim.chain_id],
         }
+    }
+
+    fn is_of(&self, claim: &Claim) -> bool {
+        self.manifest == claim.manifest && self.reference == claim.reference
     }
 }
 
@@ -71,6 +83,30 @@ pub struct LayerStatus {
 }
 
 impl Puller {
+    /// Notes why an image is left to containerd.
+    pub(super) fn refuse(&self, claim: &Claim, reason: &Refused) {
+        tracing::warn!(image = claim.reference, %reason, "left to containerd");
+        let mut refusals = lock(&self.refusals);
+        refusals.retain(|r| !r.is_of(claim));
+        refusals.truncate(REFUSALS - 1);
+        refusals.push_front(Refusal::new(claim, reason));
+    }
+
+    /// Notes that containerd keeps a layer, because the one below it (with chain ID `below`) is containerd's already.
+    pub fn left(&self, claim: &Claim, below: Option<Digest>) {
+        let mut refusals = lock(&self.refusals);
+        if let Some(refusal) = refusals.iter_mut().find(|r| r.is_of(claim)) {
+            if refusal.chains.len() < CHAINS && !refusal.chains.contains(&claim.chain_id) {
+                refusal.chains.push(claim.chain_id);
+            }
+            return;
+        }
+        let known = below.and_then(|below| refusals.iter().find(|r| r.chains.contains(&below)));
+        let cause = known.map(|r| (r.reference.clone(), r.reason.clone()));
+        drop(refusals);
+        self.refuse(claim, &Refused::Below { cause });
+    }
+
     /// All images silk knows or refused, or those whose reference or manifest digest is `only`; sorted by reference.
     pub fn status(&self, only: Option<&str>) -> Vec<ImageStatus> {
         let wanted =

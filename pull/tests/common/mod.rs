@@ -1,7 +1,7 @@
 //! A node without containerd: a store in a temporary directory and a puller on it.
 
-#![allow(dead_code)] // each test program uses its part
 #![allow(clippy::unwrap_used)] // a test's helper panics where the test would
+#![allow(dead_code)] // each test file uses a part
 
 use std::{
     collections::HashMap,
@@ -9,32 +9,46 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use silk_model::{Digest, chain_ids};
+use silk_model::{Class, Digest, chain_ids};
 use silk_pull::{
-    Claim, Claimed, Config, Contents, ContentsError, ImageError, Lazies, Puller, ReadError, Refused, Seams, Show,
-    ShowError, State,
+    Caller, Claim, Claimed, Config, Contents, ContentsError, Held, ImageError, Lazies, Puller, ReadError, Refused, Seams,
+    Show, ShowError, State,
 };
 use silk_registry::Registry;
 use silk_store::Store;
 use silk_testkit::Pushed;
 use tempfile::TempDir;
 
-/// containerd's content store.
+/// containerd's content store, and what its leases hold.
 #[derive(Debug, Default)]
-struct Documents(Mutex<HashMap<Digest, Vec<u8>>>);
+struct Documents {
+    blobs: Mutex<HashMap<Digest, Vec<u8>>>,
+    held: Mutex<HashMap<String, Vec<Held>>>,
+}
 
 impl Contents for Documents {
     fn read<'a>(&'a self, _: &'a str, digest: &'a Digest, _: u64) -> BoxFuture<'a, Result<Vec<u8>, ContentsError>> {
-        let found = self.0.lock().unwrap().get(digest).cloned();
+        let found = self.blobs.lock().unwrap().get(digest).cloned();
         Box::pin(async move { found.ok_or(ContentsError { digest: *digest, message: "not found".into() }) })
+    }
+
+    fn held<'a>(&'a self, _: &'a str, lease: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Held>, String>> {
+        let held = self.held.lock().unwrap();
+        let held: Vec<_> = match lease {
+            Some(lease) => held.get(lease).cloned().unwrap_or_default(),
+            None => held.values().flatten().cloned().collect(),
+        };
+        Box::pin(async move { Ok(held) })
     }
 }
 
-/// Remembers which chains were shown, and which layers were to be shown anew.
+/// Remembers which chains were shown, and which layers were to be shown anew; cannot show chains with a layer that the test
+/// broke.
 #[derive(Debug, Default)]
 struct Shown {
     shown: Mutex<Vec<Vec<Digest>>>,
     renewed: Mutex<Vec<(Digest, bool)>>,
+    broken: Mutex<Option<(Digest, Class)>>,
 }
 
 impl Show for Shown {
@@ -51,9 +65,17 @@ impl Show for Shown {
     }
 
     fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError> {
+        if let Some((diff_id, class)) = self.broken.lock().unwrap().filter(|(broken, _)| diff_ids.contains(broken)) {
+            return Err(ShowError { diff_id: Some(diff_id), class, source: "as the test asked".into() });
+        }
         self.shown.lock().unwrap().push(diff_ids.to_vec());
         Ok(())
     }
+}
+
+/// The pull that asks.
+pub fn caller(lease: Option<&str>) -> Caller {
+    Caller { namespace: "k8s.io".into(), lease: lease.map(str::to_owned) }
 }
 
 pub struct Node {
@@ -120,7 +142,7 @@ impl Node {
     /// containerd prepares all layers.
     pub async fn claim(&self, pushed: &Pushed) -> Result<Vec<Claimed>, Refused> {
         {
-            let mut documents = self.documents.0.lock().unwrap();
+            let mut documents = self.documents.blobs.lock().unwrap();
             documents.insert(pushed.manifest_digest, pushed.manifest.to_vec());
             documents.insert(pushed.config_digest, pushed.config.to_vec());
         }
@@ -142,7 +164,29 @@ impl Node {
     }
 
     pub async fn ready(&self, pushed: &Pushed) -> Result<(), ImageError> {
-        self.puller.ready(&pushed.manifest_digest, &pushed.reference).await
+        self.puller.ready(&pushed.manifest_digest, &pushed.reference, &caller(None)).await
+    }
+
+    /// containerd pulls `pushed` with a lease, knows its chain already, and so asks for that of the image `as_image`.
+    pub async fn ready_again(&self, pushed: &Pushed, lease: &str, as_image: &Pushed) -> Result<(), ImageError> {
+        self.hold(pushed, lease);
+        self.puller.ready(&as_image.manifest_digest, &as_image.reference, &caller(Some(lease))).await
+    }
+
+    /// containerd has fetched an image's documents for a pull.
+    pub fn hold(&self, pushed: &Pushed, lease: &str) {
+        let reference: silk_registry::Reference = pushed.reference.parse().unwrap();
+        let host = reference.host().split(':').next().unwrap().to_owned();
+        let repositories = vec![(host, reference.path().to_owned())];
+        let mut held = self.documents.held.lock().unwrap();
+        let mut blobs = self.documents.blobs.lock().unwrap();
+        for (digest, bytes) in [(pushed.config_digest, &pushed.config), (pushed.manifest_digest, &pushed.manifest)] {
+            blobs.insert(digest, bytes.to_vec());
+            let size = bytes.len() as u64;
+            held.entry(lease.to_owned())
+                .or_default()
+                .insert(0, Held { digest, size, repositories: repositories.clone() });
+        }
     }
 
     pub fn state(&self, pushed: &Pushed) -> Result<State, ImageError> {
@@ -152,6 +196,11 @@ impl Node {
     pub async fn pull(&self, pushed: &Pushed) -> Result<(), ImageError> {
         self.claim(pushed).await.unwrap();
         self.ready(pushed).await
+    }
+
+    /// From now on a layer cannot be shown.
+    pub fn break_layer(&self, diff_id: Digest, class: Class) {
+        *self.shown.broken.lock().unwrap() = Some((diff_id, class));
     }
 
     /// A layer's tar as the store has it.

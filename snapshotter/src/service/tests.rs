@@ -25,6 +25,8 @@ struct Fake {
     state: watch::Sender<State>,
     refuse: Mutex<bool>,
     waits: AtomicUsize,
+    caller: Mutex<Option<Caller>>,
+    left: Mutex<Vec<(Digest, Option<Digest>)>>,
     claims: AtomicUsize,
     mnt: PathBuf,
 }
@@ -47,7 +49,12 @@ impl Layers for Fake {
         }
     }
 
-    async fn ready(&self, chain: RemoteChain) -> Result<(), NotReady> {
+    fn left(&self, claim: &Claim, below: Option<Digest>) {
+        self.left.lock().unwrap().push((claim.chain_id, below));
+    }
+
+    async fn ready(&self, chain: RemoteChain, caller: Caller) -> Result<(), NotReady> {
+        *self.caller.lock().unwrap() = Some(caller);
         assert!(!chain.image_ref.contains("panic"), "as the test asked");
         self.waits.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.subscribe();
@@ -90,6 +97,8 @@ impl Test {
             state: watch::Sender::new(State::Coming),
             refuse: Mutex::default(),
             waits: AtomicUsize::default(),
+            caller: Mutex::default(),
+            left: Mutex::default(),
             claims: AtomicUsize::default(),
             mnt,
         });
@@ -229,6 +238,8 @@ async fn a_failed_pull_says_why_and_the_next_try_waits_again() {
     test.set(State::Coming);
     let lower = test.waiter(&names[0], Some("three")).await;
     let top = test.waiter(&names[1], Some("three")).await;
+    let caller = Caller { namespace: "k8s.io".into(), lease: Some("three".into()) };
+    assert_eq!(*test.layers.caller.lock().unwrap(), Some(caller), "its lease holds the manifest of that pull");
     test.set(State::Ready);
     lower.await.unwrap().unwrap();
     top.await.unwrap().unwrap();
@@ -283,6 +294,8 @@ async fn what_cannot_be_claimed_is_an_ordinary_snapshot() {
     test.service.commit(Request::new(commit)).await.unwrap();
     test.prepare("k8s.io/4/extract b", "k8s.io/3/base", test.labels(1), None).await.unwrap();
     assert_eq!(test.layers.claims.load(Ordering::Relaxed), 1);
+    let chain = chain_ids(&test.layers.layers);
+    assert_eq!(*test.layers.left.lock().unwrap(), [(chain[1], Some(chain[0]))]);
 }
 
 #[tokio::test]

@@ -51,7 +51,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     root = "{{.Dir}}/silk"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{{.Dir}}/opt"
-[plugins."io.containerd.grpc.v1.cri"]
+{{if .KeepGarbage}}[plugins."io.containerd.gc.v1.scheduler"]
+  startup_delay = "1h"
+{{end}}[plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{{.Sandbox}}"
   restrict_oom_score_adj = true
   stream_server_port = "0"
@@ -85,7 +87,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     enable_remote_snapshot_annotations = "true"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{{.Dir}}/opt"
-[plugins."io.containerd.nri.v1.nri"]
+{{if .KeepGarbage}}[plugins."io.containerd.gc.v1.scheduler"]
+  startup_delay = "1h"
+{{end}}[plugins."io.containerd.nri.v1.nri"]
   disable = true
 [plugins."io.containerd.grpc.v1.cri"]
   stream_server_port = "0"

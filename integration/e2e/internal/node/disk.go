@@ -9,18 +9,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ownDisk puts a file system of its own on silkd's root.
+func ownDisk(dir string, size int64, options string) error {
+	image, root := filepath.Join(dir, "disk.img"), filepath.Join(dir, "silk")
+	for _, command := range [][]string{
+		{"truncate", "-s", fmt.Sprint(size), image},
+		{"mkfs.ext4", "-q", "-m", "0", image},
+		{"mount", "-o", options, image, root},
+	} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%v: %w: %s", command, err, out)
+		}
+	}
+	return nil
+}
+
 // slowDisk puts a file system of its own on silkd's root, whose every write waits for a disk of so many bytes a second. It returns how
 // to put a process under that limit.
 func slowDisk(dir string, bytesPerSecond int64) (limit func(pid int) error, err error) {
-	image, root := filepath.Join(dir, "disk.img"), filepath.Join(dir, "silk")
-	for _, command := range [][]string{
-		{"truncate", "-s", "4G", image},
-		{"mkfs.ext4", "-q", "-m", "0", image},
-		{"mount", "-o", "loop,sync", image, root},
-	} {
-		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("%v: %w: %s", command, err, out)
-		}
+	root := filepath.Join(dir, "silk")
+	if err := ownDisk(dir, 4<<30, "loop,sync"); err != nil {
+		return nil, err
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(root, &st); err != nil {

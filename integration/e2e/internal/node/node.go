@@ -28,8 +28,12 @@ type Options struct {
 	Transfer bool
 	// Extra is appended to silkd's configuration.
 	Extra string
+	// KeepGarbage makes containerd collect garbage only when it is told to, and not some 250 ms after anything was deleted.
+	KeepGarbage bool
 	// DiskRate gives silkd a disk of its own that writes so many bytes a second; 0 is the machine's.
 	DiskRate int64
+	// DiskSize gives silkd a disk of its own of so many bytes; 0 is the machine's.
+	DiskSize int64
 }
 
 // Node is a running pair of containerd and silkd.
@@ -68,6 +72,9 @@ func Start(t testing.TB, options Options) *Node {
 	n.must(os.WriteFile(filepath.Join(dir, "silkd.toml"), []byte(render(silkdConfig, n)), 0o600))
 	n.Containerd, err = startProcess(dir, "containerd", options.Generation.Binary, "--config", filepath.Join(dir, "containerd.toml"))
 	n.must(err)
+	if options.DiskSize > 0 {
+		n.must(ownDisk(dir, options.DiskSize, "loop"))
+	}
 	if options.DiskRate > 0 {
 		n.limit, err = slowDisk(dir, options.DiskRate)
 		n.must(err)
