@@ -12,6 +12,7 @@ use std::{
 
 use silk_model::Digest;
 use silk_registry::{Object, Reference, Registry, Repository};
+use silk_share::Share;
 use silk_store::{LayerRecord, Store, StoreError};
 use tokio::sync::{OnceCell, watch};
 
@@ -24,6 +25,7 @@ use crate::{
 };
 
 mod broken;
+mod known;
 mod others;
 mod pull;
 mod status;
@@ -42,8 +44,10 @@ const FAILURE_KEPT: Duration = Duration::from_secs(600);
 pub struct Seams {
     /// Manifests and configurations.
     pub contents: Arc<dyn Contents>,
-    /// Makes whole layers mountable.
+    /// Makes layers mountable.
     pub show: Arc<dyn Show>,
+    /// What other nodes know.
+    pub share: Arc<Share>,
 }
 
 /// Shows a chain of whole layers, or says why it cannot be shown.

@@ -14,10 +14,11 @@ use std::{
 
 use silk_model::{Class, Digest};
 use silk_registry::Repository;
+use silk_share::{Found, Image, Share};
 use silk_store::{Store, StoreError};
 use tokio::task::AbortHandle;
 
-use crate::{Config, LayerSpec, Show, layer::Layers};
+use crate::{Config, ImageSpec, LayerSpec, Show, layer::Layers};
 
 mod layer;
 mod life;
@@ -52,21 +53,30 @@ struct Entry {
 /// What a layer needs on its way to being whole.
 #[derive(Debug, Clone)]
 pub(crate) struct Road {
-    pub(crate) store: Arc<Store>,
     pub(crate) lazies: Arc<Lazies>,
     pub(crate) streams: Arc<Layers>,
     pub(crate) show: Arc<dyn Show>,
+    pub(crate) share: Arc<Share>,
     pub(crate) repository: Repository,
+    pub(crate) image: Arc<ImageSpec>,
 }
 
 impl Road {
     /// Readers of this layer saw names that are not its own. Whoever asks from now on waits for the right ones.
     fn names_lied(&self, lazy: &Lazy) {
         let diff_id = lazy.spec.diff_id;
-        let from = self.store.record(&diff_id).map(|r| r.from).unwrap_or_default();
-        tracing::error!(%diff_id, from, "the names of a layer were wrong: containers that use it must be started again");
+        tracing::error!(%diff_id, image = self.image.reference, "the names of a layer were wrong: containers that use it must be started again");
+        self.distrust(lazy, "its names are not those of the layer");
         self.lazies.remove(&diff_id);
         self.show.renew(&diff_id, true);
+    }
+
+    /// Whoever gave names and index of the layer is not believed in this again.
+    fn distrust(&self, lazy: &Lazy, why: &str) {
+        if let Some(found) = &lazy.learned {
+            let image = Image { repository: Some(self.repository.clone()), manifest: self.image.manifest };
+            self.share.distrust(&image, found, why);
+        }
     }
 }
 
@@ -103,8 +113,14 @@ impl Lazies {
         self.get(diff_id).filter(|lazy| lazy.is_indexed()).map(|lazy| lazy.size())
     }
 
-    /// Opens a layer that is known, and starts to fill it. `false` when it is not known well enough. Blocks for the disk.
-    pub(crate) fn open(self: &Arc<Self>, spec: &LayerSpec, image: &str, road: &Road) -> Result<bool, StoreError> {
+    /// Opens a layer that is known, and starts to fill it; `learned` says from whom, if it was just now. `false` when it is
+    /// not known well enough. Blocks for the disk.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        spec: &LayerSpec,
+        learned: Option<Found<()>>,
+        road: &Road,
+    ) -> Result<bool, StoreError> {
         let _alone = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         if self.get(&spec.diff_id).is_some() {
             return Ok(self.size(&spec.diff_id).is_some());
@@ -122,7 +138,8 @@ impl Lazies {
         };
         let lazy = Lazy::new(layer::Parts {
             spec: spec.clone(),
-            image: image.to_owned(),
+            image: road.image.reference.clone(),
+            learned,
             blob: road.repository.blob(spec.blob, spec.size),
             partial,
             scheduler: Arc::clone(&self.scheduler),
@@ -171,7 +188,8 @@ impl Lazies {
 async fn live(lazy: Arc<Lazy>, road: Road) {
     let Err(fault) = lazy.fill(&road).await else { return };
     let LayerSpec { diff_id, blob, .. } = lazy.spec;
-    let from = road.store.record(&diff_id).map(|r| r.from).unwrap_or_default();
+    let store = Arc::clone(road.lazies.store());
+    let from = store.record(&diff_id).map(|r| r.from).unwrap_or_default();
     tracing::error!(%diff_id, %blob, from, %fault, "what was known of a layer is no good: it is streamed instead");
     lazy.stream_instead(&fault.to_string());
     let forgotten = tokio::task::spawn_blocking({
@@ -187,7 +205,11 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
     }
     loop {
         match road.streams.pull(&lazy.spec, &road.repository).await {
-            Ok(()) => break,
+            Ok(()) => {
+                // The blob was good, so what was known of it was not.
+                road.distrust(&lazy, &fault.to_string());
+                break;
+            }
             Err(error) => {
                 let error = lazy.refuse(error.class(), &error);
                 tracing::error!(%error, "reads fail");
@@ -196,7 +218,7 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
             }
         }
     }
-    let path = road.store.layer_path(&diff_id).join("data");
+    let path = store.layer_path(&diff_id).join("data");
     let opened = File::open(&path).map_err(|e| lazy.refuse(Class::Internal, &e));
     road.lazies.remove(&diff_id);
     lazy.streamed(opened.as_ref().map_err(Clone::clone));

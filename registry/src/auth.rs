@@ -93,11 +93,25 @@ pub(crate) trait TokenServer {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scope<'a> {
     pub repository: &'a str,
+    pub actions: Actions,
+}
+
+/// What a token must allow. Each has a token of its own: a pull never holds the right to push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Actions {
+    Pull,
+    Push,
+    Delete,
 }
 
 impl Scope<'_> {
     fn text(self) -> String {
-        format!("repository:{}:pull", self.repository)
+        let actions = match self.actions {
+            Actions::Pull => "pull",
+            Actions::Push => "pull,push",
+            Actions::Delete => "pull,delete",
+        };
+        format!("repository:{}:{actions}", self.repository)
     }
 }
 
@@ -289,7 +303,8 @@ mod tests {
         let challenge =
             Challenge::Bearer { realm: realm.into(), service: Some("s".into()), scopes: vec!["aws".into()] };
         let found = Found { credential, hint: "hint".into() };
-        token_request(Scope { repository: "a/b" }, &challenge, &found, tls)
+        let scope = Scope { repository: "a/b", actions: Actions::Pull };
+        token_request(scope, &challenge, &found, tls)
     }
 
     fn password() -> Option<Credential> {

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use reqwest::{
     Client, Method, Response, StatusCode,
     header::{self, HeaderMap, HeaderName, HeaderValue},
@@ -28,7 +29,7 @@ use url::Url;
 
 use crate::{
     Asked, Config, Error, Transport,
-    auth::{Auth, Authorization, Scope, TokenRequest, TokenRequestKind, TokenServer, authority},
+    auth::{Actions, Auth, Authorization, Scope, TokenRequest, TokenRequestKind, TokenServer, authority},
     challenge,
     credentials::Credentials,
     error::Said,
@@ -45,6 +46,8 @@ const MAX_ANSWERS: usize = 3;
 const MAX_ERROR_BODY: usize = 64 << 10;
 /// Bytes of a token server's answer; tokens with many scopes reach tens of KiB.
 const MAX_TOKEN_BODY: usize = 1 << 20;
+/// Bytes a second below which an upload counts as standing still.
+const MIN_UPLOAD: usize = 128 << 10;
 /// A host that could not be connected to is tried after the others for this long.
 const REST: Duration = Duration::from_secs(30);
 
@@ -57,6 +60,8 @@ pub(crate) struct Endpoint {
     /// TLS was tried and is not spoken here.
     fell_back: AtomicBool,
     rests_until: Mutex<Option<Instant>>,
+    /// It was asked for referrers, and does not know what that is.
+    pub lacks_referrers: AtomicBool,
     head_timeout: Duration,
     stall_timeout: Duration,
     /// One for each blob body that is being received.
@@ -73,10 +78,19 @@ pub(crate) struct Call<'a> {
     pub path: String,
     /// The registry as the reference names it; mirrors are told (`?ns=`).
     pub registry: &'a str,
+    pub actions: Actions,
     pub accept: Option<HeaderValue>,
     pub range: Option<Range<u64>>,
+    pub body: Option<Body>,
     /// For messages.
     pub what: String,
+}
+
+/// What is sent along.
+#[derive(Debug, Clone)]
+pub(crate) struct Body {
+    pub media_type: HeaderValue,
+    pub bytes: Bytes,
 }
 
 /// A success, and where it came from if that is not the registry.
@@ -120,6 +134,7 @@ impl Endpoint {
             headers,
             fell_back: AtomicBool::new(false),
             rests_until: Mutex::default(),
+            lacks_referrers: AtomicBool::new(false),
             head_timeout: connect_timeout + config.response_timeout(),
             stall_timeout: config.stall_timeout(),
             permits: Arc::new(Semaphore::new(config.connections_per_registry as usize)),
@@ -181,7 +196,7 @@ impl Endpoint {
         let mut text = format!("{}://{authority}{path}/{}/{}", scheme(*tls), call.repository, call.path);
         let is_own = authority == call.registry || call.registry == "docker.io" && authority == "registry-1.docker.io";
         if !is_own {
-            text.push_str("?ns=");
+            text.push_str(if text.contains('?') { "&ns=" } else { "?ns=" });
             text.extend(url::form_urlencoded::byte_serialize(call.registry.as_bytes()));
         }
         Url::parse(&text).map_err(|_| Error::Redirect { asked: self.asked(call) })
@@ -229,7 +244,7 @@ impl Endpoint {
 
     /// One request to this host, sent again with an answer to its challenge.
     async fn authorized(&self, url: &Url, call: &Call<'_>) -> Result<Response, Error> {
-        let scope = Scope { repository: call.repository };
+        let scope = Scope { repository: call.repository, actions: call.actions };
         let mut authorization = self.auth.current(scope, self).await?;
         for round in 0.. {
             let mut headers = self.headers.clone();
@@ -274,24 +289,28 @@ impl Endpoint {
             if let Some(range) = &call.range {
                 request = request.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
             }
+            if let Some(body) = &call.body {
+                request = request.header(header::CONTENT_TYPE, &body.media_type).body(body.bytes.clone());
+            }
             // A blob's digest is of its bytes as stored: no server shall recode them on the way.
             request.header(header::ACCEPT_ENCODING, "identity")
         };
+        let sending = call.body.as_ref().map_or(Duration::ZERO, |body| time_for(body.bytes.len()));
         debug!(method = %call.method, host = %asked.host, path = url.path(), range = ?call.range, "request");
         let plain = match self.host.may_fall_back && url.scheme() == "https" && self.is_own_origin(url) {
             true => plain(url),
             false => None,
         };
-        let Some(plain) = plain else { return self.timed(request(url.clone()), &asked).await };
+        let Some(plain) = plain else { return self.timed(request(url.clone()), sending, &asked).await };
         if !self.fell_back.load(Ordering::Relaxed) {
-            let sent = self.timed(request(url.clone()), &asked).await;
+            let sent = self.timed(request(url.clone()), sending, &asked).await;
             if !self.speaks_no_tls(&sent) {
                 return sent;
             }
             info!("registry {} does not speak TLS: going on with plain HTTP", asked.host);
             self.fell_back.store(true, Ordering::Relaxed);
         }
-        let sent = self.timed(request(plain), &asked).await;
+        let sent = self.timed(request(plain), sending, &asked).await;
         if sent.as_ref().map_or(true, |response| response.status() == StatusCode::BAD_REQUEST) {
             // Perhaps it does by now.
             self.fell_back.store(false, Ordering::Relaxed);
@@ -307,9 +326,16 @@ impl Endpoint {
         cause.is_not_tls() || cause.is_connect() && !cause.is_tls() && !has_port
     }
 
-    async fn timed(&self, request: reqwest::RequestBuilder, asked: &Asked) -> Result<Response, Error> {
-        let sent = match timeout(self.head_timeout, request.send()).await {
-            Err(_) => Err(Error::NoAnswer { asked: asked.clone(), after: self.head_timeout }),
+    /// The head of the answer, in time; `sending` is what its body may take more.
+    async fn timed(
+        &self,
+        request: reqwest::RequestBuilder,
+        sending: Duration,
+        asked: &Asked,
+    ) -> Result<Response, Error> {
+        let after = self.head_timeout + sending;
+        let sent = match timeout(after, request.send()).await {
+            Err(_) => Err(Error::NoAnswer { asked: asked.clone(), after }),
             Ok(Err(error)) => Err(Error::Unreachable { asked: asked.clone(), cause: Transport::new(error) }),
             Ok(Ok(response)) => Ok(response),
         };
@@ -405,7 +431,7 @@ impl TokenServer for Endpoint {
                 self.client.post(url).body(form)
             }
         };
-        let response = self.timed(request.headers(headers), &asked).await?;
+        let response = self.timed(request.headers(headers), Duration::ZERO, &asked).await?;
         let response = match self.judged(response, asked.clone()).await {
             Err(Error::Denied { asked, status, said, .. }) => return Err(Error::Denied { asked, status, said, hint }),
             judged => judged?,
@@ -421,6 +447,11 @@ impl TokenServer for Endpoint {
 
 fn scheme(tls: bool) -> &'static str {
     if tls { "https" } else { "http" }
+}
+
+/// What sending so many bytes may take: at [`MIN_UPLOAD`].
+fn time_for(bytes: usize) -> Duration {
+    Duration::from_secs((bytes / MIN_UPLOAD) as u64)
 }
 
 /// The same without TLS.

@@ -47,7 +47,7 @@ pub enum Error {
     NoHost {
         /// The registry as the reference names it.
         registry: String,
-        /// `pull`, or `pull and resolve`.
+        /// `pull`, `pull and resolve`, or `push`.
         needs: &'static str,
     },
     /// The HTTP client cannot be made.
@@ -347,6 +347,11 @@ impl StdError for Transport {
 // === impl Said ===
 
 impl Said {
+    /// Whether it said nothing that a registry says.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// From an error's body: the OCI distribution specification's `{"errors": [{"code", "message"}]}` ("Error Codes"),
     /// or the OAuth2 `{"error", "error_description"}` of token servers, or the `<Code>`/`<Message>` of object stores.
     pub(crate) fn parse(body: &[u8]) -> Self {

@@ -37,11 +37,12 @@ pub(crate) struct Host {
     pub dial_timeout: Option<Duration>,
 }
 
-/// What a host may be used for. Pushing is not asked of any host yet.
+/// What a host may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Capabilities {
     pub pull: bool,
     pub resolve: bool,
+    pub push: bool,
 }
 
 /// A PEM file with its contents, so that a renewed certificate makes a new client.
@@ -77,7 +78,7 @@ fn folder(root: &Path, registry: &str) -> Option<PathBuf> {
 
 /// Fills in what the entry leaves open and reads its certificates.
 fn finish(config: &Config, registry: &str, entry: file::Entry) -> Result<Host, Error> {
-    let everything = Capabilities { pull: true, resolve: true };
+    let everything = Capabilities { pull: true, resolve: true, push: true };
     let mut skip_verify = entry.skip_verify;
     let (scheme_is_tls, authority, path, capabilities) = match entry.server {
         Some(server) => (server.tls, server.authority, server.path, entry.capabilities),

@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::{
     Blob, Config, Error, Reference, Selector,
     attempts::{Attempts, Policy},
+    auth::Actions,
     credentials::Credentials,
     endpoint::{Answer, Call, Endpoint},
     hosts::{self, Capabilities, Host},
@@ -153,18 +154,7 @@ impl Repository {
         };
         let call = inner.call(Method::GET, format!("manifests/{selector}"), what);
         let call = Call { accept: accept(media_types), ..call };
-        let mut attempts = Attempts::new(inner.policy, inner.order(needs, None)?);
-        loop {
-            let endpoint = &inner.endpoints[attempts.host()];
-            let error = match manifest(endpoint, &call, selector).await {
-                Ok(manifest) => return Ok(manifest),
-                Err(error) => error,
-            };
-            let reason = error.to_string();
-            let wait = attempts.failed(error, Instant::now())?;
-            warn!("{reason}; next attempt in {:.1} s", wait.as_secs_f64());
-            sleep(wait).await;
-        }
+        inner.persist(inner.order(needs, None)?, async |endpoint| manifest(endpoint, &call, selector).await).await
     }
 
     /// Whether a host answers for `object` and lets us in, within `deadline` in all and without retries.
@@ -235,11 +225,11 @@ async fn manifest(endpoint: &Endpoint, call: &Call<'_>, selector: &Selector) -> 
     Ok(Manifest { media_type, digest, bytes })
 }
 
-fn accept(media_types: &[&str]) -> Option<HeaderValue> {
+pub(crate) fn accept(media_types: &[&str]) -> Option<HeaderValue> {
     HeaderValue::from_str(&media_types.join(", ")).ok()
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
@@ -249,6 +239,7 @@ pub(crate) enum Needs {
     Pull,
     /// Turn a tag into a digest: a matter of trust.
     Resolve,
+    Push,
 }
 
 impl Needs {
@@ -256,6 +247,7 @@ impl Needs {
         match self {
             Self::Pull => capabilities.pull,
             Self::Resolve => capabilities.pull && capabilities.resolve,
+            Self::Push => capabilities.push,
         }
     }
 }
@@ -264,7 +256,27 @@ impl Needs {
 
 impl Inner {
     pub(crate) fn call(&self, method: Method, path: String, what: String) -> Call<'_> {
-        Call { method, repository: &self.path, path, registry: &self.registry, accept: None, range: None, what }
+        let (repository, registry, actions) = (&self.path, &self.registry, Actions::Pull);
+        Call { method, repository, path, registry, actions, accept: None, range: None, body: None, what }
+    }
+
+    /// Asks the hosts of `order` until one gives what is wanted, or the policy says that it is enough.
+    pub(crate) async fn persist<T>(
+        &self,
+        order: Vec<usize>,
+        ask: impl AsyncFn(&Endpoint) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut attempts = Attempts::new(self.policy, order);
+        loop {
+            let error = match ask(&self.endpoints[attempts.host()]).await {
+                Ok(wanted) => return Ok(wanted),
+                Err(error) => error,
+            };
+            let reason = error.to_string();
+            let wait = attempts.failed(error, Instant::now())?;
+            warn!("{reason}; next attempt in {:.1} s", wait.as_secs_f64());
+            sleep(wait).await;
+        }
     }
 
     pub(crate) fn blob_name(&self, digest: &Digest) -> String {
@@ -282,10 +294,18 @@ impl Inner {
                 let needs = match needs {
                     Needs::Pull => "pull",
                     Needs::Resolve => "pull and resolve",
+                    Needs::Push => "push",
                 };
                 Err(Error::NoHost { registry: self.registry.clone(), needs })
             }
         }
+    }
+}
+
+impl fmt::Display for Repository {
+    /// `docker.io/library/app`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.inner.registry, self.inner.path)
     }
 }
 

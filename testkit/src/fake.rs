@@ -23,6 +23,7 @@ use crate::{Certificates, ImageSpec, Pushed};
 mod access;
 mod body;
 mod serve;
+mod upload;
 
 pub use access::Access;
 
@@ -123,6 +124,9 @@ struct Inner {
     signature: u64,
     stalled: usize,
     send_digest_header: bool,
+    has_referrers: bool,
+    allows_deletes: bool,
+    uploads: usize,
 }
 
 struct Planned {
@@ -297,7 +301,29 @@ impl Fake {
         self.state.lock().send_digest_header = send;
     }
 
+    /// Whether the referrers API is known (not by default, as with distribution 2.8).
+    pub fn have_referrers(&self, have: bool) {
+        self.state.lock().has_referrers = have;
+    }
+
+    /// Whether manifests may be deleted (not by default, as with distribution).
+    pub fn allow_deletes(&self, allow: bool) {
+        self.state.lock().allows_deletes = allow;
+    }
+
     // --- memory ---
+
+    /// The manifests of `repository`, by tag or digest.
+    pub fn manifests(&self, repository: &str) -> HashMap<String, Bytes> {
+        let inner = self.state.lock();
+        let mine = inner.manifests.iter().filter(|((of, _), _)| of == repository);
+        mine.map(|((_, id), (_, bytes))| (id.clone(), bytes.clone())).collect()
+    }
+
+    /// A blob's bytes.
+    pub fn get_blob(&self, digest: &Digest) -> Option<Bytes> {
+        self.state.lock().blobs.get(&digest.to_string()).cloned()
+    }
 
     /// All requests so far.
     pub fn requests(&self) -> Vec<Request> {

@@ -23,6 +23,8 @@ pub struct Config {
     pub registry: silk_registry::Config,
     /// How layers travel.
     pub pull: silk_pull::Config,
+    /// What is known of images, shared with other nodes.
+    pub share: silk_share::Config,
     /// How much disk unused layers may take.
     pub store: silk_store::Config,
     /// How layers are shown.
@@ -46,6 +48,7 @@ impl Default for Config {
             containerd: Containerd::default(),
             registry: silk_registry::Config::default(),
             pull: silk_pull::Config::default(),
+            share: silk_share::Config::default(),
             store: silk_store::Config::default(),
             mount: silk_mount::Config::default(),
         }

@@ -7,6 +7,7 @@ use silk_api::{connect, control::control_server::ControlServer};
 use silk_mount::{Mounts, Views};
 use silk_pull::{Lazies, Puller, Seams};
 use silk_registry::Registry;
+use silk_share::Share;
 use silk_snapshotter::{Service, Snapshots};
 use silk_store::{Slots, Store};
 use tokio::{
@@ -47,7 +48,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     views.sweep().context("cannot take stock of the mounts")?;
     let registry = Registry::new(config.registry).context("the configuration of registries")?;
     let contents = Arc::new(ContentStore::new(connect(&config.containerd.address)));
-    let seams = Seams { contents, show: Arc::clone(&views) as Arc<_> };
+    let share = Arc::new(Share::new(&config.share, vec![]).context("the configuration of what is shared")?);
+    let seams = Seams { contents, show: Arc::clone(&views) as Arc<_>, share };
     let puller = Puller::new(config.pull, registry, lazies, seams).context("cannot read known images")?;
     let wake = Arc::new(Notify::new());
     let rooms = Rooms { puller: Arc::clone(&puller), views: Arc::clone(&views), wake: Arc::clone(&wake) };

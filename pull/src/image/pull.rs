@@ -7,7 +7,7 @@ use silk_registry::Repository;
 use tokio::task::JoinSet;
 
 use super::{Image, Puller};
-use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, layer::Layers, lazy::Lazies};
+use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, lazy::Lazies};
 
 impl Puller {
     /// The lowest `count` layers at once, then their mounts.
@@ -54,8 +54,8 @@ impl Puller {
         let sources = Arc::new(sources);
         let mut pulls = JoinSet::new();
         for (_, layer) in missing {
-            let (layers, sources) = (Arc::clone(&self.layers), Arc::clone(&sources));
-            pulls.spawn(async move { from_one(&layers, &layer.diff_id, &sources).await });
+            let (puller, sources) = (Arc::clone(self), Arc::clone(&sources));
+            pulls.spawn(async move { puller.from_one(&layer.diff_id, &sources).await });
         }
         while let Some(ended) = pulls.join_next().await {
             match ended {
@@ -72,25 +72,34 @@ impl Puller {
 /// An image that has a layer, and the repository of its blobs if it can be asked.
 pub(super) type Source = (Arc<ImageSpec>, Result<Repository, Arc<LayerError>>);
 
-/// Pulls a layer from the first source that gives it. The error is the first one's, which is what the user asked for last.
-async fn from_one(layers: &Arc<Layers>, diff_id: &Digest, sources: &[Source]) -> Result<(), ImageError> {
-    let mut first = None;
-    for (spec, repository) in sources {
-        let Some(index) = spec.layers.iter().position(|l| l.diff_id == *diff_id) else { continue };
-        let outcome = match repository {
-            Ok(repository) => layers.pull(&spec.layers[index], repository).await,
-            Err(error) => Err(Arc::clone(error)),
-        };
-        let Err(error) = outcome else { return Ok(()) };
-        let class = error.class();
-        let error = failed(spec, index, error);
-        if matches!(class, Class::NoSpace | Class::Internal) {
-            // No other source helps against a full disk.
-            return Err(error);
+impl Puller {
+    /// Streams a layer from the first source that gives it. The error is the first one's, which is what the user asked for
+    /// last.
+    async fn from_one(self: &Arc<Self>, diff_id: &Digest, sources: &[Source]) -> Result<(), ImageError> {
+        let mut first = None;
+        for (spec, repository) in sources {
+            let Some(index) = spec.layers.iter().position(|l| l.diff_id == *diff_id) else { continue };
+            let outcome = match repository {
+                Ok(repository) => self.layers.pull(&spec.layers[index], repository).await.map(|()| repository),
+                Err(error) => Err(Arc::clone(error)),
+            };
+            let error = match outcome {
+                Ok(repository) => {
+                    self.tell(spec, repository, *diff_id);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let class = error.class();
+            let error = failed(spec, index, error);
+            if matches!(class, Class::NoSpace | Class::Internal) {
+                // No other source helps against a full disk.
+                return Err(error);
+            }
+            first.get_or_insert(error);
         }
-        first.get_or_insert(error);
+        first.map_or(Ok(()), Err)
     }
-    first.map_or(Ok(()), Err)
 }
 
 pub(super) fn failed(spec: &ImageSpec, index: usize, source: Arc<LayerError>) -> ImageError {

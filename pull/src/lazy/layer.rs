@@ -19,6 +19,7 @@ use std::{
 
 use silk_model::Class;
 use silk_registry::Blob;
+use silk_share::Found;
 use silk_store::Partial;
 use tokio::{runtime::Handle, sync::watch};
 
@@ -52,6 +53,8 @@ pub struct Lazy {
     pub(super) spec: LayerSpec,
     /// The image it was opened for, for messages.
     image: String,
+    /// Who gave names and index, if it was another node and since the daemon started.
+    pub(super) learned: Option<Found<()>>,
     pub(super) blob: Blob,
     pub(super) partial: Partial,
     work: Mutex<Work>,
@@ -139,6 +142,7 @@ impl fmt::Debug for Lazy {
 pub(super) struct Parts {
     pub(super) spec: LayerSpec,
     pub(super) image: String,
+    pub(super) learned: Option<Found<()>>,
     pub(super) blob: Blob,
     pub(super) partial: Partial,
     pub(super) scheduler: Arc<Scheduler>,
@@ -148,10 +152,11 @@ pub(super) struct Parts {
 
 impl Lazy {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { spec, image, blob, partial, scheduler, read_wait, range } = parts;
+        let Parts { spec, image, learned, blob, partial, scheduler, read_wait, range } = parts;
         Arc::new(Self {
             spec,
             image,
+            learned,
             blob,
             partial,
             work: Mutex::default(),

@@ -109,7 +109,8 @@ impl Lazy {
         let (lazy, road) = (Arc::clone(self), road.clone());
         let finished = tokio::task::spawn_blocking(move || {
             let diff_id = lazy.partial.diff_id();
-            let known = road.store.toc(&diff_id).map_err(LayerError::from)?;
+            let store = road.lazies.store();
+            let known = store.toc(&diff_id).map_err(LayerError::from)?;
             let lied = known != toc;
             if lied {
                 road.names_lied(&lazy);
@@ -124,7 +125,7 @@ impl Lazy {
             tracing::info!(
                 %diff_id, demand, background, seconds = began.elapsed().as_secs_f64(), "a layer is whole and proved"
             );
-            if let Err(error) = road.store.settle(&[diff_id]) {
+            if let Err(error) = store.settle(&[diff_id]) {
                 tracing::warn!(%diff_id, %error, "a layer could not be synced: fetched again after a host crash");
             }
             Ok(())

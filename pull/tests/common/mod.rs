@@ -15,6 +15,7 @@ use silk_pull::{
     Show, ShowError, State,
 };
 use silk_registry::Registry;
+use silk_share::Share;
 use silk_store::Store;
 use silk_testkit::Pushed;
 use tempfile::TempDir;
@@ -117,7 +118,8 @@ impl Node {
             ..Default::default()
         };
         let shown = Arc::new(Shown::default());
-        let seams = Seams { contents: Arc::clone(&documents) as Arc<_>, show: Arc::clone(&shown) as Arc<_> };
+        let share = Arc::new(Share::new(&silk_share::Config::default(), vec![]).unwrap());
+        let seams = Seams { contents: Arc::clone(&documents) as Arc<_>, show: Arc::clone(&shown) as Arc<_>, share };
         let registry = Registry::new(registry).unwrap();
         let lazies = Lazies::new(Arc::clone(&store), &config);
         let puller = Puller::new(config.clone(), registry, Arc::clone(&lazies), seams).unwrap();

@@ -158,7 +158,7 @@ impl<T> OneOrMany<T> {
 impl Default for Capabilities {
     /// What no list means.
     fn default() -> Self {
-        Self { pull: true, resolve: true }
+        Self { pull: true, resolve: true, push: true }
     }
 }
 
@@ -166,13 +166,12 @@ fn capabilities(names: &[String]) -> Result<Capabilities, Fault> {
     if names.is_empty() {
         return Ok(Capabilities::default());
     }
-    let mut capabilities = Capabilities { pull: false, resolve: false };
+    let mut capabilities = Capabilities { pull: false, resolve: false, push: false };
     for name in names {
         match name.to_lowercase().as_str() {
             "pull" => capabilities.pull = true,
             "resolve" => capabilities.resolve = true,
-            // Known, but nothing is pushed yet.
-            "push" => {}
+            "push" => capabilities.push = true,
             _ => return Err(Fault::Capability(name.clone())),
         }
     }

@@ -110,12 +110,12 @@ fn hosts_keep_the_files_order_and_the_registry_comes_last() {
         "a host with TLS settings is tried with TLS"
     );
     let [z, a, own] = &hosts[..] else { panic!() };
-    assert_eq!(z.capabilities, Capabilities { pull: true, resolve: false });
+    assert_eq!(z.capabilities, Capabilities { pull: true, resolve: false, push: false });
     assert_eq!((z.ca.len(), z.identities.len(), z.dial_timeout), (1, 2, Some(Duration::from_millis(1500))));
     assert_eq!(z.identities[0].key.as_ref().unwrap().bytes, b"k1");
     let pairs: Vec<_> = z.headers.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(pairs, ["x-one=1", "x-two=2", "x-two=3"]);
-    assert_eq!(a.capabilities, Capabilities { pull: true, resolve: true });
+    assert_eq!(a.capabilities, Capabilities { pull: true, resolve: true, push: true });
     assert!(a.may_fall_back && a.identities[0].key.is_none());
     assert!(own.skip_verify && own.ca.is_empty());
 }

@@ -6,6 +6,7 @@ mod blobs;
 mod hosts;
 mod manifests;
 mod mirrors;
+mod pushes;
 mod redirects;
 #[cfg(test)]
 mod world;

@@ -27,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Fault, Recorded, Request, State, access,
     body::{End, Scripted, never},
+    upload,
 };
 
 /// Runs until aborted; its connections end with it.
@@ -95,7 +96,7 @@ async fn answer(request: hyper::Request<Incoming>, state: Arc<State>) -> Result<
 }
 
 /// An answer before faults and ranges.
-struct Reply {
+pub(super) struct Reply {
     status: StatusCode,
     headers: Vec<(String, String)>,
     body: Bytes,
@@ -104,15 +105,15 @@ struct Reply {
 }
 
 impl Reply {
-    fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
+    pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
         Self { status, headers: Vec::new(), body: body.into(), is_content: false }
     }
 
-    fn error(status: StatusCode, code: &str, message: &str) -> Self {
+    pub(super) fn error(status: StatusCode, code: &str, message: &str) -> Self {
         Self::text(status, serde_json::json!({ "errors": [{ "code": code, "message": message }] }).to_string())
     }
 
-    fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(super) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
@@ -139,16 +140,21 @@ fn reply(state: &Arc<State>, request: &Request, form: &Bytes, fault: Option<&Fau
     let Some(rest) = path.strip_prefix("/v2/") else {
         return Reply::error(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such path");
     };
-    let found = ["/manifests/", "/blobs/"].iter().find_map(|kind| rest.split_once(kind).map(|(r, id)| (*kind, r, id)));
+    let found = ["/manifests/", "/blobs/", "/referrers/"]
+        .iter()
+        .find_map(|kind| rest.split_once(kind).map(|(r, id)| (*kind, r, id)));
     let Some((kind, repository, id)) = found else {
         return Reply::error(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such path");
     };
-    let inner = state.lock();
+    let mut inner = state.lock();
     let realm = format!("{}://{}/token", inner.scheme, inner.host);
     let authorization = request.header("authorization");
     if let Some(challenge) = access::challenge(&inner.access, &inner.tokens, &realm, repository, authorization) {
         let reply = Reply::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
         return reply.with("www-authenticate", challenge);
+    }
+    if let Some(reply) = upload::reply(&mut inner, request, kind, repository, id, query, form) {
+        return reply;
     }
     if kind == "/blobs/" {
         if let Some(storage) = inner.storage.clone() {

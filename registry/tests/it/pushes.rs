@@ -1,0 +1,169 @@
+//! Uploads, deletions, and referrers with and without the API.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use silk_model::{Class, Digest};
+use silk_registry::{Error, Referrer, Repository, Selector};
+use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec};
+
+use crate::world::{World, pattern, read};
+
+const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
+const TYPE: &str = "application/vnd.test";
+
+#[tokio::test]
+async fn a_blob_goes_up_once_and_comes_back() {
+    let fake = Fake::start().await;
+    let repository = World::new(&[&fake]).repository(&format!("{}/library/app", fake.host())).await;
+    let bytes = pattern(300_000);
+    for _ in 0..2 {
+        let digest = repository.push_blob(bytes.clone()).await.unwrap();
+        assert_eq!(digest, Digest::of(&bytes));
+        assert_eq!(read(&repository.blob(digest, 300_000), 0..300_000).await.unwrap(), bytes);
+    }
+    assert_eq!((fake.count("^POST /v2/library/app/blobs/uploads/$"), fake.count("^PUT")), (1, 1));
+    assert_eq!(fake.matching("^PUT")[0].header("content-type"), Some("application/octet-stream"));
+}
+
+#[tokio::test]
+async fn an_upload_that_fails_begins_again() {
+    let fake = Fake::start().await;
+    let repository = World::new(&[&fake]).repository(&format!("{}/app", fake.host())).await;
+    for (n, fault) in [Fault::status(500), Fault::Close, Fault::status(429)].into_iter().enumerate() {
+        for method in ["^HEAD", "^POST", "^PUT"] {
+            fake.fault(method, fault.clone(), 1);
+            let bytes = Bytes::from(format!("{n}{method}"));
+            let digest = repository.push_blob(bytes.clone()).await.unwrap();
+            assert_eq!(fake.get_blob(&digest), Some(bytes), "{method} {fault:?}");
+        }
+    }
+    fake.fault("^PUT", Fault::error(403, "DENIED", "read only"), ALWAYS);
+    let error = repository.push_blob(Bytes::from_static(b"x")).await.unwrap_err();
+    assert_eq!(error.class(), Class::Denied);
+    assert!(error.to_string().contains("for push of blob sha256:"), "{error}");
+}
+
+#[tokio::test]
+async fn the_token_of_a_pull_is_not_that_of_a_push() {
+    let fake = Fake::start().await;
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    fake.require(Access::anonymous_token());
+    fake.allow_deletes(true);
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    repository.manifest(&Selector::Digest(pushed.digest), &[OCI]).await.unwrap();
+    // The fake asks for "pull,push" whatever is asked of it, so silk's own scope is the other one.
+    repository.push_blob(Bytes::from_static(b"x")).await.unwrap();
+    repository.push_blob(Bytes::from_static(b"y")).await.unwrap();
+    repository.delete_manifest(pushed.digest).await.unwrap();
+    let scope = |actions: &str| format!("scope=repository%3Aapp%3A{actions}");
+    let tokens: Vec<String> = fake.matching("^GET /token").into_iter().map(|request| request.path).collect();
+    assert_eq!(tokens.len(), 3, "{tokens:?}");
+    assert!(tokens[0].contains(&scope("pull&")) || tokens[0].ends_with(&scope("pull")), "{tokens:?}");
+    assert!(tokens[1].ends_with(&scope("pull%2Cpush")), "{tokens:?}");
+    assert!(tokens[2].contains(&scope("pull%2Cdelete")), "{tokens:?}");
+}
+
+#[tokio::test]
+async fn what_is_pushed_goes_to_the_first_host_that_takes_pushes() {
+    let (mirror, registry) = (Fake::start().await, Fake::start().await);
+    let world = World::new(&[&mirror, &registry]);
+    let hosts =
+        format!("server = '{}'\n[host.'{}']\ncapabilities = ['pull', 'resolve']\n", registry.url(), mirror.url());
+    world.hosts("registry.example", &hosts);
+    let repository = world.repository("registry.example/app").await;
+    let digest = repository.push_blob(Bytes::from_static(b"x")).await.unwrap();
+    assert!(registry.get_blob(&digest).is_some() && mirror.requests().is_empty());
+
+    world.hosts("none.example", &format!("server = '{}'\ncapabilities = ['pull']\n", registry.url()));
+    let error = world.repository("none.example/app").await.push_blob(Bytes::new()).await.unwrap_err();
+    assert!(matches!(error, Error::NoHost { needs: "push", .. }), "{error}");
+}
+
+/// Pushes an artifact that refers to `subject`; it says `text`.
+async fn refer(repository: &Repository, subject: Digest, text: &str, replaces: &[Digest]) -> Referrer {
+    let config = repository.push_blob(Bytes::from_static(b"{}")).await.unwrap();
+    let annotations = BTreeMap::from([("text".to_owned(), text.to_owned())]);
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": OCI, "artifactType": TYPE, "annotations": annotations,
+        "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": config, "size": 2 },
+        "layers": [{ "mediaType": "application/vnd.oci.empty.v1+json", "digest": config, "size": 2 }],
+        "subject": { "mediaType": OCI, "digest": subject, "size": 1 },
+    });
+    let bytes = Bytes::from(manifest.to_string());
+    let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+    let referrer = Referrer { media_type: OCI.into(), digest, size, artifact_type: TYPE.into(), annotations };
+    repository.push_referrer(&subject, &referrer, bytes, replaces).await.unwrap();
+    referrer
+}
+
+#[tokio::test]
+async fn referrers_are_found_with_the_api_and_without() {
+    for api in [true, false] {
+        for deletes in [true, false] {
+            let fake = Fake::start().await;
+            fake.have_referrers(api);
+            fake.allow_deletes(deletes);
+            let pushed = fake.push_image("app:latest", &ImageSpec::new());
+            let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+            assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), []);
+            let one = refer(&repository, pushed.digest, "one", &[]).await;
+            assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), [one.clone()]);
+            assert_eq!(repository.referrers(&pushed.digest, "other").await.unwrap(), []);
+            assert_eq!(repository.referrers(&Digest::of(b"other"), TYPE).await.unwrap(), []);
+
+            let two = refer(&repository, pushed.digest, "two", &[one.digest]).await;
+            let mut found = repository.referrers(&pushed.digest, TYPE).await.unwrap();
+            found.sort_by_key(|referrer| referrer.annotations["text"].clone());
+            let stays = api && !deletes;
+            assert_eq!(found, if stays { vec![one.clone(), two] } else { vec![two] }, "api {api}, deletes {deletes}");
+            assert_eq!(fake.manifests("app").contains_key(&one.digest.to_string()), !deletes);
+            let tag = format!("sha256-{}", pushed.digest.hex());
+            assert_eq!(fake.manifests("app").contains_key(&tag), !api, "the tag is for registries without the API");
+            if !api {
+                assert_eq!(fake.count("/referrers/"), 1, "it is asked once whether it knows");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_entries_of_others_stay_in_the_tags_index() {
+    let fake = Fake::start().await;
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    let tag = format!("sha256-{}", pushed.digest.hex());
+    let index = json!({ "schemaVersion": 2, "manifests": [{ "mediaType": "x", "digest": pushed.digest, "size": 1, "extra": 7 }] });
+    fake.put_manifest(&format!("app:{tag}"), "application/vnd.oci.image.index.v1+json", index.to_string());
+    let one = refer(&repository, pushed.digest, "one", &[]).await;
+    let written: Value = serde_json::from_slice(&fake.manifests("app")[&tag]).unwrap();
+    assert_eq!(written["manifests"][0], index["manifests"][0]);
+    assert_eq!(written["manifests"][1]["digest"], one.digest.to_string());
+    let puts = fake.count(&format!("^PUT /v2/app/manifests/{tag}"));
+    refer(&repository, pushed.digest, "one", &[]).await;
+    assert_eq!(fake.count(&format!("^PUT /v2/app/manifests/{tag}")), puts, "what is there is not written again");
+}
+
+#[tokio::test]
+async fn a_registry_in_trouble_is_not_one_without_referrers() {
+    let fake = Fake::start().await;
+    fake.have_referrers(true);
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    let one = refer(&repository, pushed.digest, "one", &[]).await;
+    fake.fault("/referrers/", Fault::status(503), 1);
+    assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), [one.clone()], "tried again");
+    fake.fault("/referrers/", Fault::error(404, "NAME_UNKNOWN", "no such repository"), 1);
+    assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), []);
+    assert_eq!(
+        repository.referrers(&pushed.digest, TYPE).await.unwrap(),
+        [one.clone()],
+        "that said nothing of the API"
+    );
+    let page = Fault::Status { code: 200, headers: Vec::new(), body: "<html>welcome</html>".into() };
+    fake.fault("/referrers/", page, 1);
+    assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), []);
+    fake.fault("/referrers/", Fault::error(403, "DENIED", "no"), 1);
+    assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap_err().class(), Class::Denied);
+}

@@ -1,0 +1,95 @@
+//! What can go wrong: at start, and with one backend later.
+
+use std::{io, path::PathBuf};
+
+use silk_model::Class;
+
+/// Why sharing cannot be set up as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// A setting that must not be zero is.
+    #[error("{field} is 0: give it a positive value or leave it out")]
+    ZeroSetting {
+        /// Its name in the configuration file.
+        field: &'static str,
+    },
+    /// The fleet's key cannot be read.
+    #[error("cannot read share.key_file {}: {cause}", path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        cause: io::Error,
+    },
+    /// The file holds no key, or one that is too short to be one.
+    #[error(
+        "share.key_file {} must hold one key a line, of at least 32 characters each: make one with `openssl rand -hex 32`",
+        path.display()
+    )]
+    WeakKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The address of Redis is neither of the two forms.
+    #[error("share.redis.address {address:?} is neither host:port nor unix:/path")]
+    Address {
+        /// As configured.
+        address: String,
+    },
+    /// Referrers would be looked for, but none could ever be believed.
+    #[error("share.referrers.discover needs share.key_file, or share.referrers.trust_unsigned")]
+    NothingToTrust,
+}
+
+/// Why a backend did not take or give up a value.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// It is away, and nothing was tried.
+    #[error("it is away: {0}")]
+    Away(String),
+    /// It did not answer in time.
+    #[error("no answer: {0}")]
+    Slow(String),
+    /// It has no room.
+    #[error("it is full: {0}")]
+    Full(String),
+    /// The value is larger than it may be.
+    #[error("the value has {size} bytes, {limit} are allowed")]
+    TooLarge {
+        /// Bytes of the value.
+        size: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// It said no, or something that makes no sense.
+    #[error("{0}")]
+    Refused(String),
+    /// The registry or the way there.
+    #[error(transparent)]
+    Registry(#[from] silk_registry::Error),
+}
+
+impl ShareError {
+    /// What kind of trouble it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::KeyFile { .. } => Class::Internal,
+            Self::ZeroSetting { .. } | Self::WeakKey { .. } | Self::Address { .. } | Self::NothingToTrust => {
+                Class::Invalid
+            }
+        }
+    }
+}
+
+impl BackendError {
+    /// What kind of trouble it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Away(_) | Self::Slow(_) => Class::Transient,
+            Self::Full(_) => Class::NoSpace,
+            Self::TooLarge { .. } => Class::Unsupported,
+            Self::Refused(_) => Class::Denied,
+            Self::Registry(error) => error.class(),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What is to be published or removed, waiting for its backend: bounded, in the background, one call at a time.
+//!
+//! Jobs of the same image go together, because a backend may keep an image's values in one place. What fails for a passing
+//! reason is tried a few times, then dropped with a log line: it will be learned again.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use silk_model::{Class, Digest};
+use tokio::{sync::Notify, task::JoinHandle, time::sleep};
+
+use crate::{Backend, BackendError, Image, Item, Key, share::Record};
+
+/// Bytes of values that may wait for one backend: the largest images' together, and little enough beside a pull's buffers.
+const MAX_BYTES: usize = 32 << 20;
+/// Values and removals that may wait.
+const MAX_JOBS: usize = 1024;
+/// Waits before the second and the third try: they outlast a restart.
+const DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+
+pub(crate) struct Queue {
+    waiting: Arc<Waiting>,
+    worker: JoinHandle<()>,
+    record: Arc<Record>,
+    name: String,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: Mutex<(VecDeque<(Image, Job)>, usize)>,
+    added: Notify,
+}
+
+enum Job {
+    Publish(Item),
+    Remove(Key, Digest),
+}
+
+/// All jobs of one image that waited.
+struct Batch {
+    image: Image,
+    items: Vec<Item>,
+    removals: Vec<(Key, Digest)>,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// Starts the worker on the current runtime; it ends with the queue.
+    pub(crate) fn new(backend: Arc<dyn Backend>, record: Arc<Record>) -> Self {
+        let waiting = Arc::new(Waiting::default());
+        let name = backend.name();
+        let worker = tokio::spawn(work(backend, Arc::clone(&waiting), Arc::clone(&record)));
+        Self { waiting, worker, record, name }
+    }
+
+    /// Never waits: what does not fit is dropped.
+    pub(crate) fn publish(&self, image: &Image, item: Item) {
+        let key = item.key(image.manifest);
+        if !self.waiting.push(image, Job::Publish(item)) {
+            self.record.dropped(format_args!("{key} is not published to {}: too much waits already", self.name));
+        }
+    }
+
+    pub(crate) fn remove(&self, image: &Image, key: Key, tag: Digest) {
+        if !self.waiting.push(image, Job::Remove(key, tag)) {
+            self.record.dropped(format_args!("{key} is not removed from {}: too much waits already", self.name));
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.worker.abort();
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    fn push(&self, image: &Image, job: Job) -> bool {
+        let (jobs, bytes) = &mut *self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = job.size();
+        // One that is larger than the bound still goes alone.
+        if jobs.len() >= MAX_JOBS || (*bytes > 0 && *bytes + size > MAX_BYTES) {
+            return false;
+        }
+        *bytes += size;
+        jobs.push_back((image.clone(), job));
+        self.added.notify_one();
+        true
+    }
+
+    /// The image whose turn it is, and all that waits for it.
+    fn pop(&self) -> Option<Batch> {
+        let (jobs, bytes) = &mut *self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let image = jobs.front()?.0.clone();
+        let mut batch = Batch { image, items: Vec::new(), removals: Vec::new() };
+        let place = |image: &Image| (image.manifest, image.repository.as_ref().map(ToString::to_string));
+        let mine = place(&batch.image);
+        for (image, job) in std::mem::take(jobs) {
+            if place(&image) != mine {
+                jobs.push_back((image, job));
+                continue;
+            }
+            *bytes -= job.size();
+            match job {
+                Job::Publish(item) => {
+                    let key = item.key(image.manifest);
+                    batch.items.retain(|other| other.key(image.manifest) != key);
+                    batch.items.push(item);
+                }
+                Job::Remove(key, tag) => batch.removals.push((key, tag)),
+            }
+        }
+        Some(batch)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).0.is_empty()
+    }
+}
+
+async fn work(backend: Arc<dyn Backend>, waiting: Arc<Waiting>, record: Arc<Record>) {
+    loop {
+        while waiting.is_empty() {
+            waiting.added.notified().await;
+        }
+        sleep(backend.gathers()).await;
+        let Some(batch) = waiting.pop() else { continue };
+        let Batch { image, items, removals } = batch;
+        for (key, tag) in removals {
+            if let Err(error) = persist(|| backend.remove(&image, key, tag)).await {
+                record.dropped(format_args!("{key} is not removed from {}: {error}", backend.name()));
+            }
+        }
+        if items.is_empty() {
+            continue;
+        }
+        match persist(|| backend.publish(&image, &items)).await {
+            Ok(()) => {
+                record.published.fetch_add(items.len() as u64, Ordering::Relaxed);
+            }
+            Err(error) => {
+                for item in &items {
+                    let key = item.key(image.manifest);
+                    record.dropped(format_args!("{key} is not published to {}: {error}", backend.name()));
+                }
+            }
+        }
+    }
+}
+
+/// Tries a few times as long as the reason may pass.
+async fn persist<T, F>(call: impl Fn() -> F) -> Result<T, BackendError>
+where
+    F: Future<Output = Result<T, BackendError>>,
+{
+    for delay in DELAYS {
+        match call().await {
+            Err(error) if error.class() == Class::Transient => sleep(delay).await,
+            done => return done,
+        }
+    }
+    call().await
+}
+
+impl Job {
+    fn size(&self) -> usize {
+        match self {
+            Self::Publish(item) => item.size(),
+            Self::Remove(..) => 0,
+        }
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Queue(of {})", self.name)
+    }
+}
