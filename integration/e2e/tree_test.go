@@ -21,12 +21,7 @@ type specimen struct {
 func specimens(t *testing.T) (all []specimen) {
 	registry, debian := hub.Start(t), node.StartRegistry(t)
 	for _, c := range image.Adversarial() {
-		ref := registry.Add("adversarial/"+strings.ReplaceAll(strings.ToLower(c.Name), " ", "-"), "1", c.Image.Bundle())
-		var layers [][]image.Entry
-		for _, layer := range c.Image.Layers {
-			layers = append(layers, layer.Entries)
-		}
-		all = append(all, specimen{c.Name, ref, image.TimesMadeUp(layers...)})
+		all = append(all, adversarial(registry, c))
 	}
 	for _, name := range []string{"debian", "python", "node"} {
 		bundle := realImage(t, name)
@@ -37,6 +32,15 @@ func specimens(t *testing.T) (all []specimen) {
 		all = append(all, specimen{name, debian.Push("real/"+name, "1", bundle), image.TimesMadeUp(layers...)})
 	}
 	return all
+}
+
+func adversarial(registry *hub.Hub, c image.Case) specimen {
+	ref := registry.Add("adversarial/"+strings.ReplaceAll(strings.ToLower(c.Name), " ", "-"), "1", c.Image.Bundle())
+	var layers [][]image.Entry
+	for _, layer := range c.Image.Layers {
+		layers = append(layers, layer.Entries)
+	}
+	return specimen{c.Name, ref, image.TimesMadeUp(layers...)}
 }
 
 // Each image's root file system is read from containerd's overlayfs and from silk, on each rung, and must be the same.

@@ -91,7 +91,9 @@ impl Puller {
                     Ok(true) => opened.push(layer.diff_id),
                     Ok(false) => {}
                     // Streaming it meets the same trouble, and tells the user.
-                    Err(error) => tracing::warn!(diff_id = %layer.diff_id, %error, "a layer that is known cannot be opened"),
+                    Err(error) => {
+                        tracing::warn!(diff_id = %layer.diff_id, %error, "a layer that is known cannot be opened")
+                    }
                 }
             }
             opened

@@ -11,8 +11,8 @@ use std::{
 use futures::future::BoxFuture;
 use silk_model::{Class, Digest, chain_ids};
 use silk_pull::{
-    Caller, Claim, Claimed, Config, Contents, ContentsError, Held, ImageError, Lazies, Puller, ReadError, Refused, Seams,
-    Show, ShowError, State,
+    Caller, Claim, Claimed, Config, Contents, ContentsError, Held, ImageError, Lazies, Puller, ReadError, Refused,
+    Seams, Show, ShowError, State,
 };
 use silk_registry::Registry;
 use silk_share::Share;

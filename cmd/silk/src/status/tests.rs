@@ -20,6 +20,9 @@ fn answer() -> StatusResponse {
         mountpoint: String::new(),
         variant: if state == "whole" { "shared".into() } else { String::new() },
         snapshots: 1,
+        names_from: String::new(),
+        demand_bytes: 0,
+        background_bytes: 0,
     };
     StatusResponse {
         version: "0.1.0".into(),

@@ -14,8 +14,11 @@ type Status struct {
 		Error     string `json:"error"`
 		Layers    []struct {
 			DiffID     string `json:"diff_id"`
+			BlobDigest string `json:"blob_digest"`
 			State      string `json:"state"`
 			Proved     bool   `json:"proved"`
+			Error      string `json:"error"`
+			NamesFrom  string `json:"names_from"`
 			Mountpoint string `json:"mountpoint"`
 		} `json:"layers"`
 	} `json:"images"`

@@ -1,0 +1,148 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/image"
+	"silk.invalid/integration/e2e/internal/node"
+	"silk.invalid/integration/e2e/internal/tree"
+)
+
+// Each image is read while its layers arrive, in random order, by one reader and by sixteen, and again from a new mount
+// when they are whole; always it is what containerd's overlayfs shows.
+func TestLazyTreesEqualOverlayfs(t *testing.T) {
+	registry := hub.Start(t)
+	var all []specimen
+	for _, c := range image.Adversarial() {
+		all = append(all, adversarial(registry, c))
+	}
+	for _, name := range []string{"debian", "python", "node"} {
+		bundle := realImage(t, name)
+		layers, err := bundle.Entries()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, specimen{name, registry.Add("real/"+name, "1", bundle), image.TimesMadeUp(layers...)})
+	}
+	want := map[string]tree.Tree{}
+	for _, rung := range []string{"file", "loop"} {
+		t.Run(rung, func(t *testing.T) {
+			fleet := node.StartRedis(t)
+			teacher := node.Start(t, node.Options{Generation: node.Second, Extra: fleet.Config()})
+			n := node.Start(t, node.Options{Generation: node.Second, Rung: rung, Extra: fleet.Config()})
+			for i, s := range all {
+				t.Run(s.name, func(t *testing.T) {
+					ctx := node.Context(t, "e2e")
+					registry.SetRate(0)
+					if want[s.name] == nil {
+						overlayfs, err := teacher.Tree(ctx, s.ref, "overlayfs")
+						if err != nil {
+							t.Fatal(err)
+						}
+						want[s.name] = overlayfs
+					}
+					if _, err := teacher.Pull(ctx, s.ref, "silk"); err != nil {
+						t.Fatal(err)
+					}
+					teacher.Eventually("the fleet knows its layers", func() error { return fleet.Knows(teacher, s.ref) })
+					registry.SetRate(30 << 20)
+					readers := 1 + 15*(i%2)
+					lazily(t, n, ctx, s, want[s.name], readers)
+				})
+			}
+		})
+	}
+}
+
+// lazily pulls a known image and reads it before and after it is whole.
+func lazily(t *testing.T, n *node.Node, ctx context.Context, s specimen, want tree.Tree, readers int) {
+	pulled, err := n.Pull(ctx, s.ref, "silk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if state, message := n.ImageState(s.ref); state != "ready" {
+		t.Fatalf("silk did not serve it: %s %s", state, message)
+	}
+	chain, err := n.ChainID(ctx, pulled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, undo, err := n.View(ctx, "silk", chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shuffled(t, dir, readers)
+	got, err := tree.Read(dir)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, line := range tree.Diff(want, got, s.madeUp) {
+		t.Error("lazily:", line)
+	}
+	if err := undo(); err != nil {
+		t.Error(err)
+	}
+	n.Eventually("every layer is whole", func() error { return whole(n, s.ref) })
+	got, err = n.ReadChain(ctx, "silk", chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range tree.Diff(want, got, s.madeUp) {
+		t.Error("whole:", line)
+	}
+}
+
+func whole(n *node.Node, ref string) error {
+	status, err := n.Status()
+	if err != nil {
+		return err
+	}
+	for _, image := range status.Images {
+		for _, layer := range image.Layers {
+			if image.Reference == ref && layer.State != "whole" {
+				return fmt.Errorf("layer %s is %s: %s", layer.DiffID, layer.State, layer.Error)
+			}
+		}
+	}
+	return nil
+}
+
+// shuffled reads all regular files below a directory in random order, by several readers at once.
+func shuffled(t *testing.T, dir string, readers int) {
+	t.Helper()
+	var files []string
+	err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
+		// overlayfs lists a name of which a link in a layer above has taken the directory.
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && info.Mode().IsRegular() {
+			files = append(files, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	rand.New(rand.NewSource(1)).Shuffle(len(files), func(i, j int) { files[i], files[j] = files[j], files[i] })
+	var group sync.WaitGroup
+	for reader := range readers {
+		group.Go(func() {
+			for i := reader; i < len(files); i += readers {
+				if _, err := os.ReadFile(files[i]); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+}
