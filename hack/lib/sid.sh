@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Programs newer than the release, from Debian sid's packages: unpacked into the cache, never installed.
+# Programs newer than the machine's release, from Debian sid's packages: unpacked into the cache, never installed.
 #
 # The list of sid is kept apart from the machine's own lists, its repository is the one this machine already uses and its
 # signature is checked with the machine's keyring. A program that needs a newer glibc than the machine has gets sid's glibc beside
@@ -7,7 +7,14 @@
 # shellcheck source=hack/lib/deps.sh
 . "$(dirname "${BASH_SOURCE[0]}")/deps.sh"
 
+RELEASE=sid
 SID=$SILK_CACHE/sid
+
+# From now on packages are another release's: for a subshell.
+sid_release() {
+    RELEASE=$1
+    SID=$SILK_CACHE/$1
+}
 
 sid_apt() {
     local command=$1
@@ -25,8 +32,8 @@ sid_lists() {
     uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | sort -u | head -n1)
     [ -n "$uri" ] || die "apt knows no Debian repository here: run apt-get update"
     mkdir -p "$SID/apt/lists/partial" "$SID/apt/cache/archives/partial"
-    printf 'deb [signed-by=%s] %s sid main\n' "$keyring" "$uri" >"$SID/apt/sources.list"
-    quietly "fetching Debian sid's package list" sid_apt apt-get update
+    printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$uri" "$RELEASE" >"$SID/apt/sources.list"
+    quietly "fetching Debian $RELEASE's package list" sid_apt apt-get update
     touch "$SID/apt/updated"
 }
 
@@ -58,7 +65,7 @@ sid_unpack() {
     sid_lists
     tree=$SID/$name-$(sid_version "$1" | tr -c 'A-Za-z0-9.\n' _)
     if [ ! -e "$tree/.complete" ]; then
-        say "unpacking $name from Debian sid ($*)"
+        say "unpacking $name from Debian $RELEASE ($*)"
         rm -rf "$tree"
         mkdir -p "$tree/.debs"
         mapfile -t debs < <(sid_closure "$skip" "$@")

@@ -20,16 +20,14 @@ import (
 func TestPodsThroughCRI(t *testing.T) {
 	// In parallel with others that wait for silkd to give space back, which it does once a minute.
 	t.Parallel()
-	for name, options := range map[string]node.Options{
-		"packaged":                     {Generation: node.Packaged},
-		"second":                       {Generation: node.Second},
-		"second, its transfer service": {Generation: node.Second, Transfer: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			podLife(t, options)
-		})
-	}
+	eachGeneration(t, func(t *testing.T, generation node.Generation) {
+		t.Parallel()
+		podLife(t, node.Options{Generation: generation})
+	})
+	t.Run("second, its transfer service", func(t *testing.T) {
+		t.Parallel()
+		podLife(t, node.Options{Generation: node.Second, Transfer: true})
+	})
 }
 
 func podLife(t *testing.T, options node.Options) {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/image"
 	"silk.invalid/integration/e2e/internal/node"
 )
 
@@ -45,6 +46,33 @@ func TestSilkPullAndCtrRun(t *testing.T) {
 		run.Wait()
 		if said, err := n.Silk("explain", ref); err != nil || !strings.Contains(said, "whole") {
 			t.Errorf("silk explain says %q, %v", said, err)
+		}
+	})
+}
+
+// What is removed at once, containerd's garbage collection included, `silk gc` gives back at once.
+func TestSpaceComesBackAtOnce(t *testing.T) {
+	eachGeneration(t, func(t *testing.T, generation node.Generation) {
+		registry := hub.Start(t)
+		n := node.Start(t, node.Options{Generation: generation})
+		ref := registry.Add("app", "1", image.Image{Layers: []image.Layer{noiseLayer("one", 41, 1<<20), noiseLayer("two", 42, 1000)}}.Bundle())
+		if said, err := n.Silk("pull", ref); err != nil {
+			t.Fatal(err, said)
+		}
+		if layers := n.LayerData(); len(layers) != 2 {
+			t.Fatalf("after the pull there are %v", layers)
+		}
+		ctr := filepath.Join(filepath.Dir(generation.Binary), "ctr")
+		remove := exec.Command(ctr, "--address", filepath.Join(n.Dir, "containerd.sock"), "images", "rm", "--sync", ref)
+		if out, err := remove.CombinedOutput(); err != nil {
+			t.Fatalf("ctr images rm: %v: %s", err, out)
+		}
+		said, err := n.Silk("gc", "--keep", "0")
+		if layers := n.LayerData(); err != nil || len(layers) > 0 {
+			t.Errorf("silk gc says %q (%v) and leaves %v", said, err, layers)
+		}
+		if mounts := n.LayerMounts(); len(mounts) > 0 {
+			t.Errorf("still mounted: %v", mounts)
 		}
 	})
 }

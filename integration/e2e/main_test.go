@@ -1,5 +1,6 @@
 // Package e2e drives silkd with a real containerd, real registries and real mounts. It needs root, and what hack/test prepares: the
-// binaries (SILKD, SILK), containerd of two generations (SILK_CONTAINERD_1, SILK_CONTAINERD_2), and the real images (SILK_IMAGES).
+// binaries (SILKD, SILK), containerd of two generations (SILK_CONTAINERD_1, SILK_CONTAINERD_2; SILK_CONTAINERD_17 if wanted), and the real images (SILK_IMAGES).
+// What a machine cannot do is skipped, unless SILK_E2E_ALL is set.
 package e2e
 
 import (
@@ -25,11 +26,17 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-var generations = []node.Generation{node.Packaged, node.Second}
-
-// eachGeneration runs a test against both containerds.
+// eachGeneration runs a test against each containerd.
 func eachGeneration(t *testing.T, test func(t *testing.T, generation node.Generation)) {
-	for _, generation := range generations {
+	oldAndNew(t, test)
+	if node.Last.Binary != "" {
+		t.Run(node.Last.Name, func(t *testing.T) { test(t, node.Last) })
+	}
+}
+
+// oldAndNew runs a test that takes minutes against the packaged containerd and one of the second generation.
+func oldAndNew(t *testing.T, test func(t *testing.T, generation node.Generation)) {
+	for _, generation := range []node.Generation{node.Packaged, node.Second} {
 		t.Run(generation.Name, func(t *testing.T) { test(t, generation) })
 	}
 }

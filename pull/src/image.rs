@@ -129,7 +129,7 @@ struct Image {
     state: watch::Sender<State>,
     /// Silk said yes once; until then the entry is only a claim being decided.
     accepted: AtomicBool,
-    /// Snapshots of it were there when the janitor last looked: once they are gone, so is the image.
+    /// Snapshots of it were there when the janitor last looked or a pull waited: once they are gone, so is the image.
     held: AtomicBool,
     /// When containerd last prepared one of its layers: the snapshot of a claim comes a moment after it.
     claimed: Mutex<Instant>,
@@ -285,6 +285,7 @@ impl Puller {
         caller: &Caller,
     ) -> Result<(), ImageError> {
         let (image, spec) = self.find(manifest, reference).ok_or_else(|| ImageError::Unknown(reference.to_owned()))?;
+        image.held.store(true, Ordering::Relaxed);
         let mut state = image.state.subscribe();
         let now = state.borrow_and_update().clone();
         let mut joined = false;

@@ -282,15 +282,19 @@ async fn a_removed_image_frees_its_layers_at_once_and_a_new_claim_keeps_them() {
     let pushed = registry.push_image("library/app:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
     node.pull(&pushed).await.unwrap();
     let layer = pushed.layers[0].diff_id;
-    // Its snapshot comes a moment after the claim: until the janitor has seen one, the claim alone holds the image.
-    node.puller.retain(|_| false).unwrap();
-    assert!(node.puller.wanted().contains(&layer));
-    node.puller.retain(|_| true).unwrap();
+    // Who waits for it stands on its snapshot.
     node.puller.retain(|_| false).unwrap();
     assert!(!node.puller.wanted().contains(&layer));
+    // Its snapshot comes a moment after the claim: until the janitor has seen one, the claim alone holds the image.
     node.claim(&pushed).await.unwrap();
     node.puller.retain(|_| false).unwrap();
     assert!(node.puller.wanted().contains(&layer));
+    while !matches!(node.state(&pushed), Ok(State::Ready(_))) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.puller.retain(|_| true).unwrap();
+    node.puller.retain(|_| false).unwrap();
+    assert!(!node.puller.wanted().contains(&layer));
 }
 
 #[tokio::test(flavor = "multi_thread")]

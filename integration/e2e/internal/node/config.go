@@ -18,6 +18,9 @@ type Generation struct {
 // Packaged is the containerd that Debian ships: 1.6 on Debian 12, 1.7 on Debian 13.
 var Packaged = Generation{Name: "packaged", Binary: env("SILK_CONTAINERD_1", "/usr/bin/containerd"), config: versionTwo}
 
+// Last is the last of containerd 1.x; it has no Binary where that is the packaged one.
+var Last = Generation{Name: "1.7", Binary: os.Getenv("SILK_CONTAINERD_17"), config: versionTwo}
+
 // Second is a containerd 2.x, by hack/lib/sid.sh.
 var Second = Generation{Name: "second", Binary: env("SILK_CONTAINERD_2", newestSid()), config: versionThree}
 

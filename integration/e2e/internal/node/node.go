@@ -58,6 +58,9 @@ func Start(t testing.TB, options Options) *Node {
 	if options.Rung == "" {
 		options.Rung = "auto"
 	}
+	if options.DiskRate > 0 {
+		needDiskLimit(t)
+	}
 	// Not t.TempDir: its names are long, and unix sockets' paths and overlay's options are short.
 	dir, err := os.MkdirTemp("", "silk-e2e-")
 	if err != nil {
