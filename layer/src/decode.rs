@@ -16,11 +16,17 @@ use std::{
 
 use silk_model::Class;
 
-use self::{frames::Frames, learn::Learner, members::Members};
+use self::{
+    frames::Frames,
+    learn::{Learner, SPACING},
+    members::Members,
+};
 use crate::media::{Compression, MAGIC_LEN};
 
 pub use learn::Found;
 pub(crate) use learn::Piece;
+#[cfg(test)]
+pub(crate) use learn::Spacing;
 
 /// The largest zstd window that is accepted, as a power of two: 128 MiB, `zstd -d`'s own default and what level 22
 /// writes. A frame that asks for more would cost that much memory a stream; containerd's decoder would allow it.
@@ -93,15 +99,16 @@ impl<R: BufRead> fmt::Debug for Decoder<R> {
 
 /// Looks at the first bytes of `input` and makes the decoder they call for.
 pub fn open<R: BufRead + Send>(input: R) -> io::Result<Decoder<R>> {
-    begin(input, Learner::off())
+    begin(input, None)
 }
 
 /// As [`open`], and learns on the way where decoding can begin ([`Decoder::take_entries`]).
 pub fn open_learning<R: BufRead + Send>(input: R) -> io::Result<Decoder<R>> {
-    begin(input, Learner::on())
+    begin(input, Some(SPACING))
 }
 
-fn begin<R: BufRead>(mut input: R, learner: Learner) -> io::Result<Decoder<R>> {
+pub(crate) fn begin<R: BufRead>(mut input: R, spacing: Option<learn::Spacing>) -> io::Result<Decoder<R>> {
+    let learner = Learner::new(spacing);
     let mut first = Vec::with_capacity(MAGIC_LEN);
     input.by_ref().take(MAGIC_LEN as u64).read_to_end(&mut first)?;
     let compression = Compression::detect(&first);
@@ -125,7 +132,7 @@ pub(crate) struct Point<'a> {
 /// Goes on from the middle of a blob.
 pub(crate) fn resume<R: BufRead>(compression: Compression, point: &Point<'_>, input: R) -> io::Result<Decoder<R>> {
     let input = Start { first: Vec::new(), used: 0, rest: input };
-    let off = Learner::off();
+    let off = Learner::new(None);
     let inner = match (compression, point.window) {
         (Compression::None, _) => Inner::None(Plain::new(input, off)),
         (Compression::Gzip, None) => Inner::Gzip(Box::new(Members::new(Watched::new(input), off))),

@@ -119,7 +119,7 @@ impl Inflate {
     /// Inflates until the input is used up or the output is full; if asked to, no further than the next border of blocks.
     ///
     /// # Errors
-    /// When the input is damaged. Every later call answers the same.
+    /// When the input is damaged. Every later call is an error too.
     pub fn run(&mut self, input: &[u8], output: &mut [u8], to_border: bool) -> Result<Step, InflateError> {
         let (given, room) = (clamp(input.len()), clamp(output.len()));
         self.stream.next_in = input.as_ptr();
@@ -188,4 +188,51 @@ const UNUSED_BITS: i32 = 7;
 
 fn clamp(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two stored blocks of raw deflate, "ab" and "cd", and an empty fixed one between them: 10 bits.
+    const RAW: [u8; 15] = [0, 2, 0, 0xfd, 0xff, b'a', b'b', 0x02, 0x04, 2, 0, 0xfd, 0xff, b'c', b'd'];
+
+    #[test]
+    fn borders_are_told_with_their_bits_and_can_be_entered() {
+        let mut inflate = Inflate::new(Wrapper::Raw);
+        let mut out = [0; 10];
+        let mut borders = Vec::new();
+        let (mut from, mut to) = (0, 0);
+        loop {
+            let step = inflate.run(&RAW[from..], &mut out[to..], true).unwrap();
+            (from, to) = (from + step.consumed, to + step.produced);
+            match step.stop {
+                Stop::Block { bits } => borders.push((from, to, bits)),
+                Stop::End => break,
+                Stop::Hungry => {}
+            }
+        }
+        assert_eq!(&out[..to], b"abcd");
+        assert_eq!(borders, [(7, 2, 0), (9, 2, 6)]);
+        for (from, to, bits) in borders {
+            let mut inflate = Inflate::new(Wrapper::Gzip);
+            inflate.enter(b"ab", bits, RAW[from - 1]);
+            let step = inflate.run(&RAW[from..], &mut out, false).unwrap();
+            assert_eq!((step.produced, step.stop), (4 - to, Stop::End));
+            assert_eq!(&out[..2], b"cd");
+            assert_eq!(inflate.window(), b"abcd");
+        }
+    }
+
+    #[test]
+    fn damage_is_told_and_stays() {
+        let mut inflate = Inflate::new(Wrapper::Gzip);
+        let mut run = || inflate.run(b"no gzip at all", &mut [0; 10], false).unwrap_err();
+        assert_eq!(run(), InflateError("incorrect header check"));
+        run();
+        inflate.reset(Wrapper::Raw);
+        assert!(inflate.run(&[7], &mut [0; 10], false).is_err());
+        inflate.reset(Wrapper::Raw);
+        assert_eq!(inflate.run(&[], &mut [], true).unwrap(), Step { consumed: 0, produced: 0, stop: Stop::Hungry });
+    }
 }

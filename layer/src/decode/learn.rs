@@ -5,12 +5,25 @@ use std::{mem, ops::Range};
 
 use silk_sys::inflate::WINDOW;
 
-/// Bytes of tar between two places that need a window. Each costs the builder 0.16 ms (1 MiB takes 1.2 ms to inflate) and
-/// the index 2.3 KiB (real layers of Debian, Python and Node.js, which differ little), while what a reader waits for
-/// shrinks with the distance.
-pub(super) const BORDERS: u64 = 1 << 20;
-/// Bytes of tar between two places that need none: they cost the index a hundred bytes each.
-pub(super) const STARTS: u64 = 256 << 10;
+/// How far apart the places are.
+#[derive(Debug)]
+pub(crate) struct Spacing {
+    /// Bytes of tar between two places that need no window.
+    pub(crate) starts: u64,
+    /// Bytes of blob between two places that need one.
+    pub(crate) blob: u64,
+    /// The least and the most bytes of tar between such, where it compresses very badly or very well.
+    pub(crate) tar: Range<u64>,
+}
+
+/// A place without a window costs the index a hundred bytes. One with a window costs it 2.3 KiB, and the builder 0.16 ms, of
+/// which inflating takes 1.2 ms a MiB (layers of Debian, Python and Node.js, which differ little). Closer ones would hardly
+/// shorten a reader's wait: 512 KiB are 6 ms at 80 MiB/s, a third of a round trip.
+pub(super) const SPACING: Spacing = Spacing { starts: 256 << 10, blob: 512 << 10, tar: 1 << 20..4 << 20 };
+
+/// The most bytes of blob that [`WINDOW`] bytes of tar take, at 15 bits each, twice over. What goes beyond is made of empty
+/// blocks, to fill our memory.
+const MAX_TAIL: usize = 128 << 10;
 
 /// Something that a learning decoder found, for [`crate::index::Builder::entries`].
 #[derive(Debug)]
@@ -38,19 +51,29 @@ pub(crate) enum Piece {
         window: Vec<u8>,
     },
     /// What follows the last border in the blob, from its `offset` on: enough for the next [`WINDOW`] bytes of the member.
-    Tail(Vec<u8>),
+    /// `None`: that would be too much, so the border is of no use.
+    Tail(Option<Vec<u8>>),
 }
 
 /// Collects. Switched off it costs nothing.
 #[derive(Debug)]
 pub(super) struct Learner {
-    on: bool,
+    /// `None`: switched off.
+    spacing: Option<Spacing>,
     found: Vec<Found>,
-    /// The last place found, as a byte of the tar.
-    last: Option<u64>,
+    /// The last place found: byte of the tar and of the blob.
+    last: Option<(u64, u64)>,
     /// Where the member or frame began of which no byte has come out yet.
     start: Option<u64>,
     tail: Option<Tail>,
+}
+
+/// The most that may be decoded in one go, and whether to stop at the next border of blocks.
+#[derive(Debug)]
+pub(super) struct Stride {
+    pub(super) input: usize,
+    pub(super) output: usize,
+    pub(super) to_border: bool,
 }
 
 #[derive(Debug)]
@@ -61,12 +84,8 @@ struct Tail {
 }
 
 impl Learner {
-    pub(super) fn off() -> Self {
-        Self { on: false, found: Vec::new(), last: None, start: None, tail: None }
-    }
-
-    pub(super) fn on() -> Self {
-        Self { on: true, ..Self::off() }
+    pub(super) fn new(spacing: Option<Spacing>) -> Self {
+        Self { spacing, found: Vec::new(), last: None, start: None, tail: None }
     }
 
     pub(super) fn take(&mut self) -> Vec<Found> {
@@ -78,16 +97,21 @@ impl Learner {
         self.start = Some(offset);
     }
 
-    /// How many of the next bytes of a gzip layer, `at` onwards, may be decoded in one go, and whether to stop at the next
-    /// border.
-    pub(super) fn stride(&self, at: u64) -> (usize, bool) {
-        match (&self.tail, self.last) {
-            (Some(tail), _) => (tail.wanted, false),
-            (None, Some(last)) if self.on => match (last + BORDERS).checked_sub(at) {
-                None | Some(0) => (usize::MAX, true),
-                Some(left) => (left as usize, false),
-            },
-            _ => (usize::MAX, false),
+    /// How to go on in a gzip member, from this byte of the tar and of the blob.
+    pub(super) fn stride(&self, at: u64, offset: u64) -> Stride {
+        let free = Stride { input: usize::MAX, output: usize::MAX, to_border: false };
+        if let Some(tail) = &self.tail {
+            return Stride { output: tail.wanted, input: MAX_TAIL - tail.bytes.len(), to_border: false };
+        }
+        let (Some(spacing), Some(last)) = (&self.spacing, self.last) else { return free };
+        let (tar, blob) = (at - last.0, offset - last.1);
+        if tar < spacing.tar.start {
+            Stride { output: (spacing.tar.start - tar) as usize, ..free }
+        } else if tar < spacing.tar.end && blob < spacing.blob {
+            let (output, input) = (spacing.tar.end - tar, spacing.blob - blob);
+            Stride { output: output as usize, input: input as usize, to_border: false }
+        } else {
+            Stride { to_border: true, ..free }
         }
     }
 
@@ -95,10 +119,10 @@ impl Learner {
     pub(super) fn decoded(&mut self, at: u64, consumed: &[u8], produced: usize) {
         if produced > 0
             && let Some(offset) = self.start.take()
-            && self.on
-            && self.last.is_none_or(|last| at >= last + STARTS)
+            && let Some(spacing) = &self.spacing
+            && self.last.is_none_or(|(last, _)| at >= last + spacing.starts)
         {
-            self.last = Some(at);
+            self.last = Some((at, offset));
             self.found.push(Found(Piece::Start { at, offset }));
         }
         if let Some(tail) = &mut self.tail {
@@ -106,6 +130,9 @@ impl Learner {
             tail.wanted -= produced.min(tail.wanted);
             if tail.wanted == 0 {
                 self.end();
+            } else if tail.bytes.len() == MAX_TAIL {
+                self.tail = None;
+                self.found.push(Found(Piece::Tail(None)));
             }
         }
     }
@@ -113,10 +140,10 @@ impl Learner {
     /// A block begins at byte `at` of the tar. `next` is the byte of the blob that has not been read, `before` the one
     /// before it, of which `bits` belong to the block.
     pub(super) fn border(&mut self, at: u64, next: u64, (before, bits): (u8, u8), window: impl FnOnce() -> Vec<u8>) {
-        if !self.on || self.start.is_some() {
+        if self.spacing.is_none() || self.start.is_some() {
             return;
         }
-        self.last = Some(at);
+        self.last = Some((at, next));
         let (offset, bytes) = if bits == 0 { (next, Vec::new()) } else { (next - 1, vec![before]) };
         self.found.push(Found(Piece::Border { at, offset, bits, window: window() }));
         self.tail = Some(Tail { bytes, wanted: WINDOW });
@@ -125,15 +152,15 @@ impl Learner {
     /// The member ends: what follows refers to nothing before.
     pub(super) fn end(&mut self) {
         if let Some(tail) = self.tail.take() {
-            self.found.push(Found(Piece::Tail(tail.bytes)));
+            self.found.push(Found(Piece::Tail(Some(tail.bytes))));
         }
     }
 
     /// These bytes of a plain tar have come.
     pub(super) fn plain(&mut self, bytes: Range<u64>) {
-        if self.on {
-            let starts = bytes.start.div_ceil(STARTS)..bytes.end.div_ceil(STARTS);
-            self.found.extend(starts.map(|n| Found(Piece::Start { at: n * STARTS, offset: n * STARTS })));
+        if let Some(Spacing { starts, .. }) = self.spacing {
+            let starts = (bytes.start.div_ceil(starts)..bytes.end.div_ceil(starts)).map(|n| n * starts);
+            self.found.extend(starts.map(|at| Found(Piece::Start { at, offset: at })));
         }
     }
 }

@@ -43,7 +43,7 @@ impl<R: BufRead> Members<R> {
     }
 
     pub(super) fn enter(input: R, window: &[u8], bits: u8) -> Self {
-        Self::at(input, Learner::off(), Place::Entrance(window.to_vec(), bits))
+        Self::at(input, Learner::new(None), Place::Entrance(window.to_vec(), bits))
     }
 
     fn at(input: R, learner: Learner, place: Place) -> Self {
@@ -97,10 +97,11 @@ impl<R: BufRead> Members<R> {
 
     /// One step in a member.
     fn inflate(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let (most, to_border) = self.learner.stride(self.at);
-        let room = buf.len().min(most);
+        let stride = self.learner.stride(self.at, self.offset);
+        let room = buf.len().min(stride.output);
         let input = self.input.fill_buf()?;
-        let step = self.inflate.run(input, &mut buf[..room], to_border).map_err(io::Error::other)?;
+        let input = &input[..input.len().min(stride.input)];
+        let step = self.inflate.run(input, &mut buf[..room], stride.to_border).map_err(io::Error::other)?;
         let consumed = &input[..step.consumed];
         self.learner.decoded(self.at, consumed, step.produced);
         let last = *consumed.last().unwrap_or(&self.before);

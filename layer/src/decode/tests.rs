@@ -20,11 +20,19 @@ fn zstd(data: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(data, 3).unwrap()
 }
 
-/// Reads through an input that gives a few bytes at a time.
+/// Reads through an input that gives a few bytes at a time. Learning must change nothing, however close the places are.
 fn read(blob: &[u8]) -> io::Result<Vec<u8>> {
-    let mut out = Vec::new();
-    open(BufReader::with_capacity(7, blob))?.read_to_end(&mut out)?;
-    Ok(out)
+    let everywhere = Spacing { starts: 1, blob: 1, tar: 1..2 };
+    let through = |spacing| -> io::Result<(Vec<u8>, Option<io::Error>)> {
+        let mut out = Vec::new();
+        let result = begin(BufReader::with_capacity(7, blob), spacing)?.read_to_end(&mut out);
+        Ok((out, result.err()))
+    };
+    let (out, error) = through(None)?;
+    let (same, similar) = through(Some(everywhere))?;
+    assert!(out == same);
+    assert_eq!(error.as_ref().map(DecodeError::of), similar.as_ref().map(DecodeError::of));
+    error.map_or(Ok(out), Err)
 }
 
 fn typed(blob: &[u8]) -> DecodeError {

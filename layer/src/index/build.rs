@@ -34,6 +34,8 @@ pub struct Builder {
     /// An entry whose tail has not come.
     border: Option<(u64, Entry)>,
     trimmer: Option<Trimmer>,
+    /// See [`PRICE`].
+    pub(super) price: u64,
 }
 
 impl fmt::Debug for Builder {
@@ -60,6 +62,7 @@ impl Builder {
             entries: Vec::new(),
             border: None,
             trimmer: None,
+            price: PRICE,
         }
     }
 
@@ -75,7 +78,8 @@ impl Builder {
                     self.cuts.push_back(at);
                     self.border = Some((at, Entry { offset, bits, window }));
                 }
-                Piece::Tail(tail) => self.tail(&tail),
+                Piece::Tail(Some(tail)) => self.tail(&tail),
+                Piece::Tail(None) => self.border = None,
             }
         }
     }
@@ -86,7 +90,7 @@ impl Builder {
         let trimmer = self.trimmer.get_or_insert_with(Trimmer::new);
         entry.window = trimmer.trim(&entry.window, tail, entry.bits);
         let distance = at - self.entries.last().map_or(0, |(at, _)| *at);
-        if entry.window.len() as u64 * PRICE <= distance {
+        if entry.window.len() as u64 * self.price <= distance {
             self.entries.push((at, entry));
         }
     }

@@ -152,3 +152,111 @@ fn is_possible(entry: &Entry, start: u64, index: &Index) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::{Span, SpanDigest};
+
+    fn sample() -> Index {
+        let data: Vec<u8> = (0..700_u16).map(|n| n as u8).collect();
+        let digest = |end: usize| SpanDigest::default().then(&data[..end]);
+        let window = zstd::bulk::compress(b"the tar before", 1).unwrap();
+        let spans = vec![
+            Span { start: 0, digest: digest(100), entry: Some(Entry { offset: 0, bits: 0, window: vec![] }) },
+            Span { start: 100, digest: digest(640), entry: None },
+            Span { start: 640, digest: digest(700), entry: Some(Entry { offset: 400, bits: 7, window }) },
+        ];
+        Index { compression: Compression::Gzip, blob_size: 500, size: 700, spans }
+    }
+
+    #[test]
+    fn round_trips() {
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let empty = Index { compression, blob_size: 0, size: 0, spans: vec![] };
+            assert_eq!(decode(&encode(&empty)).unwrap(), empty);
+        }
+        assert_eq!(decode(&encode(&sample())).unwrap(), sample());
+    }
+
+    #[test]
+    fn the_layout_on_disk_is_the_documented_one() {
+        let mut index = sample();
+        index.spans.truncate(1);
+        index.size = 100;
+        let file = encode(&index);
+        assert_eq!(file[..16], *b"SILKIDX\0\x01\0\0\0\0\0\0\0");
+        assert_eq!(file[16..24], (file.len() as u64 - 64).to_le_bytes());
+        assert_eq!(file[24..32], [0; 8]);
+        let digest = &index.spans[0].digest;
+        let state = postcard::to_stdvec(digest).unwrap();
+        assert_eq!((state.len(), state[32]), (32 + 1 + 36, 36));
+        // gzip, 500, 100, one span: 0, its state, an entry: 0, 0, no bytes.
+        assert_eq!(file[64..], [&[1, 0xf4, 3, 100, 1, 0][..], &state, &[1, 0, 0, 0]].concat());
+        // The chaining value is as in a digest: the padding of nothing leads to the digest of nothing.
+        let mut padding = [0; 64];
+        padding[0] = 0x80;
+        let state = postcard::to_stdvec(&SpanDigest::default().then(&padding)).unwrap();
+        assert_eq!(state, [&Sha256::digest(b"")[..], &[0]].concat());
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_an_error() {
+        let file = encode(&sample());
+        for at in 0..file.len() {
+            assert!(decode(&file[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut bad = file.clone();
+                bad[at] ^= 1 << bit;
+                assert!(decode(&bad).is_err(), "flipped at {at}");
+            }
+        }
+        assert!(matches!(decode(&[&file[..], b"x"].concat()), Err(IndexError::Length { .. })));
+    }
+
+    #[test]
+    fn a_number_of_spans_beyond_all_memory_is_refused() {
+        let mut file = encode(&sample())[..HEADER_LEN].to_vec();
+        file.extend([1, 0xf4, 3, 0xbc, 5, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]);
+        file[16..24].copy_from_slice(&15_u64.to_le_bytes());
+        let sum = hash(&file);
+        file[32..64].copy_from_slice(&sum);
+        assert!(matches!(decode(&file), Err(IndexError::Encoding(_))));
+    }
+
+    #[test]
+    fn what_no_builder_makes_is_refused() {
+        type Damage = (&'static str, fn(&mut Index));
+        let broken: [Damage; 15] = [
+            ("hole at the start", |index| index.spans[0].start = 1),
+            ("empty span", |index| index.spans[1].start = 640),
+            ("backwards", |index| index.spans[1].start = 650),
+            ("beyond the end", |index| index.size = 640),
+            ("too long", |index| index.size = 640 + MAX_SPAN + 60),
+            ("no spans", |index| index.spans.clear()),
+            ("no size", |index| index.size = 0),
+            ("no way in", |index| index.spans[0].entry = None),
+            ("digest of another length", |index| index.spans[1].start = 101),
+            ("outside of the blob", |index| index.blob_size = 400),
+            ("entries backwards", |index| index.spans[0].entry.as_mut().unwrap().offset = 400),
+            ("bits", |index| index.spans[2].entry.as_mut().unwrap().bits = 8),
+            ("bits of a member", |index| index.spans[0].entry.as_mut().unwrap().bits = 1),
+            ("window", |index| index.spans[2].entry.as_mut().unwrap().window = vec![0; 33 << 10]),
+            ("window in zstd", |index| index.compression = Compression::Zstd),
+        ];
+        for (name, damage) in broken {
+            let mut index = sample();
+            damage(&mut index);
+            assert!(matches!(decode(&encode(&index)), Err(IndexError::Impossible { .. })), "{name}");
+        }
+        let entry = |offset| Some(Entry { offset, bits: 0, window: vec![] });
+        let mut plain = Index { compression: Compression::None, blob_size: 700, ..sample() };
+        plain.spans[2].entry = entry(640);
+        assert_eq!(decode(&encode(&plain)).unwrap(), plain);
+        plain.spans[2].entry = entry(641);
+        assert!(matches!(decode(&encode(&plain)), Err(IndexError::Impossible { span: 2, .. })));
+        plain.spans[2].entry = None;
+        plain.blob_size = 701;
+        assert!(matches!(decode(&encode(&plain)), Err(IndexError::Impossible { span: 3, .. })));
+    }
+}

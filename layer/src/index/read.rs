@@ -62,7 +62,7 @@ pub struct Spans<R: BufRead> {
 #[derive(Debug)]
 enum State<R: BufRead> {
     Before(R),
-    Open(Decoder<R>),
+    Open(Box<Decoder<R>>),
     Failed,
 }
 
@@ -122,7 +122,7 @@ impl<R: BufRead> Spans<R> {
         match std::mem::replace(&mut self.state, State::Failed) {
             State::Failed => return Err(SpanError::Entry { span, what: "an earlier span failed" }),
             State::Open(decoder) => self.state = State::Open(decoder),
-            State::Before(input) => self.state = State::Open(enter(&self.index, span, input)?),
+            State::Before(input) => self.state = State::Open(Box::new(enter(&self.index, span, input)?)),
         }
         let State::Open(decoder) = &mut self.state else { unreachable!("it was opened above") };
         Ok(decoder)

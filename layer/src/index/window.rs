@@ -71,3 +71,54 @@ impl Trimmer {
 pub(super) fn unfold(frame: &[u8]) -> io::Result<Vec<u8>> {
     Decompressor::new()?.decompress(frame, WINDOW)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fixed block: literals, and copies (of 3 bytes, from a distance), as RFC 1951 codes them. Then the end.
+    fn block(symbols: &[Result<u8, u16>]) -> Vec<u8> {
+        let mut bits = vec![true, true, false];
+        let mut code = |value: u32, len: u32| bits.extend((0..len).rev().map(|n| value >> n & 1 == 1));
+        for symbol in symbols {
+            match symbol {
+                Ok(literal @ 0..144) => code(0x30 + u32::from(*literal), 8),
+                Ok(literal) => code(0x190 + u32::from(*literal - 144), 9),
+                // Length 3 is symbol 257; distances from 24577 on are symbol 29 with 13 more bits, low ones first.
+                Err(distance) => {
+                    code(1, 7);
+                    code(29, 5);
+                    code(u32::from(distance - 24577).reverse_bits() >> 19, 13);
+                }
+            }
+        }
+        code(0, 7);
+        bits.chunks(8).map(|byte| byte.iter().enumerate().map(|(n, bit)| u8::from(*bit) << n).sum()).collect()
+    }
+
+    #[test]
+    fn what_is_referred_to_stays_and_nothing_else() {
+        let window: Vec<u8> = (0..WINDOW).map(|n| (n % 251) as u8 + 1).collect();
+        // The window's first bytes, one literal later, then bytes 4 to 6 behind 8000 literals that look like the window.
+        let mut symbols = vec![Err(32768), Ok(200)];
+        symbols.extend(window[..8000].iter().copied().map(Ok));
+        symbols.push(Err(32768));
+        let frame = Trimmer::new().trim(&window, &block(&symbols), 0);
+        let kept = unfold(&frame).unwrap();
+        assert_eq!(kept.len(), WINDOW);
+        let places: Vec<usize> = (0..WINDOW).filter(|at| kept[*at] != 0).collect();
+        assert_eq!(places, [0, 1, 2, 8004, 8005, 8006]);
+        assert!(places.iter().all(|at| kept[*at] == window[*at]));
+        assert!(frame.len() < 60);
+    }
+
+    #[test]
+    fn a_window_that_is_not_full_keeps_its_length() {
+        let window: Vec<u8> = (0..30_000).map(|n| (n % 251) as u8 + 1).collect();
+        let kept = unfold(&Trimmer::new().trim(&window, &block(&[Err(30_000)]), 0)).unwrap();
+        assert_eq!(kept.len(), 30_000);
+        assert_eq!(kept[..4], [1, 2, 3, 0]);
+        let empty = Trimmer::new().trim(&[], &block(&[Ok(1)]), 0);
+        assert!(!empty.is_empty() && unfold(&empty).unwrap().is_empty());
+    }
+}
