@@ -14,7 +14,9 @@
 mod config;
 mod error;
 mod mount;
+mod names;
 mod node;
+mod read;
 mod reply;
 mod serve;
 mod session;

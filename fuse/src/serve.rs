@@ -1,11 +1,12 @@
 //! The kernel's requests, answered.
 
 use std::{
-    collections::HashMap,
     ffi::OsStr,
     io,
+    ops::ControlFlow,
+    os::unix::ffi::OsStrExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -15,8 +16,9 @@ use fuser::{
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr,
     Request,
 };
+use silk_layer::erofs::read::Window;
 
-use crate::{Object, Reply, Slot, Source, node::Node};
+use crate::{Object, Reply, Slot, Source, TreeFiles, names::Names, node::Node, read, tree};
 
 /// How long the kernel may keep what it was told: nothing here ever changes, and what goes away is called back. A year;
 /// the kernel counts in jiffies, and cuts what is longer.
@@ -30,25 +32,8 @@ const MAX_BACKGROUND: u16 = 16_384;
 /// With so many under way the kernel reads ahead only what somebody is about to wait for.
 const CONGESTED: u16 = 256;
 
-/// Names by which the kernel knows objects: needed to call a name back. Bounded by the objects there are, as
-/// `Session::forget` is called for those that go.
-#[derive(Debug, Default)]
-pub(crate) struct Names(Mutex<HashMap<Slot, (String, u64)>>);
-
-impl Names {
-    fn put(&self, slot: Slot, name: &str, nid: u64) {
-        self.lock().entry(slot).or_insert_with(|| (name.to_owned(), nid));
-    }
-
-    /// The name of an object and its first inode, if the kernel has asked for it.
-    pub(crate) fn take(&self, slot: Slot) -> Option<(String, u64)> {
-        self.lock().remove(&slot)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Slot, (String, u64)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// Read at once when a directory is listed with attributes: some 200 inodes, which lie side by side.
+const INODES: usize = 16 << 10;
 
 /// Answers requests from a source.
 pub(crate) struct Server {
@@ -56,7 +41,8 @@ pub(crate) struct Server {
     names: Arc<Names>,
 }
 
-type Answer<T> = Result<T, Errno>;
+/// What a request is answered with.
+pub(crate) type Answer<T> = Result<T, Errno>;
 
 impl Server {
     pub(crate) fn new(source: Arc<dyn Source>, names: Arc<Names>) -> Self {
@@ -69,17 +55,33 @@ impl Server {
         Ok((node, self.source.object(node.slot).ok_or(Errno::ESTALE)?))
     }
 
+    /// The tree that an inode is in.
+    fn tree(&self, ino: INodeNo) -> Answer<(Node, Arc<TreeFiles>)> {
+        match self.node(ino)? {
+            (node, Object::Tree(tree)) => Ok((node, tree)),
+            (_, Object::Data { .. }) => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// What a name leads to; `None` if it is known for good that it leads nowhere.
+    fn lookup(&self, parent: INodeNo, name: &OsStr) -> Answer<Option<FileAttr>> {
+        if parent == INodeNo::ROOT {
+            return self.find(name).map(Some);
+        }
+        let (dir, tree) = self.tree(parent)?;
+        tree.find(dir, name)
+    }
+
+    /// What a name in the root directory leads to.
     fn find(&self, name: &OsStr) -> Answer<FileAttr> {
         let name = name.to_str().ok_or(Errno::ENOENT)?;
         let slot = self.source.find(name).ok_or(Errno::ENOENT)?;
-        match self.source.object(slot).ok_or(Errno::ENOENT)? {
-            Object::Data { size } => {
-                let attr = data_attr(slot, size)?;
-                self.names.put(slot, name, 0);
-                Ok(attr)
-            }
-            Object::Tree(_) => Err(Errno::ENOTSUP),
-        }
+        let (nid, attr) = match self.source.object(slot).ok_or(Errno::ENOENT)? {
+            Object::Data { size } => (0, data_attr(slot, size)?),
+            Object::Tree(tree) => (tree.root(), tree.attr(Node { slot, nid: tree.root() })?),
+        };
+        self.names.put(slot, name, nid);
+        Ok(attr)
     }
 
     fn attr(&self, ino: INodeNo) -> Answer<FileAttr> {
@@ -88,28 +90,69 @@ impl Server {
         }
         match self.node(ino)? {
             (Node { slot, nid: 0 }, Object::Data { size }) => data_attr(slot, size),
-            _ => Err(Errno::ESTALE),
+            (_, Object::Data { .. }) => Err(Errno::ESTALE),
+            (node, Object::Tree(tree)) => tree.attr(node),
         }
     }
 
     fn read(&self, ino: INodeNo, offset: u64, len: u32, reply: ReplyData) {
-        let (node, object) = match self.node(ino) {
-            Ok(found) => found,
-            Err(error) => return reply.error(error),
-        };
-        match object {
-            Object::Data { size } => match clip(offset, len, size) {
+        match self.node(ino) {
+            Err(error) => reply.error(error),
+            Ok((node, Object::Tree(tree))) => read::tree(&*self.source, &tree, node, (offset, len), reply),
+            Ok((node, Object::Data { size })) => match clip(offset, len, size) {
                 0 => reply.data(&[]),
                 len => self.source.read(node.slot, offset, len, Reply::kernel(reply, len as usize)),
             },
-            Object::Tree(_) => reply.error(Errno::ENOTSUP),
         }
     }
+
+    /// Calls `add` with a directory's entries from a place on, until it is full.
+    fn list(&self, ino: INodeNo, from: u64, add: &mut dyn FnMut(Listed<'_>) -> Answer<bool>) -> Answer<()> {
+        if ino == INodeNo::ROOT {
+            // Objects are found, not listed: no list could be complete.
+            for (next, name) in [(1, "."), (2, "..")].into_iter().filter(|(next, _)| *next > from) {
+                add(Listed { name: name.as_ref(), next, ino, kind: FileType::Directory, of: None })?;
+            }
+            return Ok(());
+        }
+        let (dir, tree) = self.tree(ino)?;
+        let mut added = Ok(false);
+        tree.list(dir, from, &mut |entry| {
+            let node = Node { slot: dir.slot, nid: entry.nid };
+            added = node.ino().ok_or(Errno::EIO).and_then(|ino| {
+                let (name, kind) = (OsStr::from_bytes(entry.name), tree::file_type(entry.kind));
+                add(Listed { name, next: entry.next, ino, kind, of: Some((&tree, node)) })
+            });
+            if let Ok(false) = added { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        added.map(|_| ())
+    }
+}
+
+/// An entry of a directory.
+struct Listed<'l> {
+    name: &'l OsStr,
+    next: u64,
+    ino: INodeNo,
+    kind: FileType,
+    /// Whose attributes it has, if it is in a tree.
+    of: Option<(&'l TreeFiles, Node)>,
 }
 
 /// How many of `len` bytes from `offset` on are in a file.
 fn clip(offset: u64, len: u32, size: u64) -> u32 {
     u32::try_from(size.saturating_sub(offset)).unwrap_or(u32::MAX).min(len)
+}
+
+/// Answers getxattr(2) and listxattr(2): with the length if that is what is asked for.
+fn give(reply: ReplyXattr, room: u32, answer: Answer<Vec<u8>>) {
+    match answer {
+        // At most 256 KiB.
+        Ok(bytes) if room == 0 => reply.size(bytes.len() as u32),
+        Ok(bytes) if bytes.len() > room as usize => reply.error(Errno::ERANGE),
+        Ok(bytes) => reply.data(&bytes),
+        Err(error) => reply.error(error),
+    }
 }
 
 /// Runs a handler. A panic must not end the worker: its request gets an EIO as its reply is dropped.
@@ -173,13 +216,12 @@ impl Filesystem for Server {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guard("lookup", || match parent {
-            INodeNo::ROOT => match self.find(name) {
-                Ok(attr) => reply.entry(&FOR_GOOD, &attr, Generation(0)),
-                // Not for good: objects come.
-                Err(error) => reply.error(error),
-            },
-            _ => reply.error(Errno::ENOTDIR),
+        guard("lookup", || match self.lookup(parent, name) {
+            Ok(Some(attr)) => reply.entry(&FOR_GOOD, &attr, Generation(0)),
+            // Inode 0: there is none, and that may be kept too.
+            Ok(None) => reply.entry(&FOR_GOOD, &attr(INodeNo(0), FileType::RegularFile, 0, 0), Generation(0)),
+            // Not kept: objects come.
+            Err(error) => reply.error(error),
         });
     }
 
@@ -216,36 +258,52 @@ impl Filesystem for Server {
         reply.error(Errno::ENOSYS);
     }
 
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        guard("readlink", || match self.tree(ino).and_then(|(node, tree)| tree.target(node)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(error),
+        });
+    }
+
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         guard("readdir", move || {
-            if ino != INodeNo::ROOT {
-                return reply.error(Errno::ENOTDIR);
+            let listed = self.list(ino, offset, &mut |it| Ok(reply.add(it.ino, it.next, it.kind, it.name)));
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(error),
             }
-            for (at, name) in [".", ".."].iter().enumerate().skip(offset as usize) {
-                let _ = reply.add(ino, at as u64 + 1, FileType::Directory, name);
-            }
-            reply.ok();
         });
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         guard("readdirplus", move || {
-            if ino != INodeNo::ROOT {
-                return reply.error(Errno::ENOTDIR);
+            let mut window = Window::new(INODES);
+            let listed = self.list(ino, offset, &mut |it| {
+                let attr = match it.of {
+                    Some((tree, node)) => tree.entry_attr(node.slot, node.nid, &mut window)?,
+                    None => root_attr(),
+                };
+                Ok(reply.add(it.ino, it.next, it.name, &FOR_GOOD, &attr, Generation(0)))
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(error),
             }
-            for (at, name) in [".", ".."].iter().enumerate().skip(offset as usize) {
-                let _ = reply.add(ino, at as u64 + 1, name, &FOR_GOOD, &root_attr(), Generation(0));
-            }
-            reply.ok();
         });
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENODATA);
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        guard("getxattr", || match self.node(ino) {
+            Ok((node, Object::Tree(tree))) => give(reply, size, tree.xattr(node, name)),
+            _ => reply.error(Errno::ENODATA),
+        });
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.size(0);
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        guard("listxattr", || match self.node(ino) {
+            Ok((node, Object::Tree(tree))) => give(reply, size, tree.xattr_names(node)),
+            _ => give(reply, size, Ok(Vec::new())),
+        });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

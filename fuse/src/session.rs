@@ -12,8 +12,9 @@ use fuser::{INodeNo, Notifier, SessionACL};
 use crate::{
     Config, FuseError, Slot, Source,
     mount::{self, Mounted},
+    names::Names,
     node::Node,
-    serve::{Names, Server},
+    serve::Server,
 };
 
 /// How long the workers may take to notice that their connection has ended. They notice at once; this is for a machine

@@ -21,6 +21,7 @@ mod chunks;
 mod dirs;
 mod disk;
 mod place;
+pub mod read;
 mod write;
 
 pub use disk::{Head, HeadError, inspect};

@@ -9,16 +9,14 @@ use std::{
     thread,
 };
 
-use rustix::{
-    io::Errno,
-    mount::{MountFlags, UnmountFlags, mount, unmount},
-};
+use rustix::io::Errno;
 use silk_layer::tree::NodeId;
 use silk_sys::loop_device::LoopDevice;
 
 use crate::{
+    erofs::Erofs,
     make::{Image, Make},
-    mounted,
+    shown::shows,
     store::{Mode, Served},
 };
 
@@ -66,23 +64,6 @@ fn privileged_reads_are_of_a_mebibyte_and_pages_are_kept() {
     assert!(reads.iter().any(|(_, _, len)| *len == 1 << 20), "{reads:?}");
 }
 
-/// An EROFS mount of an image over data files that are served; unmounted when dropped.
-struct Erofs(std::path::PathBuf);
-
-impl Drop for Erofs {
-    fn drop(&mut self) {
-        unmount(&self.0, UnmountFlags::DETACH).unwrap();
-    }
-}
-
-fn mount_erofs(image: &Path, devices: &[std::path::PathBuf], target: &Path) -> Erofs {
-    fs::create_dir(target).unwrap();
-    let options: Vec<_> = devices.iter().map(|d| format!("device={}", d.display())).collect();
-    let options = std::ffi::CString::new(options.join(",")).unwrap();
-    mount(image, target, "erofs", MountFlags::RDONLY, options.as_c_str()).unwrap();
-    Erofs(target.to_owned())
-}
-
 fn layer() -> Make {
     let mut make = Make::new(1 << 20);
     let dir = make.dir(NodeId(0), b"dir", 0o755);
@@ -94,33 +75,22 @@ fn layer() -> Make {
     make
 }
 
-fn serve(served: &Served, image: &Image, make: &Make) -> Vec<std::path::PathBuf> {
-    let sources = (0u32..).zip(&image.sources);
-    let add = |(slot, source): (u32, &silk_layer::tree::Source)| {
-        let mut data = make.data(*source);
-        data.resize(data.len().next_multiple_of(4096), 0);
-        served.store.add(&format!("data-{slot}"), slot, data);
-        served.at.join(format!("data-{slot}"))
-    };
-    sources.map(add).collect()
-}
-
 #[test]
 fn privileged_erofs_reads_its_data_through_fuse() {
     let served = Served::new();
     let make = layer();
     let image = Image::of(&make);
-    let devices = serve(&served, &image, &make);
+    let devices = served.serve(&image, &make, 0);
     {
-        let erofs = mount_erofs(&image.path, &devices, &served.dir.path().join("file"));
-        mounted::shows(&make, &erofs.0);
+        let erofs = Erofs::mount(&image.path, &devices, &served.dir.path().join("file"));
+        shows(&make, &erofs.0);
     }
     let attached = |path: &Path| LoopDevice::attach(&File::open(path).unwrap(), path, 512).unwrap();
     let loops: Vec<_> = devices.iter().map(|d| attached(d)).collect();
     let source = attached(&image.path);
     let devices: Vec<_> = loops.iter().map(|l| l.path().to_owned()).collect();
-    let erofs = mount_erofs(source.path(), &devices, &served.dir.path().join("loop"));
-    mounted::shows(&make, &erofs.0);
+    let erofs = Erofs::mount(source.path(), &devices, &served.dir.path().join("loop"));
+    shows(&make, &erofs.0);
 }
 
 #[test]
@@ -169,8 +139,8 @@ fn privileged_a_failed_read_is_tried_again() {
     let served = Served::new();
     let make = layer();
     let image = Image::of(&make);
-    let devices = serve(&served, &image, &make);
-    let erofs = mount_erofs(&image.path, &devices, &served.dir.path().join("mnt"));
+    let devices = served.serve(&image, &make, 0);
+    let erofs = Erofs::mount(&image.path, &devices, &served.dir.path().join("mnt"));
     for mode in [Mode::Fail(Errno::IO), Mode::Short, Mode::Drop, Mode::Panic] {
         served.store.set(0, mode);
         // More often than there are workers: none is lost.
@@ -180,7 +150,7 @@ fn privileged_a_failed_read_is_tried_again() {
         }
     }
     served.store.set(0, Mode::Answer);
-    mounted::shows(&make, &erofs.0);
+    shows(&make, &erofs.0);
 }
 
 #[test]

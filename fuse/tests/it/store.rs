@@ -2,12 +2,15 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     path::PathBuf,
     sync::{Arc, Condvar, Mutex},
 };
 
 use rustix::io::Errno;
 use silk_fuse::{Config, Object, Reply, Session, Slot, Source, TreeFiles};
+
+use crate::make::{Image, Make};
 
 /// What becomes of reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +145,26 @@ impl Served {
         let at = dir.path().join("fuse");
         let session = Session::mount(&at, store.clone(), config).unwrap();
         Self { store, session: Some(session), at, dir }
+    }
+
+    /// Adds the data files of an image as `data-<slot>`, slots from `first` on. Returns where they are.
+    pub fn serve(&self, image: &Image, make: &Make, first: u32) -> Vec<PathBuf> {
+        let add = |(slot, source): (u32, &silk_layer::tree::Source)| {
+            let mut data = make.data(*source);
+            data.resize(data.len().next_multiple_of(4096), 0);
+            self.store.add(&format!("data-{slot}"), slot, data);
+            self.at.join(format!("data-{slot}"))
+        };
+        (first..).zip(&image.sources).map(add).collect()
+    }
+
+    /// Adds the tree of an image as `tree-<slot>`, and its data files in the slots behind. Returns where it is.
+    pub fn serve_tree(&self, image: &Image, make: &Make, slot: u32) -> PathBuf {
+        self.serve(image, make, slot + 1);
+        let devices = (0..image.sources.len() as u32).map(|nr| Slot(slot + 1 + nr)).collect();
+        let tree = TreeFiles::open(File::open(&image.path).unwrap(), devices).unwrap();
+        self.store.add_tree(&format!("tree-{slot}"), slot, tree);
+        self.at.join(format!("tree-{slot}"))
     }
 
     pub fn session(&self) -> &Session {

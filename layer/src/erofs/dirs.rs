@@ -8,7 +8,7 @@ use crate::tree::{NodeId, Tree};
 use super::disk::{self, BLOCK, put16, put64};
 
 /// `sizeof(struct erofs_dirent)`.
-const ENTRY: usize = 12;
+pub(super) const ENTRY: usize = 12;
 /// A block.
 const BLOCK_LEN: usize = BLOCK as usize;
 

@@ -29,7 +29,7 @@ const CHUNKED_FILE: u32 = 0x4;
 /// `EROFS_FEATURE_INCOMPAT_DEVICE_TABLE`.
 const DEVICE_TABLE: u32 = 0x8;
 /// `EROFS_CHUNK_FORMAT_INDEXES`.
-const CHUNK_INDEXES: u32 = 0x20;
+pub(super) const CHUNK_INDEXES: u32 = 0x20;
 /// `EROFS_CHUNK_FORMAT_BLKBITS_MASK`: chunks are at most 512 << 31 bytes.
 pub(super) const MAX_CHUNK_BITS: u32 = BLOCK_BITS + 0x1f;
 /// `EROFS_NULL_ADDR`: a chunk that is a hole.
@@ -46,6 +46,8 @@ const SUMMED: usize = SUPER_OFFSET + BLOCK as usize;
 pub struct Head {
     /// Length of the whole image in bytes.
     pub size: u64,
+    /// Number of the root directory's inode.
+    pub root: u64,
     /// As given to [`super::Plan::new`].
     pub uuid: [u8; 16],
     /// The layers whose data files the image wants as `device=` options, in this order.
@@ -72,8 +74,9 @@ pub fn inspect(image: &[u8]) -> Result<Head, HeadError> {
     let mut sum = [0; BLOCK as usize];
     sum.copy_from_slice(image.get(SUPER_OFFSET..SUMMED).ok_or(HeadError::Short)?);
     let u32_at = |at: usize| u32::from_le_bytes([sum[at], sum[at + 1], sum[at + 2], sum[at + 3]]);
+    let u16_at = |at: usize| u16::from_le_bytes([sum[at], sum[at + 1]]);
     let (magic, expected, blocks) = (u32_at(0), u32_at(4), u32_at(36));
-    let count = usize::from(u16::from_le_bytes([sum[86], sum[87]]));
+    let (root, count) = (u64::from(u16_at(14)), usize::from(u16_at(86)));
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&sum[48..64]);
     let ours = sum[64..80] == VOLUME;
@@ -86,7 +89,7 @@ pub fn inspect(image: &[u8]) -> Result<Head, HeadError> {
     }
     let table = image.get(SUPER_OFFSET + SUPER..).and_then(|rest| rest.get(..count * DEVICE_SLOT));
     let devices = table.ok_or(HeadError::Short)?.chunks_exact(DEVICE_SLOT).map(device_tag);
-    Ok(Head { size: u64::from(blocks) * BLOCK, uuid, devices: devices.collect::<Result<_, _>>()? })
+    Ok(Head { size: u64::from(blocks) * BLOCK, root, uuid, devices: devices.collect::<Result<_, _>>()? })
 }
 
 /// The layer in a device's slot.
@@ -239,7 +242,7 @@ pub(super) fn rdev(major: u32, minor: u32) -> u32 {
 }
 
 /// `struct erofs_xattr_ibody_header`.
-const XATTR_HEADER: usize = 12;
+pub(super) const XATTR_HEADER: usize = 12;
 /// `i_xattr_icount` is 16 bits wide: the header and 65,534 times four bytes.
 const XATTR_MAX: usize = XATTR_HEADER + 4 * (u16::MAX as usize - 1);
 
@@ -279,6 +282,24 @@ pub(super) fn xattr_body_len(sum: usize) -> Result<usize, XattrTooLong> {
 /// `i_xattr_icount`.
 fn xattr_count(body: usize) -> u16 {
     if body == 0 { 0 } else { ((body - XATTR_HEADER) / 4 + 1) as u16 }
+}
+
+/// Length of the body that an `i_xattr_icount` stands for.
+pub(super) fn xattr_body(count: u16) -> usize {
+    if count == 0 { 0 } else { XATTR_HEADER + 4 * (usize::from(count) - 1) }
+}
+
+/// What [`xattr_index`] has made two parts of.
+pub(super) fn xattr_name(index: u8, rest: &[u8]) -> Option<Vec<u8>> {
+    let prefix: &[u8] = match index {
+        1 => b"user.",
+        2 => b"system.posix_acl_access",
+        3 => b"system.posix_acl_default",
+        4 => b"trusted.",
+        6 => b"security.",
+        _ => return None,
+    };
+    Some([prefix, rest].concat())
 }
 
 /// The body, whose length [`xattr_body_len`] has found not to be 0.
@@ -327,7 +348,7 @@ mod tests {
         let layers: Vec<_> = (0..5u8).map(|n| Digest::of(&[n])).collect();
         let devices = layers.iter().map(|layer| Device { source: crate::tree::Source::Own, size: 1, layer: *layer });
         let image = head(it, &devices.collect::<Vec<_>>());
-        assert_eq!(inspect(&image), Ok(Head { size: 4096, uuid: [7; 16], devices: layers }));
+        assert_eq!(inspect(&image), Ok(Head { size: 4096, root: 36, uuid: [7; 16], devices: layers }));
         for at in [1024, 1028, 1060, 1100, 1535] {
             let mut bad = image.clone();
             bad[at] ^= 1;

@@ -14,7 +14,7 @@ use super::{
 /// Images end at a page, for whoever maps or loop-mounts them.
 const PAGE: u64 = 4096;
 /// The longest target of a symbolic link: PATH_MAX without its NUL.
-const MAX_TARGET: usize = 4095;
+pub(super) const MAX_TARGET: usize = 4095;
 
 /// Where a node goes.
 #[derive(Debug, Clone, Copy, Default)]

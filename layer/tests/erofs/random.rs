@@ -1,4 +1,4 @@
-//! Random trees: every one that the writer takes is shown by the kernel as it is.
+//! Random trees.
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use silk_layer::{
@@ -6,16 +6,12 @@ use silk_layer::{
     tree::{NodeId, NodeKind, SourceExtent},
 };
 
-use crate::{
-    fsck,
-    make::{Image, Make, SOURCES},
-    mounted,
-};
+use crate::make::{Make, SOURCES};
 
 const DATA: u64 = 1 << 17;
 
 #[derive(Debug, Clone)]
-enum What {
+pub enum What {
     Dir,
     Link(Index),
     File(u64, Vec<(u64, u64, u64, Index)>),
@@ -24,7 +20,7 @@ enum What {
     Fifo,
 }
 
-type Attributes = (u32, u32, u32, i64, u32, Vec<(Vec<u8>, Vec<u8>)>);
+pub type Attributes = (u32, u32, u32, i64, u32, Vec<(Vec<u8>, Vec<u8>)>);
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
     let byte = any::<u8>().prop_filter("no slash, no NUL", |b| !matches!(b, 0 | b'/'));
@@ -52,7 +48,14 @@ fn attributes() -> impl Strategy<Value = Attributes> {
     (0u32..0o10000, any::<u32>(), any::<u32>(), -(1i64 << 40)..1 << 40, 0u32..1_000_000_000, vec(xattr, 0..4))
 }
 
-fn build(entries: Vec<(Index, Vec<u8>, What, Attributes)>) -> Make {
+/// What [`build`] makes a tree of.
+pub type Entries = Vec<(Index, Vec<u8>, What, Attributes)>;
+
+pub fn entries() -> impl Strategy<Value = Entries> {
+    vec((any::<Index>(), name(), what(), attributes()), 0..120)
+}
+
+pub fn build(entries: Entries) -> Make {
     let mut make = Make::new(DATA as usize);
     let (mut dirs, mut files) = (vec![NodeId(0)], Vec::new());
     for (dir, name, what, attributes) in entries {
@@ -97,18 +100,4 @@ fn build(entries: Vec<(Index, Vec<u8>, What, Attributes)>) -> Make {
         node.xattrs = xattrs.into_iter().filter(|(name, _)| shown || !name.starts_with(b"user.")).collect();
     }
     make
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn privileged_random_trees_are_shown_as_they_are(
-        entries in vec((any::<Index>(), name(), what(), attributes()), 0..120)
-    ) {
-        let make = build(entries);
-        let image = Image::of(&make);
-        fsck::check(&image);
-        mounted::compare(&make, &image);
-    }
 }
