@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use reqwest::{
-    Method, StatusCode,
+    Method, Response,
     header::{self, HeaderValue},
 };
 use silk_model::Digest;
@@ -14,9 +14,10 @@ use url::Url;
 
 use crate::{
     Error, Repository, Selector,
+    attempts::Attempts,
     auth::Actions,
     endpoint::{Answer, Body, Call, Endpoint},
-    repository::{Inner, Needs, text},
+    repository::{Inner, Needs, again, text},
 };
 
 /// What a registry made of a manifest.
@@ -37,24 +38,14 @@ impl Repository {
         let inner = &*self.inner;
         let digest = Digest::of(&bytes);
         let what = format!("push of blob {digest} to {}", inner.path);
-        let call = |method, path: String| Call { actions: Actions::Push, ..inner.call(method, path, what.clone()) };
-        inner
-            .persist(inner.push_host()?, async |endpoint| {
-                match endpoint.ask(&call(Method::HEAD, format!("blobs/{digest}"))).await {
-                    Ok(_) => return Ok(()),
-                    Err(Error::NotFound { .. }) => {}
-                    Err(error) => return Err(error),
-                }
-                let begin = call(Method::POST, "blobs/uploads/".into());
-                let Answer { response, .. } = endpoint.ask(&begin).await?;
-                let mut place = location(endpoint, &begin, response.url(), &response)?;
-                place.query_pairs_mut().append_pair("digest", &digest.to_string());
-                let body =
-                    Body { media_type: HeaderValue::from_static("application/octet-stream"), bytes: bytes.clone() };
-                endpoint.ask_at(&place, &Call { method: Method::PUT, body: Some(body), ..begin }).await.map(drop)
-            })
-            .await?;
-        Ok(digest)
+        let call = Call { actions: Actions::Push, ..inner.call(Method::HEAD, format!("blobs/{digest}"), what) };
+        let mut attempts = inner.push_attempts()?;
+        loop {
+            match upload(&inner.endpoints[attempts.host()], &call, &digest, &bytes).await {
+                Ok(()) => return Ok(digest),
+                Err(error) => again(&mut attempts, error).await?,
+            }
+        }
     }
 
     /// Stores a manifest, under a tag or just its digest. What it names must be there.
@@ -69,19 +60,13 @@ impl Repository {
         let call = inner.call(Method::PUT, format!("manifests/{selector}"), what);
         let media_type = HeaderValue::from_str(media_type).unwrap_or(HeaderValue::from_static("application/json"));
         let call = Call { actions: Actions::Push, body: Some(Body { media_type, bytes }), ..call };
-        inner
-            .persist(inner.push_host()?, async |endpoint| {
-                let Answer { response, .. } = endpoint.ask(&call).await?;
-                let understood: Option<Digest> =
-                    text(response.headers(), "docker-content-digest").and_then(|text| text.parse().ok());
-                match understood {
-                    Some(actual) if actual != digest => {
-                        Err(Error::WrongDigest { asked: endpoint.asked(&call), actual })
-                    }
-                    _ => Ok(Accepted { digest, is_noted: response.headers().contains_key("oci-subject") }),
-                }
-            })
-            .await
+        let mut attempts = inner.push_attempts()?;
+        loop {
+            match accepted(&inner.endpoints[attempts.host()], &call, digest).await {
+                Ok(accepted) => return Ok(accepted),
+                Err(error) => again(&mut attempts, error).await?,
+            }
+        }
     }
 
     /// Deletes a manifest and its tags. Many registries do not allow it.
@@ -93,28 +78,53 @@ impl Repository {
         let what = format!("deletion of manifest {digest} of {}", inner.path);
         let call = inner.call(Method::DELETE, format!("manifests/{digest}"), what);
         let call = Call { actions: Actions::Delete, ..call };
-        let deleted = inner.persist(inner.push_host()?, async |endpoint| endpoint.ask(&call).await.map(drop)).await;
-        match deleted {
-            Err(Error::NotFound { status: StatusCode::NOT_FOUND, .. }) => Ok(()),
-            deleted => deleted,
+        let mut attempts = inner.push_attempts()?;
+        loop {
+            match inner.endpoints[attempts.host()].ask(&call).await {
+                Ok(_) | Err(Error::NotFound { .. }) => return Ok(()),
+                Err(error) => again(&mut attempts, error).await?,
+            }
         }
     }
 }
 
 impl Inner {
-    /// The one host that is pushed to.
-    fn push_host(&self) -> Result<Vec<usize>, Error> {
+    /// At the one host that is pushed to.
+    fn push_attempts(&self) -> Result<Attempts, Error> {
         let mut order = self.order(Needs::Push, None)?;
         order.sort_unstable();
         order.truncate(1);
-        Ok(order)
+        Ok(Attempts::new(self.policy, order))
+    }
+}
+
+/// `call` asks whether the blob is there.
+async fn upload(endpoint: &Endpoint, call: &Call<'_>, digest: &Digest, bytes: &Bytes) -> Result<(), Error> {
+    match endpoint.ask(call).await {
+        Ok(_) => return Ok(()),
+        Err(Error::NotFound { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let begin = Call { method: Method::POST, path: "blobs/uploads/".into(), ..call.clone() };
+    let Answer { response, .. } = endpoint.ask(&begin).await?;
+    let mut place = location(&response).ok_or_else(|| Error::Redirect { asked: endpoint.asked(call) })?;
+    place.query_pairs_mut().append_pair("digest", &digest.to_string());
+    let media_type = HeaderValue::from_static("application/octet-stream");
+    let body = Some(Body { media_type, bytes: bytes.clone() });
+    endpoint.ask_at(&place, &Call { method: Method::PUT, body, ..begin }).await.map(drop)
+}
+
+async fn accepted(endpoint: &Endpoint, call: &Call<'_>, digest: Digest) -> Result<Accepted, Error> {
+    let Answer { response, .. } = endpoint.ask(call).await?;
+    let understood = text(response.headers(), "docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+    match understood {
+        Some(actual) if actual != digest => Err(Error::WrongDigest { asked: endpoint.asked(call), actual }),
+        _ => Ok(Accepted { digest, is_noted: response.headers().contains_key("oci-subject") }),
     }
 }
 
 /// Where an upload is to go: relative or not, and with parameters of its own.
-fn location(endpoint: &Endpoint, call: &Call<'_>, from: &Url, response: &reqwest::Response) -> Result<Url, Error> {
-    let place = text(response.headers(), header::LOCATION.as_str()).and_then(|text| from.join(text).ok());
-    place
-        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        .ok_or_else(|| Error::Redirect { asked: endpoint.asked(call) })
+fn location(response: &Response) -> Option<Url> {
+    let place = response.url().join(text(response.headers(), header::LOCATION.as_str())?).ok()?;
+    (matches!(place.scheme(), "http" | "https") && place.has_host()).then_some(place)
 }

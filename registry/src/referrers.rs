@@ -12,8 +12,9 @@ use tracing::debug;
 
 use crate::{
     Error, Repository, Selector,
+    attempts::Attempts,
     endpoint::{Answer, Call, Endpoint},
-    repository::{Needs, accept},
+    repository::{Needs, accept, again},
 };
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -51,8 +52,17 @@ impl Repository {
         let query: String = url::form_urlencoded::byte_serialize(artifact_type.as_bytes()).collect();
         let call = inner.call(Method::GET, format!("referrers/{subject}?artifactType={query}"), what);
         let call = Call { accept: accept(&[INDEX]), ..call };
-        let listed = inner.persist(inner.order(Needs::Resolve, None)?, async |endpoint| list(endpoint, &call).await);
-        let index = match listed.await {
+        let mut attempts = Attempts::new(inner.policy, inner.order(Needs::Resolve, None)?);
+        let listed = loop {
+            match list(&inner.endpoints[attempts.host()], &call).await {
+                Ok(index) => break Ok(index),
+                Err(error) => match again(&mut attempts, error).await {
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+            }
+        };
+        let index = match listed {
             Ok(index) => index,
             Err(error) if says_unknown(&error) => match self.tagged(subject).await? {
                 Some(index) => index,
@@ -196,9 +206,9 @@ mod tests {
         let with_two = with_entry(Some(&with_one), &two, &[one.digest, two.digest]);
         assert_eq!(with_two["manifests"][0], index["manifests"][0]);
         assert_eq!(with_two["annotations"], index["annotations"]);
-        assert_eq!(entries(&with_two), [two.clone()]);
+        assert_eq!(entries(&with_two), std::slice::from_ref(&two));
         assert_eq!(with_entry(Some(&with_two), &two, &[one.digest]), with_two, "nothing left to do");
-        assert_eq!(entries(&with_entry(None, &one, &[])), [one.clone()]);
+        assert_eq!(entries(&with_entry(None, &one, &[])), std::slice::from_ref(&one));
         assert_eq!(entries(&with_entry(Some(&json!([1])), &one, &[])), [one], "rubbish is replaced");
     }
 }

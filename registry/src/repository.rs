@@ -154,7 +154,13 @@ impl Repository {
         };
         let call = inner.call(Method::GET, format!("manifests/{selector}"), what);
         let call = Call { accept: accept(media_types), ..call };
-        inner.persist(inner.order(needs, None)?, async |endpoint| manifest(endpoint, &call, selector).await).await
+        let mut attempts = Attempts::new(inner.policy, inner.order(needs, None)?);
+        loop {
+            match manifest(&inner.endpoints[attempts.host()], &call, selector).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => again(&mut attempts, error).await?,
+            }
+        }
     }
 
     /// Whether a host answers for `object` and lets us in, within `deadline` in all and without retries.
@@ -193,6 +199,15 @@ impl Repository {
     pub fn blob(&self, digest: Digest, size: u64) -> Blob {
         Blob::new(self.inner.clone(), digest, size)
     }
+}
+
+/// Waits for the next attempt, or gives the error that ends the request.
+pub(crate) async fn again(attempts: &mut Attempts, error: Error) -> Result<(), Error> {
+    let reason = error.to_string();
+    let wait = attempts.failed(error, Instant::now())?;
+    warn!("{reason}; next attempt in {:.1} s", wait.as_secs_f64());
+    sleep(wait).await;
+    Ok(())
 }
 
 /// HEAD; GET for registries that do not have it.
@@ -258,25 +273,6 @@ impl Inner {
     pub(crate) fn call(&self, method: Method, path: String, what: String) -> Call<'_> {
         let (repository, registry, actions) = (&self.path, &self.registry, Actions::Pull);
         Call { method, repository, path, registry, actions, accept: None, range: None, body: None, what }
-    }
-
-    /// Asks the hosts of `order` until one gives what is wanted, or the policy says that it is enough.
-    pub(crate) async fn persist<T>(
-        &self,
-        order: Vec<usize>,
-        ask: impl AsyncFn(&Endpoint) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let mut attempts = Attempts::new(self.policy, order);
-        loop {
-            let error = match ask(&self.endpoints[attempts.host()]).await {
-                Ok(wanted) => return Ok(wanted),
-                Err(error) => error,
-            };
-            let reason = error.to_string();
-            let wait = attempts.failed(error, Instant::now())?;
-            warn!("{reason}; next attempt in {:.1} s", wait.as_secs_f64());
-            sleep(wait).await;
-        }
     }
 
     pub(crate) fn blob_name(&self, digest: &Digest) -> String {

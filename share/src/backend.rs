@@ -133,8 +133,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// away answers nothing at once.
     fn look_up<'a>(&'a self, query: &'a Query<'a>) -> BoxFuture<'a, Answer>;
 
-    /// Keeps `items` of one image; those of a key that it has are replaced. Called in the background, one call at a time.
-    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<(), BackendError>>;
+    /// Keeps `items` of one image, in place of what it has of the same keys; says how many it has now. Called in the
+    /// background, one call at a time.
+    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<u64, BackendError>>;
 
     /// Removes the value of `key` if it still is the one with `tag`; says whether it was. Called as [`Backend::publish`].
     fn remove<'a>(&'a self, image: &'a Image, key: Key, tag: Digest) -> BoxFuture<'a, Result<bool, BackendError>>;

@@ -16,6 +16,7 @@ mod lies;
 mod limit;
 mod queue;
 mod redis;
+mod referrers;
 mod share;
 
 pub use backend::{Answer, Backend, Found, Image, Item, Key, LayerKnowledge, Query, Refused, State};

@@ -142,8 +142,8 @@ async fn work(backend: Arc<dyn Backend>, waiting: Arc<Waiting>, record: Arc<Reco
             continue;
         }
         match persist(|| backend.publish(&image, &items)).await {
-            Ok(()) => {
-                record.published.fetch_add(items.len() as u64, Ordering::Relaxed);
+            Ok(taken) => {
+                record.published.fetch_add(taken, Ordering::Relaxed);
             }
             Err(error) => {
                 for item in &items {

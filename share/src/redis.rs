@@ -146,7 +146,7 @@ impl Backend for Redis {
         self.read(query).boxed()
     }
 
-    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<(), BackendError>> {
+    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<u64, BackendError>> {
         async move {
             let mut own = self.own().await?;
             // One that is refused does not keep the others out.
@@ -154,7 +154,7 @@ impl Backend for Redis {
             for item in items {
                 outcome = outcome.and(self.put(&mut own, image, item).await);
             }
-            outcome
+            outcome.map(|()| items.len() as u64)
         }
         .boxed()
     }

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use crate::{
     Answer, Backend, BackendError, Config, Found, Image, Item, LayerKnowledge, Query, ShareError, State,
-    envelope::Keys, lies::Lies, limit::Limited, queue::Queue, redis::Redis,
+    envelope::Keys, lies::Lies, limit::Limited, queue::Queue, redis::Redis, referrers::Referrers,
 };
 
 /// What is known about images, here and elsewhere.
@@ -91,6 +91,9 @@ impl Share {
         if let Some(redis) = Redis::open(&config.redis, &keys)? {
             backends.push(Arc::new(redis));
         }
+        if let Some(referrers) = Referrers::open(&config.referrers, &keys)? {
+            backends.push(Arc::new(referrers));
+        }
         let members = backends.into_iter().map(|backend| {
             let record = Arc::new(Record::default());
             let queue = Queue::new(Arc::clone(&backend), Arc::clone(&record));
@@ -151,14 +154,12 @@ impl Share {
         }
     }
 
-    /// Publishes now, once, and says how it went at each backend: for who waits for it.
-    pub async fn publish_now(&self, image: &Image, items: &[Item]) -> Vec<(String, Result<(), BackendError>)> {
+    /// Publishes now, once, and says how many values each backend took, or why not all: for who waits for it.
+    pub async fn publish_now(&self, image: &Image, items: &[Item]) -> Vec<(String, Result<u64, BackendError>)> {
         let mut outcomes = Vec::new();
         for member in &self.members {
             let outcome = member.backend.publish(image, items).await;
-            if outcome.is_ok() {
-                member.record.published.fetch_add(items.len() as u64, Ordering::Relaxed);
-            }
+            member.record.published.fetch_add(*outcome.as_ref().unwrap_or(&0), Ordering::Relaxed);
             outcomes.push((member.backend.name(), outcome));
         }
         outcomes

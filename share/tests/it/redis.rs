@@ -310,8 +310,8 @@ impl Backend for Own {
         async move { Answer { layers: found.into_iter().collect(), ..Answer::default() } }.boxed()
     }
 
-    fn publish<'a>(&'a self, _: &'a Image, _: &'a [Item]) -> BoxFuture<'a, Result<(), BackendError>> {
-        async { Ok(()) }.boxed()
+    fn publish<'a>(&'a self, _: &'a Image, _: &'a [Item]) -> BoxFuture<'a, Result<u64, BackendError>> {
+        async { Ok(0) }.boxed()
     }
 
     fn remove<'a>(&'a self, _: &'a Image, _: Key, _: Digest) -> BoxFuture<'a, Result<bool, BackendError>> {

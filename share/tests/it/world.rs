@@ -73,7 +73,7 @@ pub async fn wait_up(share: &Share) {
 pub async fn put(share: &Share, n: u64, size: usize) {
     wait_up(share).await;
     let outcomes = share.publish_now(&image(0), &[silk_share::Item::Layer(layer(n, size))]).await;
-    outcomes.into_iter().for_each(|(_, outcome)| outcome.unwrap());
+    outcomes.into_iter().for_each(|(_, outcome)| assert_eq!(outcome.unwrap(), 1));
 }
 
 /// Whether layer `n` is found.

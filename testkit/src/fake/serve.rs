@@ -27,7 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Fault, Recorded, Request, State, access,
     body::{End, Scripted, never},
-    upload,
+    upload::{self, Target},
 };
 
 /// Runs until aborted; its connections end with it.
@@ -153,7 +153,7 @@ fn reply(state: &Arc<State>, request: &Request, form: &Bytes, fault: Option<&Fau
         let reply = Reply::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
         return reply.with("www-authenticate", challenge);
     }
-    if let Some(reply) = upload::reply(&mut inner, request, kind, repository, id, query, form) {
+    if let Some(reply) = upload::reply(&mut inner, request, Target { repository, kind, id, query }, form) {
         return reply;
     }
     if kind == "/blobs/" {

@@ -7,16 +7,18 @@ use silk_model::Digest;
 
 use super::{Inner, Request, serve::Reply};
 
-/// The answer to a request that writes or lists; none to all others. `id` is what follows `kind` in the path.
-pub(super) fn reply(
-    inner: &mut Inner,
-    request: &Request,
-    kind: &str,
-    repository: &str,
-    id: &str,
-    query: &str,
-    body: &Bytes,
-) -> Option<Reply> {
+/// What a path names: `/v2/REPOSITORY/KIND/ID?QUERY`.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub repository: &'a str,
+    pub kind: &'a str,
+    pub id: &'a str,
+    pub query: &'a str,
+}
+
+/// The answer to a request that writes or lists; none to all others.
+pub(super) fn reply(inner: &mut Inner, request: &Request, target: Target<'_>, body: &Bytes) -> Option<Reply> {
+    let Target { repository, kind, id, query } = target;
     match (request.method.as_str(), kind) {
         ("POST", "/blobs/") if id == "uploads/" => {
             inner.uploads += 1;
