@@ -1,0 +1,4 @@
+package main
+
+func fsMain([]string) error { return nil }
+func worker([]string)       {}

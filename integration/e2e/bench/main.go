@@ -1,0 +1,151 @@
+// Command bench measures how long an image takes from the pull to its container's first word, with containerd's own snapshotters and
+// with silk, on real images behind a shaped network. hack/bench prepares what it needs and starts it.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"time"
+
+	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/scope"
+	"silk.invalid/integration/e2e/internal/shape"
+)
+
+type settings struct {
+	images, columns, proxies string
+	builder                  string
+	rounds                   int
+	seed                     uint64
+	rung, lock               string
+	network                  shape.Profile
+	out, name                string
+	quick                    bool
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "fs-worker" {
+		worker(os.Args[2:])
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "fs" {
+		exit(fsMain(os.Args[2:]))
+	}
+	exit(pullMain(os.Args[1:]))
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func pullMain(arguments []string) error {
+	var s settings
+	flags := flag.NewFlagSet("hack/bench", flag.ExitOnError)
+	flags.StringVar(&s.images, "images", "", "recipes under hack/images, with commas between (all)")
+	flags.StringVar(&s.columns, "columns", "", "columns, with commas between (all but the -profile ones)")
+	flags.StringVar(&s.proxies, "snapshotter", "", "a proxy snapshotter that runs already, as NAME=/path/to/socket; several with commas between")
+	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each image and column")
+	flags.BoolVar(&s.quick, "quick", false, "two images, overlayfs and silk, one round")
+	flags.Uint64Var(&s.seed, "seed", uint64(time.Now().UnixNano()), "of the random order")
+	flags.StringVar(&s.rung, "rung", "auto", "how silk mounts: auto, file, loop")
+	flags.StringVar(&s.lock, "lock", "", "a file that is locked during each measurement, where others on the machine lock it while they use its CPUs")
+	flags.StringVar(&s.out, "out", "", "the folder for the report; only printed when not given")
+	flags.StringVar(&s.name, "machine", "", "the machine's name in the report's file name (the host's)")
+	flags.StringVar(&s.builder, "builder", "../../hack/images/build", "builds images")
+	s.network = shape.Gigabit
+	flags.Int64Var(&s.network.All, "rate", s.network.All, "bytes a second that the registry sends in all; 0 is no limit")
+	flags.Int64Var(&s.network.Connection, "connection-rate", s.network.Connection, "bytes a second that it sends on one connection; 0 is no limit")
+	flags.DurationVar(&s.network.FirstByte, "first-byte", s.network.FirstByte, "time from a request to the first byte of its answer")
+	unshaped := flags.Bool("unshaped", false, "as fast as loopback: no limit and no delay")
+	flags.Parse(arguments)
+	if *unshaped {
+		s.network = shape.Profile{}
+	}
+	if s.quick {
+		s.images, s.columns, s.rounds = or(s.images, "python-service,layers"), or(s.columns, "overlayfs,silk"), 1
+	}
+	return s.run()
+}
+
+func or(value, otherwise string) string {
+	if value == "" {
+		return otherwise
+	}
+	return value
+}
+
+func (s settings) run() error {
+	chosen, err := pickColumns(s.columns, s.proxies)
+	if err != nil {
+		return err
+	}
+	names := split(s.images)
+	if len(names) == 0 {
+		names = recipes
+	}
+	subjects, err := buildImages(s.builder, names)
+	if err != nil {
+		return err
+	}
+	report := report{settings: s, subjects: subjects, columns: chosen, started: time.Now()}
+	// What is measured when the program is interrupted is still worth a table.
+	err = scope.Run(func(t scope.Scope) {
+		b := &bench{Scope: t, fleets: map[string]*fleet{}, rung: s.rung, lock: s.lock}
+		b.origin = hub.StartShaped(t, s.network)
+		b.origin.TakesPushes = true
+		for _, subject := range subjects {
+			b.origin.Add(subject.name, "latest", subject.bundle)
+		}
+		report.figures = b.rounds(t, s, subjects, chosen)
+	})
+	if written := report.write(); err == nil {
+		err = written
+	}
+	return err
+}
+
+// rounds measures everything, each round in a random order. A measurement that fails is told and left out.
+func (b *bench) rounds(t scope.Scope, s settings, subjects []subject, chosen []column) (all []figures) {
+	random := rand.New(rand.NewPCG(s.seed, 0))
+	for round := range s.rounds {
+		order := slices.Clone(subjects)
+		random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+		for _, subject := range order {
+			columns := slices.Clone(chosen)
+			random.Shuffle(len(columns), func(i, j int) { columns[i], columns[j] = columns[j], columns[i] })
+			for _, column := range columns {
+				f, err := b.one(subject, column)
+				if err != nil {
+					t.Error(err)
+					fmt.Fprintln(os.Stderr, "failed:", err)
+					continue
+				}
+				f.Round = round
+				all = append(all, f)
+				line, _ := json.Marshal(f) // numbers and names always encode
+				fmt.Fprintf(os.Stderr, "%s\n", line)
+			}
+		}
+	}
+	return all
+}
+
+func (b *bench) one(s subject, c column) (figures, error) {
+	release, err := exclusive(b.lock)
+	if err != nil {
+		return figures{}, err
+	}
+	defer release()
+	if err := b.teach(s, c); err != nil {
+		return figures{}, err
+	}
+	return b.measure(s, c)
+}
