@@ -144,7 +144,8 @@ impl Image {
         let accepted = AtomicBool::new(spec.is_some());
         let spec = spec.map_or_else(OnceCell::new, |spec| OnceCell::new_with(Some(Arc::new(spec))));
         let claimed = Mutex::new(Instant::now());
-        let (state, held) = (watch::Sender::new(State::Idle), AtomicBool::new(false));
+        // One from before a restart has its snapshot, or never will.
+        let (state, held) = (watch::Sender::new(State::Idle), AtomicBool::new(spec.initialized()));
         let (others, untried) = (Mutex::default(), AtomicBool::new(false));
         Arc::new(Self { spec, state, accepted, held, claimed, others, untried })
     }

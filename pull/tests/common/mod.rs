@@ -187,7 +187,7 @@ impl Node {
             let size = bytes.len() as u64;
             held.entry(lease.to_owned())
                 .or_default()
-                .insert(0, Held { digest, size, repositories: repositories.clone() });
+                .insert(0, Held { digest, size, repositories: repositories.clone(), leases: vec![lease.to_owned()] });
         }
     }
 
