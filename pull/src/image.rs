@@ -64,6 +64,9 @@ pub trait Show: fmt::Debug + Send + Sync + 'static {
     /// A layer changed its ground: it became whole, or `lied`, so that what was made of its names is wrong. New mounts are made
     /// afresh; overlays that stand on the old ones keep them. Blocks.
     fn renew(&self, diff_id: &Digest, lied: bool);
+
+    /// What the kernel keeps of a layer's served data may be wrong. Waits for reads of it that are under way. Blocks.
+    fn forget(&self, diff_id: &Digest);
 }
 
 /// containerd prepares a layer of an image.
