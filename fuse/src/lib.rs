@@ -12,9 +12,9 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod crew;
 mod error;
 mod mount;
-mod names;
 mod node;
 mod read;
 mod reply;

@@ -107,7 +107,8 @@ impl Mounted {
     /// Unmounts. A mount in use is taken away from its place all the same, and its connection ends. Nothing is done when
     /// another mount is there: somebody has unmounted ours.
     pub(crate) fn unmount(&self) -> io::Result<()> {
-        if mounted(&self.at) != Some(self.id) {
+        // The kernel gives a mount's number to the next one.
+        if mounted(&self.at) != Some(self.id) || !fs_type(self.id)?.starts_with("fuse") {
             return Ok(());
         }
         match unmount(&self.at, UnmountFlags::NOFOLLOW) {

@@ -7,7 +7,7 @@ use crate::{Object, Reply, Slot, Source, TreeFiles, node::Node, reply::Gather, s
 
 /// Answers a read of `len` bytes at `offset`, now or when the source has what is missing.
 pub(crate) fn tree(source: &dyn Source, tree: &TreeFiles, node: Node, (offset, len): (u64, u32), reply: ReplyData) {
-    let pieces = match tree.map(node, offset, len).and_then(|pieces| place(source, tree, &pieces)) {
+    let pieces = match tree.map(node, offset, len).and_then(|pieces| place(source, tree, node.slot, &pieces)) {
         Ok(pieces) => pieces,
         Err(error) => return reply.error(error),
     };
@@ -27,7 +27,7 @@ enum At {
 }
 
 /// Finds the data files behind the pieces. No image is believed about what lies within a data file.
-fn place(source: &dyn Source, tree: &TreeFiles, pieces: &[Piece]) -> Answer<Vec<(u32, At)>> {
+fn place(source: &dyn Source, tree: &TreeFiles, of: Slot, pieces: &[Piece]) -> Answer<Vec<(u32, At)>> {
     let place = |piece: &Piece| {
         // No more than the read's.
         let len = u32::try_from(piece.len).map_err(|_| Errno::EIO)?;
@@ -35,10 +35,8 @@ fn place(source: &dyn Source, tree: &TreeFiles, pieces: &[Piece]) -> Answer<Vec<
         let slot = tree.device(nr)?;
         match source.object(slot) {
             Some(Object::Data { size }) if from + piece.len <= size => Ok((len, At::Data(slot, from))),
-            _ => {
-                tracing::error!(slot = slot.0, from, len, "a layer's file is outside of its data file");
-                Err(Errno::EIO)
-            }
+            Some(_) => Err(tree.broken(of, &"a file's bytes are outside of its layer's data")),
+            None => Err(Errno::ESTALE),
         }
     };
     pieces.iter().map(place).collect()

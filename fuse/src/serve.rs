@@ -18,7 +18,7 @@ use fuser::{
 };
 use silk_layer::erofs::read::Window;
 
-use crate::{Object, Reply, Slot, Source, TreeFiles, names::Names, node::Node, read, tree};
+use crate::{Object, Reply, Slot, Source, TreeFiles, crew::Crew, node::Node, read, tree};
 
 /// How long the kernel may keep what it was told: nothing here ever changes, and what goes away is called back. A year;
 /// the kernel counts in jiffies, and cuts what is longer.
@@ -38,15 +38,25 @@ const INODES: usize = 16 << 10;
 /// Answers requests from a source.
 pub(crate) struct Server {
     source: Arc<dyn Source>,
-    names: Arc<Names>,
+    crew: Arc<Crew>,
 }
 
 /// What a request is answered with.
 pub(crate) type Answer<T> = Result<T, Errno>;
 
 impl Server {
-    pub(crate) fn new(source: Arc<dyn Source>, names: Arc<Names>) -> Self {
-        Self { source, names }
+    pub(crate) fn new(source: Arc<dyn Source>, crew: Arc<Crew>) -> Self {
+        Self { source, crew }
+    }
+
+    /// Runs a handler. A panic must not end the worker: its request gets an EIO as its reply is dropped.
+    fn guard(&self, request: &'static str, handler: impl FnOnce()) {
+        self.crew.answer(|| {
+            // What a panic left half done is the source's to know; the server itself changes nothing.
+            if catch_unwind(AssertUnwindSafe(handler)).is_err() {
+                tracing::error!(request, "a FUSE request panicked");
+            }
+        });
     }
 
     /// An inode and its object. ESTALE for what is not there any more.
@@ -76,12 +86,10 @@ impl Server {
     fn find(&self, name: &OsStr) -> Answer<FileAttr> {
         let name = name.to_str().ok_or(Errno::ENOENT)?;
         let slot = self.source.find(name).ok_or(Errno::ENOENT)?;
-        let (nid, attr) = match self.source.object(slot).ok_or(Errno::ENOENT)? {
-            Object::Data { size } => (0, data_attr(slot, size)?),
-            Object::Tree(tree) => (tree.root(), tree.attr(Node { slot, nid: tree.root() })?),
-        };
-        self.names.put(slot, name, nid);
-        Ok(attr)
+        match self.source.object(slot).ok_or(Errno::ENOENT)? {
+            Object::Data { size } => data_attr(slot, size),
+            Object::Tree(tree) => tree.attr(Node { slot, nid: tree.root() }),
+        }
     }
 
     fn attr(&self, ino: INodeNo) -> Answer<FileAttr> {
@@ -155,14 +163,6 @@ fn give(reply: ReplyXattr, room: u32, answer: Answer<Vec<u8>>) {
     }
 }
 
-/// Runs a handler. A panic must not end the worker: its request gets an EIO as its reply is dropped.
-fn guard(request: &'static str, handler: impl FnOnce()) {
-    // What a panic left half done is the source's to know; the server itself changes nothing.
-    if catch_unwind(AssertUnwindSafe(handler)).is_err() {
-        tracing::error!(request, "a FUSE request panicked");
-    }
-}
-
 fn root_attr() -> FileAttr {
     attr(INodeNo::ROOT, FileType::Directory, 0o500, 0)
 }
@@ -216,7 +216,7 @@ impl Filesystem for Server {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guard("lookup", || match self.lookup(parent, name) {
+        self.guard("lookup", || match self.lookup(parent, name) {
             Ok(Some(attr)) => reply.entry(&FOR_GOOD, &attr, Generation(0)),
             // Inode 0: there is none, and that may be kept too.
             Ok(None) => reply.entry(&FOR_GOOD, &attr(INodeNo(0), FileType::RegularFile, 0, 0), Generation(0)),
@@ -226,7 +226,7 @@ impl Filesystem for Server {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        guard("getattr", || match self.attr(ino) {
+        self.guard("getattr", || match self.attr(ino) {
             Ok(attr) => reply.attr(&FOR_GOOD, &attr),
             Err(error) => reply.error(error),
         });
@@ -243,7 +243,7 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guard("read", || self.read(ino, offset, size, reply));
+        self.guard("read", || self.read(ino, offset, size, reply));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -259,14 +259,14 @@ impl Filesystem for Server {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        guard("readlink", || match self.tree(ino).and_then(|(node, tree)| tree.target(node)) {
+        self.guard("readlink", || match self.tree(ino).and_then(|(node, tree)| tree.target(node)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(error),
         });
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        guard("readdir", move || {
+        self.guard("readdir", move || {
             let listed = self.list(ino, offset, &mut |it| Ok(reply.add(it.ino, it.next, it.kind, it.name)));
             match listed {
                 Ok(()) => reply.ok(),
@@ -276,7 +276,7 @@ impl Filesystem for Server {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        guard("readdirplus", move || {
+        self.guard("readdirplus", move || {
             let mut window = Window::new(INODES);
             let listed = self.list(ino, offset, &mut |it| {
                 let attr = match it.of {
@@ -293,14 +293,14 @@ impl Filesystem for Server {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guard("getxattr", || match self.node(ino) {
+        self.guard("getxattr", || match self.node(ino) {
             Ok((node, Object::Tree(tree))) => give(reply, size, tree.xattr(node, name)),
             _ => reply.error(Errno::ENODATA),
         });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guard("listxattr", || match self.node(ino) {
+        self.guard("listxattr", || match self.node(ino) {
             Ok((node, Object::Tree(tree))) => give(reply, size, tree.xattr_names(node)),
             _ => give(reply, size, Ok(Vec::new())),
         });

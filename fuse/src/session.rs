@@ -11,8 +11,8 @@ use fuser::{INodeNo, Notifier, SessionACL};
 
 use crate::{
     Config, FuseError, Slot, Source,
+    crew::Crew,
     mount::{self, Mounted},
-    names::Names,
     node::Node,
     serve::Server,
 };
@@ -26,9 +26,19 @@ const END: Duration = Duration::from_secs(5);
 pub struct Session {
     mounted: Mounted,
     notifier: Notifier,
-    names: Arc<Names>,
+    crew: Closing,
     /// Closed by the last worker.
     ended: Mutex<mpsc::Receiver<()>>,
+}
+
+/// A crew that is closed when dropped, so that no thread outlives the session, nor one that did not come about.
+#[derive(Debug)]
+struct Closing(Arc<Crew>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl Session {
@@ -40,10 +50,11 @@ impl Session {
     pub fn mount(at: &Path, source: Arc<dyn Source>, config: Config) -> Result<Self, FuseError> {
         let at = mount::clear(at)?;
         let (device, new) = mount::new(&at)?;
-        let names = Arc::<Names>::default();
         let mut fuser_config = fuser::Config::default();
         fuser_config.n_threads = Some(config.workers.max(1));
-        let server = Server::new(source, names.clone());
+        let crew = Crew::new(config.workers.max(1)).map_err(|e| FuseError::io("start threads for", &at, e))?;
+        let crew = Closing(crew);
+        let server = Server::new(source, crew.0.clone());
         let session = fuser::Session::from_fd(server, device, SessionACL::All, fuser_config);
         let session = session.map_err(FuseError::Handshake)?;
         let notifier = session.notifier();
@@ -57,23 +68,22 @@ impl Session {
         workers.map_err(|e| FuseError::io("start threads for", &at, e))?;
         let mounted = new.attach(&at).map_err(|e| FuseError::io("mount on", &at, e))?;
         tracing::info!(path = %at.display(), workers = config.workers, "FUSE is mounted");
-        Ok(Self { mounted, notifier, names, ended: ended.into() })
+        Ok(Self { mounted, notifier, crew, ended: ended.into() })
     }
 
     /// Unmounts and ends all workers. A mount that is in use (by EROFS mounts over its files, say) is ended all the
     /// same: reads of what is not in the page cache fail there. Replies that still wait lead nowhere.
     pub fn unmount(self) {}
 
-    /// Tells the kernel to forget what it keeps of an object: name, attributes, and the pages of a data file or of a
-    /// tree's root. To be called when an object is gone. What a process uses it keeps.
+    /// Tells the kernel to forget what it keeps of an object: its name, and the attributes and pages of a data file. To
+    /// be called when an object is gone or has become another. A tree goes with its name; what a process uses, it keeps.
     ///
     /// Waits for reads of the file that are under way: never call it where those are answered, nor from a [`Source`].
-    pub fn forget(&self, slot: Slot) {
-        let Some((name, nid)) = self.names.take(slot) else { return };
-        let Some(ino) = (Node { slot, nid }).ino() else { return };
+    pub fn forget(&self, slot: Slot, name: &str) {
         // The name first, or a lookup in between would keep the inode.
-        let told = [self.notifier.inval_entry(INodeNo::ROOT, name.as_ref()), self.notifier.inval_inode(ino, 0, 0)];
-        for error in told.into_iter().filter_map(Result::err) {
+        let told = self.notifier.inval_entry(INodeNo::ROOT, name.as_ref());
+        let file = (Node { slot, nid: 0 }).ino().map(|ino| self.notifier.inval_inode(ino, 0, 0));
+        for error in [Some(told), file].into_iter().flatten().filter_map(Result::err) {
             tracing::warn!(slot = slot.0, %error, "the kernel did not forget an object");
         }
     }
@@ -89,8 +99,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // An operator may have unmounted it; the kernel has ended the session then.
-        if self.has_ended(Duration::ZERO) {
+        self.crew.0.close();
+        // An operator may have unmounted it; then the kernel has ended the session, and tells each worker at once.
+        if self.has_ended(Duration::from_millis(20)) {
             return;
         }
         if let Err(error) = self.mounted.unmount() {

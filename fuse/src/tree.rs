@@ -4,6 +4,7 @@
 
 use std::{
     ffi::OsStr,
+    fmt,
     fs::File,
     io::{self, ErrorKind},
     ops::ControlFlow,
@@ -20,7 +21,7 @@ use silk_layer::{
 
 use crate::{Slot, node::Node, serve::Answer};
 
-/// An inode with its attributes as they are read for one name. Most have none.
+/// Read at once for one inode: with it the address of an ordinary file's only chunk.
 const INODE: usize = 128;
 
 /// A metadata image that is open for reading, and the data files that it points into.
@@ -64,14 +65,17 @@ impl TreeFiles {
         self.image.root()
     }
 
-    /// Makes an answer of what the reader says, and says once what is wrong.
+    /// Makes an answer of what the reader says.
     fn answer<T>(&self, slot: Slot, result: Result<T, ReadError>) -> Answer<T> {
-        result.map_err(|error| {
-            if !self.told.swap(true, Ordering::Relaxed) {
-                tracing::error!(slot = slot.0, %error, "a layer's names cannot be read");
-            }
-            Errno::EIO
-        })
+        result.map_err(|error| self.broken(slot, &error))
+    }
+
+    /// Says once what is wrong.
+    pub(crate) fn broken(&self, slot: Slot, error: &dyn fmt::Display) -> Errno {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::error!(slot = slot.0, %error, "a layer's tree cannot be served");
+        }
+        Errno::EIO
     }
 
     fn inode(&self, node: Node) -> Answer<Inode> {
@@ -135,9 +139,10 @@ impl TreeFiles {
 
     /// Where the bytes of a read are, in order and cut off at the file's end.
     pub(crate) fn map(&self, node: Node, offset: u64, len: u32) -> Answer<Vec<Piece>> {
-        let inode = self.inode(node)?;
+        let mut window = Window::new(INODE);
+        let inode = self.answer(node.slot, self.image.inode(&mut window, node.nid))?;
         match inode.kind {
-            Kind::File => self.answer(node.slot, self.image.map(&inode, offset, u64::from(len))),
+            Kind::File => self.answer(node.slot, self.image.map(&mut window, &inode, offset, u64::from(len))),
             Kind::Dir => Err(Errno::EISDIR),
             _ => Err(Errno::EINVAL),
         }

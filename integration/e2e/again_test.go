@@ -78,5 +78,8 @@ func TestPushedAgainForAClient(t *testing.T) {
 		if _, err := n.Pull(n.Context(), other, "silk"); err != nil {
 			t.Fatalf("the pull of the good one: %v", err)
 		}
+		if layers := n.LayerData(); layers[broken.DiffID] == 0 {
+			t.Errorf("the pull returned, but there is only %v", layers)
+		}
 	})
 }

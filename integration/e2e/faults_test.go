@@ -180,14 +180,14 @@ func (f fault) check(t *testing.T, n *node.Node, registry *hub.Hub, seed int64) 
 	}
 }
 
-// nothingHalfMade looks for files of the failed layer; its table of contents may be there if its names are known.
+// nothingHalfMade looks for files of the failed layer; what is known of it may be there if its names are.
 func nothingHalfMade(t *testing.T, n *node.Node, layer image.Layer, named bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	dir := filepath.Join(n.Dir, "silk/layers", strings.Replace(layer.DiffID, ":", "/", 1))
 	for {
 		files, _ := filepath.Glob(filepath.Join(dir, "*"))
-		files = slices.DeleteFunc(files, func(path string) bool { return named && filepath.Base(path) == "toc" })
+		files = slices.DeleteFunc(files, func(path string) bool { return named && slices.Contains([]string{"toc", "index"}, filepath.Base(path)) })
 		if len(files) == 0 {
 			break
 		}

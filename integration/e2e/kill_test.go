@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/images"
+
 	"silk.invalid/integration/e2e/internal/hub"
 	"silk.invalid/integration/e2e/internal/image"
 	"silk.invalid/integration/e2e/internal/node"
@@ -133,7 +135,8 @@ func (k *killer) nothingLeaks(t *testing.T) {
 		t.Errorf("%d layers, %d mounts", want, got)
 	}
 	for _, ref := range k.refs {
-		if err := k.Client.ImageService().Delete(ctx, ref); err != nil {
+		// Synchronously: containerd's scheduler overlooks what is deleted while a garbage collection removes snapshots.
+		if err := k.Client.ImageService().Delete(ctx, ref, images.SynchronousDelete()); err != nil {
 			t.Error(err)
 		}
 	}

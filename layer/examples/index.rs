@@ -1,12 +1,12 @@
 //! What learning costs: `index BLOB...`, layers as they lie in a registry or an OCI layout.
 //!
 //! For each: how fast it becomes its tar and its diff ID without and with learning, on one thread and, as in a pull, on two
-//! (medians of three, each try in turn), and how large the index is.
+//! (medians of three, each try in turn), how large the index is, and how long it takes to read back its segments, each alone.
 
 use std::{
     fs,
     io::Read as _,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use silk_layer::{
     decode::{self, Decoder, Found},
-    index::{Builder, Index, encode},
+    index::{Builder, Index, encode, read},
 };
 
 /// As in the road of a pull.
@@ -47,6 +47,27 @@ fn main() {
             size as f64 / 1e6 / times[ROUNDS / 2].max(Duration::from_nanos(1)).as_secs_f64()
         });
         print(&path, &index, size, rates);
+        read_back(&blob, index);
+    }
+}
+
+/// Each segment alone: all are verified, so all together are the layer.
+fn read_back(blob: &[u8], index: Index) {
+    let index = Arc::new(index);
+    let (mut next, mut out, mut times) = (0, Vec::new(), Vec::new());
+    while next < index.len() {
+        let run = index.segment(next);
+        next = run.end;
+        let start = Instant::now();
+        let range = index.blob_range(run.clone());
+        let mut spans = read(Arc::clone(&index), run, &blob[range.start as usize..range.end as usize]);
+        while spans.next(&mut out).expect("a whole layer").is_some() {}
+        times.push((start.elapsed(), range.end - range.start));
+    }
+    times.sort();
+    let largest = times.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
+    if let (Some((median, _)), Some((most, _))) = (times.get(times.len() / 2), times.last()) {
+        println!("    read back: {median:?} a segment, at most {most:?}; at most {largest} bytes of blob");
     }
 }
 

@@ -22,6 +22,8 @@ use crate::{Ground, Rung, readahead};
 
 /// Blocks of the metadata images, and so of the loop devices below them.
 const BLOCK: u32 = 512;
+/// `MOVE_MOUNT_BENEATH` (Linux 6.5, include/uapi/linux/mount.h): between the mount point and what is mounted on it.
+const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 /// `fsconfig` takes strings of 255 bytes.
 const MAX_STRING: usize = 255;
 
@@ -38,6 +40,15 @@ impl<E: Into<io::Error>> From<E> for Refused {
     }
 }
 
+/// What a mount is to do about one that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// There is none.
+    Free,
+    /// It takes its place, so that whoever looks the path up meanwhile finds one of the two.
+    Instead,
+}
+
 /// Mounts the image `meta` with its data files, read-only, on the directory `target`.
 ///
 /// A process killed in here leaves nothing: until the last call the mount belongs to a descriptor, and loop devices go
@@ -46,7 +57,7 @@ pub(crate) fn mount_erofs(
     rung: Rung,
     meta: &Path,
     devices: &[PathBuf],
-    target: &Path,
+    (target, place): (&Path, Place),
     ground: Ground,
 ) -> Result<(), Refused> {
     match rung {
@@ -54,7 +65,7 @@ pub(crate) fn mount_erofs(
             let files: Vec<_> = devices.iter().map(|d| Named::open(d)).collect::<io::Result<_>>()?;
             let source = Named::open(meta)?;
             let before = readahead::known();
-            attach(&source.name, files.iter().map(|f| f.name.as_path()), target)?;
+            attach(&source.name, files.iter().map(|f| f.name.as_path()), target, place)?;
             // What is served lazily is fetched because it was read: reading further ahead would fetch what nobody wants.
             if ground == Ground::Disk {
                 readahead::set_new(&before, meta);
@@ -70,7 +81,7 @@ pub(crate) fn mount_erofs(
             };
             let loops: Vec<_> = devices.iter().map(|d| attached(d)).collect::<io::Result<_>>()?;
             let source: LoopDevice = attached(meta)?;
-            attach(source.path(), loops.iter().map(LoopDevice::path), target)?;
+            attach(source.path(), loops.iter().map(LoopDevice::path), target, place)?;
             // The device has a page cache of its own, which the mount has just emptied and would fill page by page.
             // Advice that is not taken costs time only.
             let _ = fadvise(source.file(), 0, None, Advice::WillNeed);
@@ -99,7 +110,12 @@ impl Named {
     }
 }
 
-fn attach<'a>(source: &Path, devices: impl Iterator<Item = &'a Path>, target: &Path) -> Result<(), Refused> {
+fn attach<'a>(
+    source: &Path,
+    devices: impl Iterator<Item = &'a Path>,
+    target: &Path,
+    place: Place,
+) -> Result<(), Refused> {
     let fs = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let made = (|| {
         fsconfig_set_string(&fs, "source", source)?;
@@ -111,7 +127,17 @@ fn attach<'a>(source: &Path, devices: impl Iterator<Item = &'a Path>, target: &P
         fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
     })();
     let mount = made.map_err(|e: Errno| Refused { source: e.into(), log: log(fs) })?;
-    Ok(move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    let put = |flags| move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | flags);
+    match place {
+        Place::Free => put(MoveMountFlags::empty())?,
+        Place::Instead => match put(BENEATH) {
+            Ok(()) => unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?,
+            // Before Linux 6.5: on top of the old one, which goes with it.
+            Err(Errno::INVAL) => put(MoveMountFlags::empty())?,
+            Err(e) => return Err(e.into()),
+        },
+    }
+    Ok(())
 }
 
 /// The messages of a file system that was being configured: one a read, each with a letter and a space before it.

@@ -125,13 +125,13 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Ground, Variant};
+    use crate::Variant;
 
     #[test]
     fn a_torn_or_foreign_image_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("erofs");
-        let view = View { diff_id: Digest::of(b"layer"), variant: Variant::Shared, ground: Ground::Disk };
+        let view = View { diff_id: Digest::of(b"layer"), variant: Variant::Shared };
         let kind = NodeKind::Dir(BTreeMap::new());
         let root = Node { kind, mode: 0o755, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() };
         let tree = Tree { nodes: vec![root] };

@@ -9,7 +9,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{MountError, RungChoice, View, kernel, meta, mountinfo, probe, turns::Turns, view::NAME_LEN};
+use crate::{
+    Ground, MountError, RungChoice, View,
+    kernel::{self, Place},
+    meta, mountinfo, probe,
+    turns::Turns,
+    view::NAME_LEN,
+};
 
 /// What EROFS is mounted from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +37,10 @@ impl fmt::Display for Rung {
         })
     }
 }
+
+/// Ends the name of a file beside a mount point whose view is served by the process that mounted it: to the next process it
+/// is of no use.
+const SERVED: &str = ".served";
 
 /// The mounts of one silk root. One process a root.
 #[derive(Debug)]
@@ -99,31 +109,62 @@ impl Mounts {
     ///
     /// # Errors
     /// When the kernel cannot, or refuses.
-    pub fn show(&self, view: &View, meta: &Path, devices: &[PathBuf]) -> Result<PathBuf, MountError> {
+    pub fn show(&self, view: &View, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<PathBuf, MountError> {
         let name = view.name();
         let target = self.mnt.join(&name);
         self.turns.take(&name, || {
             if self.is_live(&name) {
                 return Ok(target.clone());
             }
-            if self.rung == Rung::None {
-                return Err(MountError::NoRung { reason: self.reason.clone() });
-            }
-            if meta::wanted(meta).is_none_or(|wanted| wanted.len() != devices.len()) {
-                return Err(MountError::Devices { meta: meta.to_owned(), given: devices.len() });
-            }
-            match fs::create_dir(&target) {
-                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(MountError::io("create", &target, e)),
-                _ => {}
-            }
-            if let Err(refused) = kernel::mount_erofs(self.rung, meta, devices, &target, view.ground) {
-                let (rung, meta) = (self.rung, meta.to_owned());
-                remove_dir(&target)?;
-                return Err(MountError::Refused { meta, rung, source: refused.source, log: refused.log });
-            }
-            self.shown_set().insert(name.clone());
+            self.mount(&name, meta, devices, (Place::Free, ground))?;
             Ok(target.clone())
         })
+    }
+
+    /// Shows a view, by the mount point's name, from other data files than before. There is no moment at which it is not
+    /// shown: somebody may be about to use a path that he was told. A view that is not shown is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the view is shown as before.
+    pub fn replace(&self, name: &str, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<(), MountError> {
+        self.turns.take(&name.to_owned(), || {
+            if self.is_live(name) { self.mount(name, meta, devices, (Place::Instead, ground)) } else { Ok(()) }
+        })
+    }
+
+    fn mount(
+        &self,
+        name: &str,
+        meta: &Path,
+        devices: &[PathBuf],
+        (place, ground): (Place, Ground),
+    ) -> Result<(), MountError> {
+        let (target, mark) = (self.mnt.join(name), self.mnt.join(format!("{name}{SERVED}")));
+        if self.rung == Rung::None {
+            return Err(MountError::NoRung { reason: self.reason.clone() });
+        }
+        if meta::wanted(meta).is_none_or(|wanted| wanted.len() != devices.len()) {
+            return Err(MountError::Devices { meta: meta.to_owned(), given: devices.len() });
+        }
+        match fs::create_dir(&target) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(MountError::io("create", &target, e)),
+            _ => {}
+        }
+        if ground == Ground::Served {
+            fs::write(&mark, []).map_err(|e| MountError::io("write", &mark, e))?;
+        }
+        if let Err(refused) = kernel::mount_erofs(self.rung, meta, devices, (&target, place), ground) {
+            let (rung, meta) = (self.rung, meta.to_owned());
+            if place == Place::Free {
+                remove_dir(&target)?;
+            }
+            return Err(MountError::Refused { meta, rung, source: refused.source, log: refused.log });
+        }
+        if ground == Ground::Disk {
+            remove_file(&mark)?;
+        }
+        self.shown_set().insert(name.to_owned());
+        Ok(())
     }
 
     /// Takes a view away. Overlays that stand on it keep what they have: the file system lives as long as they do. A
@@ -141,8 +182,8 @@ impl Mounts {
     /// When the kernel refuses.
     pub fn hide_name(&self, name: &str) -> Result<(), MountError> {
         self.turns.take(&name.to_owned(), || {
-            let target = self.mnt.join(name);
-            take_away(&target)?;
+            take_away(&self.mnt.join(name))?;
+            remove_file(&self.mnt.join(format!("{name}{SERVED}")))?;
             self.shown_set().remove(name);
             Ok(())
         })
@@ -168,7 +209,7 @@ impl Mounts {
     }
 }
 
-/// The views that are mounted below `mnt`. Directories without a mount are removed, mounts that are no views too.
+/// The views that are mounted below `mnt`, but for those that an earlier process served. Directories without a mount are removed, mounts that are no views too.
 fn adopt(mnt: &Path) -> Result<BTreeSet<String>, MountError> {
     let mounted = mountinfo::below(mnt).map_err(|e| MountError::io("read", Path::new("/proc/self/mountinfo"), e))?;
     let entries = fs::read_dir(mnt).map_err(|e| MountError::io("list", mnt, e))?;
@@ -177,17 +218,19 @@ fn adopt(mnt: &Path) -> Result<BTreeSet<String>, MountError> {
         .collect::<io::Result<_>>()
         .map_err(|e| MountError::io("list", mnt, e))?;
     let mut shown = BTreeSet::new();
-    for name in names {
-        let target = mnt.join(&name);
-        let view = name.to_str().filter(|n| is_name(n));
+    let served: Vec<_> = names.iter().filter_map(|n| n.to_str()?.strip_suffix(SERVED)).filter(|n| is_name(n)).collect();
+    for name in &names {
+        let target = mnt.join(name);
+        let view = name.to_str().filter(|n| is_name(n) && !served.contains(n));
         match view {
-            _ if name == probe::DIR => {}
+            _ if name == probe::DIR || name.to_str().is_some_and(|n| n.ends_with(SERVED)) => {}
             Some(view) if mounted.iter().any(|m| m.point == target && m.fs_type == b"erofs") => {
                 shown.insert(view.to_owned());
             }
             _ => take_away(&target)?,
         }
     }
+    served.iter().try_for_each(|name| remove_file(&mnt.join(format!("{name}{SERVED}"))))?;
     Ok(shown)
 }
 
@@ -198,6 +241,13 @@ fn is_name(name: &str) -> bool {
 fn take_away(target: &Path) -> Result<(), MountError> {
     kernel::unmount_all(target).map_err(|e| MountError::io("unmount", target, e))?;
     remove_dir(target)
+}
+
+fn remove_file(path: &Path) -> Result<(), MountError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(MountError::io("remove", path, e)),
+        _ => Ok(()),
+    }
 }
 
 /// What is not ours (a file, a directory with something in it) stays: an operator put it there.

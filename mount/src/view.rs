@@ -14,17 +14,6 @@ pub struct View {
     pub diff_id: Digest,
     /// On top of what.
     pub variant: Variant,
-    /// From where the bytes come.
-    pub ground: Ground,
-}
-
-/// Where a view's data files are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Ground {
-    /// On disk, all of them whole.
-    Disk,
-    /// Some are served by silkd, because bytes are missing.
-    Served,
 }
 
 /// What a layer's tree depends on, besides the layer.
@@ -38,14 +27,20 @@ pub enum Variant {
     Chain(Digest),
 }
 
+/// Where a view's data files are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ground {
+    /// On disk, all of them whole.
+    Disk,
+    /// Some are served by silkd, because bytes are missing.
+    Served,
+}
+
 impl View {
     /// The mount point's name below `<root>/mnt`: the same in every process, so that an overlay's options are too.
     pub fn name(&self) -> String {
         const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-        let hash = match self.ground {
-            Ground::Disk => self.hash(),
-            Ground::Served => Sha256::digest([self.hash().as_slice(), b"served"].concat()).into(),
-        };
+        let hash = self.hash();
         (0..NAME_LEN)
             .map(|nr| {
                 let bit = nr * 5;
@@ -71,9 +66,9 @@ impl View {
         }
     }
 
-    /// The mounts' names for a metadata image in a layer's directory, on disk and served; `None` for another file. So
-    /// whoever removes a layer needs to know nothing but its directory.
-    pub(crate) fn names_of_file(diff_id: &Digest, file_name: &str) -> Option<[String; 2]> {
+    /// The mount's name for a metadata image in a layer's directory; `None` for another file. So whoever removes a
+    /// layer needs to know nothing but its directory.
+    pub(crate) fn name_of_file(diff_id: &Digest, file_name: &str) -> Option<String> {
         let variant = match file_name.strip_prefix("erofs")? {
             "" => Variant::Shared,
             "-base" => Variant::Base,
@@ -82,7 +77,7 @@ impl View {
                 Variant::Chain(format!("sha256:{hex}{}", "0".repeat(48)).parse().ok()?)
             }
         };
-        Some([Ground::Disk, Ground::Served].map(|ground| Self { diff_id: *diff_id, variant, ground }.name()))
+        Some(Self { diff_id: *diff_id, variant }.name())
     }
 
     /// Of the diff ID and of what [`View::file_name`] says: 64 bits of the parent's chain ID tell chains apart well
@@ -101,16 +96,11 @@ mod tests {
     #[test]
     fn names_are_short_and_the_same_for_ever() {
         let diff_id = Digest::of(b"layer");
-        let views = [Variant::Shared, Variant::Base, Variant::Chain(Digest::of(b"chain"))].map(|variant| View {
-            diff_id,
-            variant,
-            ground: Ground::Disk,
-        });
+        let views = [Variant::Shared, Variant::Base, Variant::Chain(Digest::of(b"chain"))]
+            .map(|variant| View { diff_id, variant });
         assert_eq!(views.map(|v| v.name()), ["rdeofuhgkk", "hd7bxcr7zi", "3elgft2tmm"]);
         for view in views {
-            let served = View { ground: Ground::Served, ..view };
-            assert_eq!(View::names_of_file(&diff_id, &view.file_name()), Some([view.name(), served.name()]));
-            assert_ne!(view.name(), served.name());
+            assert_eq!(View::name_of_file(&diff_id, &view.file_name()), Some(view.name()));
         }
         assert_eq!(views.iter().map(View::uuid).collect::<HashSet<_>>().len(), 3);
     }
@@ -118,7 +108,7 @@ mod tests {
     #[test]
     fn other_files_are_no_views() {
         for name in ["data", "toc", "erofs.tmp", "erofs-", "erofs-xyz", "erofs-0123456789abcdeg", "depends"] {
-            assert_eq!(View::names_of_file(&Digest::of(b""), name), None, "{name}");
+            assert_eq!(View::name_of_file(&Digest::of(b""), name), None, "{name}");
         }
     }
 }

@@ -99,13 +99,12 @@ impl Views {
     }
 
     /// The mount that shows the top layer of a chain, base first, if it is mounted. Reads no disk.
-    pub fn shown(&self, chain: &[Digest]) -> Option<(View, PathBuf)> {
+    pub fn shown(&self, chain: &[Digest]) -> Option<(Variant, PathBuf)> {
         let (diff_id, below) = chain.split_last()?;
         let dependence = *self.dependences().get(diff_id)?;
         let variant = chain::variant(dependence, chain_ids(below).last().copied());
-        let views = [Ground::Disk, Ground::Served].map(|ground| View { diff_id: *diff_id, variant, ground });
-        let view = views.into_iter().find(|view| self.mounts.is_shown(view))?;
-        Some((view, self.mounts.mountpoint(&view)))
+        let view = View { diff_id: *diff_id, variant };
+        self.mounts.is_shown(&view).then(|| (variant, self.mounts.mountpoint(&view)))
     }
 
     /// Takes away a layer's views as [`Views::hide_layer`] and then does `then` (deletes its files, say), unless
@@ -139,7 +138,7 @@ impl Views {
     /// When the kernel refuses to unmount.
     pub fn hide_layer(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Result<(), ViewError> {
         let failed = |source| ViewError::Mount { layer: *diff_id, source };
-        for name in images(&files.layer_path(diff_id), diff_id)?.into_iter().flat_map(|(_, names)| names) {
+        for (_, name) in images(&files.layer_path(diff_id), diff_id)? {
             self.mounts.hide_name(&name).map_err(failed)?;
             self.chains().remove(&name);
         }
@@ -155,25 +154,38 @@ impl Views {
         Ok(())
     }
 
-    /// Takes away a layer's views, so that new ones are made of what it is now; what was made of its names is deleted too
-    /// if they `lied`. Overlays that stand on the old ones keep what they have.
+    /// A layer changed its ground. Its views, and those of other layers that point into it, are mounted from what it is now,
+    /// in the place of the old mounts; if its names `lied`, they are taken away, and what was made of its names is deleted.
+    /// Overlays that stand on the old mounts keep them.
     ///
     /// # Errors
-    /// When the kernel refuses to unmount, or a file cannot be deleted.
+    /// When the kernel refuses, or a file cannot be deleted.
     pub fn renew_layer(&self, files: &dyn LayerFiles, diff_id: &Digest, lied: bool) -> Result<(), ViewError> {
         self.layers.take(diff_id, || {
-            self.hide_layer(files, diff_id)?;
+            let own = images(&files.layer_path(diff_id), diff_id)?;
             if lied {
-                let dir = files.layer_path(diff_id);
-                images(&dir, diff_id)?.iter().try_for_each(|(meta, _)| remove_file(meta))?;
-                remove_file(&dir.join("depends"))?;
+                self.hide_layer(files, diff_id)?;
+                own.iter().try_for_each(|(meta, _)| remove_file(meta))?;
+                return remove_file(&files.layer_path(diff_id).join("depends"));
+            }
+            let users = self
+                .chains()
+                .iter()
+                .filter(|(_, w)| w.layers.contains(diff_id))
+                .map(|(n, w)| (w.meta.clone(), n.clone()))
+                .collect::<Vec<_>>();
+            for (meta, name) in own.into_iter().chain(users) {
+                let layers = meta::wanted(&meta).unwrap_or_default();
+                let devices: Vec<_> = layers.iter().map(|layer| data(files, layer)).collect();
+                let replaced = self.mounts.replace(&name, &meta, &devices, ground(files, &layers));
+                replaced.map_err(|source| ViewError::Mount { layer: *diff_id, source })?;
             }
             Ok(())
         })
     }
 
-    /// Takes away the views that an earlier process left of layers that are not whole any more, and those that were
-    /// served by it. `whole` are those that are.
+    /// Takes away the views that an earlier process left of layers that are not whole any more. `whole` are those
+    /// that are.
     ///
     /// # Errors
     /// When a layer's directory cannot be read, or the kernel refuses to unmount.
@@ -181,7 +193,7 @@ impl Views {
         let here: std::collections::HashSet<_> = whole.iter().collect();
         let mut keep = std::collections::HashSet::new();
         for diff_id in whole {
-            for (meta, [name, _]) in images(&files.layer_path(diff_id), diff_id)? {
+            for (meta, name) in images(&files.layer_path(diff_id), diff_id)? {
                 let layers = meta::wanted(&meta).unwrap_or_default();
                 if layers.iter().all(|layer| here.contains(layer)) {
                     if layers.iter().any(|layer| layer != diff_id) {
@@ -215,8 +227,7 @@ impl Views {
             None if files.size(&diff_id).is_none() => return Err(ViewError::NotWhole(diff_id)),
             None => self.turns.take(&diff_id.hex(), || self.learn(files, diff_id, place))?,
         };
-        let variant = chain::variant(dependence, place);
-        let view = View { diff_id, variant, ground: ground(files, variant, &chain[..=at]) };
+        let view = View { diff_id, variant: chain::variant(dependence, place) };
         if self.layers.take(&diff_id, || self.mounts.is_shown(&view)) {
             return Ok(self.mounts.mountpoint(&view));
         }
@@ -248,10 +259,11 @@ impl Views {
                 return Err(ViewError::NotWhole(*gone));
             }
             let devices: Vec<_> = layers.iter().map(|layer| data(files, layer)).collect();
+            let ground = ground(files, &layers);
             if let Variant::Chain(_) = view.variant {
                 self.chains().insert(view.name(), Wants { meta: path.clone(), layers });
             }
-            self.mounts.show(view, &path, &devices).map_err(|source| ViewError::Mount { layer, source })
+            self.mounts.show(view, &path, &devices, ground).map_err(|source| ViewError::Mount { layer, source })
         })
     }
 
@@ -273,7 +285,7 @@ impl Views {
         let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let (dependence, tree) = chain::learn(&diff_id, &toc(files, &diff_id)?, place)?;
         if let Some(tree) = tree {
-            let view = View { diff_id, variant: chain::variant(dependence, place), ground: Ground::Disk };
+            let view = View { diff_id, variant: chain::variant(dependence, place) };
             make(files, &view, &[diff_id], &tree)?;
         }
         let path = files.layer_path(&diff_id).join("depends");
@@ -310,12 +322,7 @@ fn make(files: &dyn LayerFiles, view: &View, chain: &[Digest], tree: &Tree) -> R
     Ok(plan.sources().iter().filter_map(|source| whose(*source)).collect())
 }
 
-/// A view whose image may point into the data of layers below is served when one of those is.
-fn ground(files: &dyn LayerFiles, variant: Variant, chain: &[Digest]) -> Ground {
-    let devices = match variant {
-        Variant::Shared | Variant::Base => &chain[chain.len() - 1..],
-        Variant::Chain(_) => chain,
-    };
+fn ground(files: &dyn LayerFiles, devices: &[Digest]) -> Ground {
     if devices.iter().any(|layer| files.served(layer).is_some()) { Ground::Served } else { Ground::Disk }
 }
 
@@ -328,7 +335,7 @@ fn toc(files: &dyn LayerFiles, layer: &Digest) -> Result<Toc, ViewError> {
 }
 
 /// The metadata images in a layer's directory, and the names of their mounts.
-fn images(dir: &Path, diff_id: &Digest) -> Result<Vec<(PathBuf, [String; 2])>, ViewError> {
+fn images(dir: &Path, diff_id: &Digest) -> Result<Vec<(PathBuf, String)>, ViewError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -337,8 +344,8 @@ fn images(dir: &Path, diff_id: &Digest) -> Result<Vec<(PathBuf, [String; 2])>, V
     let mut images = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|e| ViewError::io("list", dir, e))?;
-        if let Some(names) = entry.file_name().to_str().and_then(|f| View::names_of_file(diff_id, f)) {
-            images.push((entry.path(), names));
+        if let Some(name) = entry.file_name().to_str().and_then(|f| View::name_of_file(diff_id, f)) {
+            images.push((entry.path(), name));
         }
     }
     Ok(images)

@@ -77,7 +77,7 @@ fn layer(root: &Path, nr: u32) -> (View, PathBuf, PathBuf) {
     let names = BTreeMap::from([(b"common".to_vec(), NodeId(1)), (format!("file-{nr}").into_bytes(), NodeId(1))]);
     let file = NodeKind::File { size: content.len() as u64, extents: vec![extent] };
     let tree = Tree { nodes: vec![node(NodeKind::Dir(names), 0o755), node(file, 0o644)] };
-    let view = View { diff_id: Digest::of(content.as_bytes()), variant: Variant::Shared, ground: Ground::Disk };
+    let view = View { diff_id: Digest::of(content.as_bytes()), variant: Variant::Shared };
     let dir = root.join(format!("layer {nr}"));
     fs::create_dir_all(&dir).unwrap();
     let mut data = vec![0; 4096];
@@ -102,9 +102,9 @@ fn privileged_a_view_is_shown_once_and_hidden_without_a_trace() {
         assert_eq!(mounts.reason(), "");
         assert_eq!(mounted_below(root.path()), [] as [PathBuf; 0], "the probe is gone");
         let (view, meta, data) = layer(root.path(), 1);
-        let point = mounts.show(&view, &meta, std::slice::from_ref(&data)).unwrap();
+        let point = mounts.show(&view, &meta, std::slice::from_ref(&data), Ground::Disk).unwrap();
         assert_eq!(point, mounts.mountpoint(&view));
-        assert_eq!(mounts.show(&view, &meta, &[data]).unwrap(), point);
+        assert_eq!(mounts.show(&view, &meta, &[data], Ground::Disk).unwrap(), point);
         assert_eq!(mounted_below(root.path()).len(), 1);
         assert_eq!(fs::read_to_string(point.join("file-1")).unwrap(), "layer 1");
         assert!(fs::write(point.join("new"), "").is_err(), "read-only");
@@ -119,15 +119,67 @@ fn privileged_a_view_is_shown_once_and_hidden_without_a_trace() {
 }
 
 #[test]
+fn privileged_a_served_view_is_replaced_without_a_moment_in_between() {
+    for rung in RUNGS {
+        let root = Root::new();
+        let mounts = root.open(rung);
+        let (view, meta, data) = layer(root.path(), 1);
+        let served = data.with_file_name("served");
+        fs::copy(&data, &served).unwrap();
+        let point = mounts.show(&view, &meta, &[served], Ground::Served).unwrap();
+        let file = point.join("file-1");
+        let open = fs::File::open(&file).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let looks = scope.spawn(|| {
+                let mut looks = 0;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert_eq!(fs::read_to_string(&file).unwrap(), "layer 1");
+                    looks += 1;
+                }
+                looks
+            });
+            for _ in 0..20 {
+                mounts.replace(&view.name(), &meta, std::slice::from_ref(&data), Ground::Disk).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(looks.join().unwrap() > 0);
+        });
+        assert_eq!(mounted_below(root.path()).len(), 1, "the old ones are gone");
+        let device = |file: &fs::File| std::os::unix::fs::MetadataExt::dev(&file.metadata().unwrap());
+        assert_ne!(device(&open), device(&fs::File::open(&file).unwrap()));
+        assert_eq!(io::read_to_string(open).unwrap(), "layer 1", "who has it keeps it");
+        mounts.hide(&view).unwrap();
+        assert_eq!(mounted_below(root.path()).len(), 0);
+        no_loops_below(root.path());
+    }
+}
+
+#[test]
+fn privileged_a_view_that_an_earlier_process_served_is_taken_away() {
+    let root = Root::new();
+    let (view, meta, data) = layer(root.path(), 1);
+    let (kept, ..) = layer(root.path(), 2);
+    let mounts = root.open(RungChoice::File);
+    mounts.show(&view, &meta, std::slice::from_ref(&data), Ground::Served).unwrap();
+    mounts.show(&kept, &meta, &[data], Ground::Disk).unwrap();
+    drop(mounts);
+    let mounts = root.open(RungChoice::File);
+    assert!(!mounts.is_shown(&view) && mounts.is_shown(&kept));
+    assert_eq!(mounted_below(root.path()).len(), 1);
+    mounts.hide(&kept).unwrap();
+}
+
+#[test]
 fn privileged_a_view_that_was_unmounted_by_hand_is_mounted_again() {
     for rung in RUNGS {
         let root = Root::new();
         let mounts = root.open(rung);
         let (view, meta, data) = layer(root.path(), 1);
-        let point = mounts.show(&view, &meta, std::slice::from_ref(&data)).unwrap();
+        let point = mounts.show(&view, &meta, std::slice::from_ref(&data), Ground::Disk).unwrap();
         unmount(&point, UnmountFlags::empty()).unwrap();
         assert!(!mounts.is_shown(&view));
-        assert_eq!(mounts.show(&view, &meta, &[data]).unwrap(), point);
+        assert_eq!(mounts.show(&view, &meta, &[data], Ground::Disk).unwrap(), point);
         assert_eq!(fs::read_to_string(point.join("file-1")).unwrap(), "layer 1");
     }
 }
@@ -139,7 +191,7 @@ fn privileged_many_threads_make_one_mount() {
     let (view, meta, data) = layer(root.path(), 1);
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| mounts.show(&view, &meta, std::slice::from_ref(&data)).unwrap());
+            scope.spawn(|| mounts.show(&view, &meta, std::slice::from_ref(&data), Ground::Disk).unwrap());
         }
     });
     assert_eq!(mounted_below(root.path()).len(), 1);
@@ -151,7 +203,7 @@ fn privileged_a_new_process_adopts_mounts_and_clears_the_rest() {
         let root = Root::new();
         let (kept, meta, data) = layer(root.path(), 1);
         let mounts = root.open(rung);
-        let point = mounts.show(&kept, &meta, std::slice::from_ref(&data)).unwrap();
+        let point = mounts.show(&kept, &meta, std::slice::from_ref(&data), Ground::Disk).unwrap();
         let inode = fs::metadata(&point).unwrap().dev();
         drop(mounts);
         // What a killed process may leave: an empty directory, a probe, a foreign mount.
@@ -165,7 +217,7 @@ fn privileged_a_new_process_adopts_mounts_and_clears_the_rest() {
         assert_eq!(mounts.shown(), [(kept.name(), point.clone())]);
         assert_eq!(mounted_below(root.path()), std::slice::from_ref(&point));
         assert_eq!(fs::read_dir(&mnt).unwrap().count(), 2, "it and the probe");
-        assert_eq!(mounts.show(&kept, &meta, &[data]).unwrap(), point);
+        assert_eq!(mounts.show(&kept, &meta, &[data], Ground::Disk).unwrap(), point);
         assert_eq!(fs::metadata(&point).unwrap().dev(), inode, "the same mount as before");
         assert_eq!(mounts.hide_unknown(&|name| name != kept.name()).unwrap(), [kept.name()]);
         assert_eq!(mounted_below(root.path()).len(), 0);
@@ -202,7 +254,7 @@ fn privileged_a_view_in_use_goes_with_its_last_user() {
         let root = Root::new();
         let mounts = root.open(rung);
         let (view, meta, data) = layer(root.path(), 1);
-        let point = mounts.show(&view, &meta, &[data]).unwrap();
+        let point = mounts.show(&view, &meta, &[data], Ground::Disk).unwrap();
         let open = fs::File::open(point.join("file-1")).unwrap();
         mounts.hide(&view).unwrap();
         assert!(!point.exists());
@@ -219,7 +271,7 @@ fn privileged_an_overlay_outlives_the_views_it_stands_on() {
         let mounts = root.open(rung);
         let lowers: Vec<_> = [2, 1].map(|nr| layer(root.path(), nr)).into_iter().collect();
         let points: Vec<_> =
-            lowers.iter().map(|(v, m, d)| mounts.show(v, m, std::slice::from_ref(d)).unwrap()).collect();
+            lowers.iter().map(|(v, m, d)| mounts.show(v, m, std::slice::from_ref(d), Ground::Disk).unwrap()).collect();
         let merged = overlay(root.path(), &points);
         for (view, ..) in &lowers {
             mounts.hide(view).unwrap();
@@ -239,7 +291,7 @@ fn privileged_a_hundred_layers_fit_in_one_overlay() {
         .rev()
         .map(|nr| {
             let (view, meta, data) = layer(root.path(), nr);
-            mounts.show(&view, &meta, &[data]).unwrap()
+            mounts.show(&view, &meta, &[data], Ground::Disk).unwrap()
         })
         .collect();
     assert_eq!(points.iter().collect::<HashSet<_>>().len(), 100);
@@ -263,18 +315,18 @@ fn privileged_a_refused_mount_says_why_and_leaves_nothing() {
         let root = Root::new();
         let mounts = root.open(rung);
         let (view, meta, data) = layer(root.path(), 1);
-        let error = mounts.show(&view, &meta, &[]).unwrap_err();
+        let error = mounts.show(&view, &meta, &[], Ground::Disk).unwrap_err();
         assert!(matches!(&error, MountError::Devices { given: 0, .. }), "{error}");
         // A directory is no data file, and the kernel says so.
-        let error = mounts.show(&view, &meta, &[root.path().to_owned()]).unwrap_err();
+        let error = mounts.show(&view, &meta, &[root.path().to_owned()], Ground::Disk).unwrap_err();
         assert!(matches!(&error, MountError::Refused { .. }), "{error}");
         assert!(error.to_string().contains("layer 1/erofs"), "{error}");
         fs::write(&meta, vec![0; 8192]).unwrap();
-        assert!(mounts.show(&view, &meta, &[data]).is_err());
+        assert!(mounts.show(&view, &meta, &[data], Ground::Disk).is_err());
         assert_eq!(fs::read_dir(root.path().join("mnt")).unwrap().count(), 1, "the probe");
         assert_eq!(mounted_below(root.path()).len(), 0);
         no_loops_below(root.path());
-        assert!(mounts.show(&view, &root.path().join("none"), &[]).is_err());
+        assert!(mounts.show(&view, &root.path().join("none"), &[], Ground::Disk).is_err());
     }
 }
 
@@ -286,7 +338,7 @@ fn privileged_paths_of_any_length_and_spelling_are_mounted() {
     for rung in RUNGS {
         let mounts = Mounts::open(&long, rung).unwrap();
         let (view, meta, data) = layer(&long, 7);
-        let point = mounts.show(&view, &meta, &[data]).unwrap();
+        let point = mounts.show(&view, &meta, &[data], Ground::Disk).unwrap();
         assert_eq!(fs::read_to_string(point.join("file-7")).unwrap(), "layer 7");
         drop(mounts);
         let mounts = Mounts::open(&long, rung).unwrap();

@@ -17,7 +17,7 @@ use silk_layer::{
     toc::Toc,
 };
 use silk_model::{Class, Digest, chain_ids};
-use silk_mount::{Ground, LayerError, LayerFiles, Mounts, RungChoice, Variant, View, ViewError, Views};
+use silk_mount::{LayerError, LayerFiles, Mounts, RungChoice, Variant, View, ViewError, Views};
 
 /// Layers in a directory, as a store has them.
 struct Layers {
@@ -189,7 +189,7 @@ fn privileged_whiteouts_and_opaque_directories_hide_what_is_below() {
         assert!(!merged.join("opt/old").exists());
         assert_eq!(read(&merged.join("opt/fresh")), "fresh");
         assert_eq!((fs::metadata(merged.join("etc")).unwrap().uid(), read(&merged.join("bin"))), (1, "busybox".into()));
-        let view = View { diff_id: chain[1], variant: Variant::Shared, ground: Ground::Disk };
+        let view = View { diff_id: chain[1], variant: Variant::Shared };
         let whiteout = fs::symlink_metadata(views.mounts().mountpoint(&view).join("etc/gone")).unwrap();
         assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
         fs::write(merged.join("etc/passwd"), "changed").unwrap();
@@ -216,7 +216,7 @@ fn privileged_a_layer_that_depends_on_its_parents_has_a_view_for_each_chain() {
         // The lower layer goes: the view with its data in it must too, or the disk would keep that.
         unmount(&on_base, UnmountFlags::empty()).unwrap();
         views.hide_layer(&layers, &base).unwrap();
-        let chain = |below| View { diff_id: top, variant: Variant::Chain(below), ground: Ground::Disk };
+        let chain = |below| View { diff_id: top, variant: Variant::Chain(below) };
         assert!(!views.mounts().is_shown(&chain(base)) && views.mounts().is_shown(&chain(other)));
         assert_eq!(views.mounts().shown().len(), 2);
         // As the first layer of an image it links to nothing.
@@ -234,10 +234,7 @@ fn privileged_a_base_with_whiteouts_has_a_view_of_its_own() {
     let base = layers.add(&Tar::new().file("b", "b"));
     let alone = views.lowers(&layers, &[odd]).unwrap();
     let above = views.lowers(&layers, &[base, odd]).unwrap();
-    assert_eq!(
-        views.mounts().mountpoint(&View { diff_id: odd, variant: Variant::Base, ground: Ground::Disk }),
-        alone[0]
-    );
+    assert_eq!(views.mounts().mountpoint(&View { diff_id: odd, variant: Variant::Base }), alone[0]);
     assert_ne!(alone[0], above[0]);
     assert!(!alone[0].join("b").exists() && above[0].join("b").exists());
 }

@@ -64,6 +64,9 @@ pub trait Show: fmt::Debug + Send + Sync + 'static {
     /// A layer changed its ground: it became whole, or `lied`, so that what was made of its names is wrong. New mounts are made
     /// afresh; overlays that stand on the old ones keep them. Blocks.
     fn renew(&self, diff_id: &Digest, lied: bool);
+
+    /// What the kernel keeps of a layer's served data may be wrong. Waits for reads of it that are under way. Blocks.
+    fn forget(&self, diff_id: &Digest);
 }
 
 /// containerd prepares a layer of an image.
@@ -144,7 +147,8 @@ impl Image {
         let accepted = AtomicBool::new(spec.is_some());
         let spec = spec.map_or_else(OnceCell::new, |spec| OnceCell::new_with(Some(Arc::new(spec))));
         let claimed = Mutex::new(Instant::now());
-        let (state, held) = (watch::Sender::new(State::Idle), AtomicBool::new(false));
+        // One from before a restart has its snapshot, or never will.
+        let (state, held) = (watch::Sender::new(State::Idle), AtomicBool::new(spec.initialized()));
         let (others, untried) = (Mutex::default(), AtomicBool::new(false));
         Arc::new(Self { spec, state, accepted, held, claimed, others, untried })
     }

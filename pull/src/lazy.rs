@@ -69,6 +69,7 @@ impl Road {
         self.distrust(lazy, "its names are not those of the layer");
         self.lazies.remove(&diff_id);
         self.show.renew(&diff_id, true);
+        self.show.forget(&diff_id);
     }
 
     /// Whoever gave names and index of the layer is not believed in this again.
@@ -222,4 +223,9 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
     let opened = File::open(&path).map_err(|e| lazy.refuse(Class::Internal, &e));
     road.lazies.remove(&diff_id);
     lazy.streamed(opened.as_ref().map_err(Clone::clone));
+    // Not before: it waits for the reads that have just been answered.
+    let forgotten = tokio::task::spawn_blocking(move || road.show.forget(&diff_id)).await;
+    if let Err(error) = forgotten {
+        tracing::error!(%diff_id, %error, "the kernel could not be told of a layer");
+    }
 }

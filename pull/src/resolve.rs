@@ -36,6 +36,8 @@ pub struct Held {
     pub size: u64,
     /// Registry, without its port, and repository.
     pub repositories: Vec<(String, String)>,
+    /// The leases that hold it, of those asked for.
+    pub leases: Vec<String>,
 }
 
 /// The content store did not give a blob.

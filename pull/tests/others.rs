@@ -99,3 +99,18 @@ async fn the_older_source_is_the_last_and_the_error_is_of_the_latest() {
     node.ready_again(&third, "fourth", &old).await.unwrap();
     assert_eq!(node.store.record(&old.layers[1].diff_id).unwrap().facts.blob, old.layers[1].blob_digest);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pulls_of_the_same_layers_are_known_by_their_leases() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let image = mended(&registry, "library/app:1", Compression::Gzip);
+    node.hold(&image, "same");
+    node.hold(&mended(&registry, "library/again:1", Compression::Zstd), "again");
+    let shorter = ImageSpec::new().layer(tar(&[("base", b"base")]), Compression::Gzip);
+    node.hold(&registry.push_image("library/base:1", &shorter), "base");
+    let diff_ids: Vec<_> = image.layers.iter().map(|l| l.diff_id).collect();
+    let mut leases = node.puller.leases_of("k8s.io", &diff_ids).await;
+    leases.sort();
+    assert_eq!(leases, ["again", "same"]);
+}

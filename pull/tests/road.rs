@@ -232,6 +232,10 @@ async fn a_local_image_needs_no_registry_and_survives_a_restart() {
     let node = node.restart();
     assert!(matches!(node.state(&pushed), Ok(State::Idle)));
     node.ready(&pushed).await.unwrap();
+    let node = node.restart();
+    // Its snapshots were removed meanwhile.
+    node.puller.retain(|_| false).unwrap();
+    assert!(node.puller.wanted().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,7 +80,7 @@ pub struct Query<'a> {
     pub blobs: &'a [Digest],
     /// Whether a start profile is wanted as well.
     pub wants_profile: bool,
-    pub(crate) lies: &'a Lies,
+    pub(crate) lies: Option<&'a Lies>,
 }
 
 /// What a backend has. Nothing of it is an error: what could not be had is missing, and `trouble` says why.
@@ -94,6 +94,15 @@ pub struct Answer {
     pub refused: Vec<Refused>,
     /// Why there may be less than there is.
     pub trouble: Option<String>,
+}
+
+/// What became of values that were to be published.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// How many the backend has now; 0 also where it is not to take any.
+    pub kept: u64,
+    /// Those that it will not take, and why.
+    pub refused: Vec<(Key, BackendError)>,
 }
 
 /// A value that was not believed.
@@ -133,9 +142,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// away answers nothing at once.
     fn look_up<'a>(&'a self, query: &'a Query<'a>) -> BoxFuture<'a, Answer>;
 
-    /// Keeps `items` of one image, in place of what it has of the same keys; says how many it has now. Called in the
-    /// background, one call at a time.
-    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<u64, BackendError>>;
+    /// Keeps `items` of one image, in place of what it has of the same keys. Called in the background, one call at a time,
+    /// and again after an error that may pass.
+    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<Published, BackendError>>;
 
     /// Removes the value of `key` if it still is the one with `tag`; says whether it was. Called as [`Backend::publish`].
     fn remove<'a>(&'a self, image: &'a Image, key: Key, tag: Digest) -> BoxFuture<'a, Result<bool, BackendError>>;
@@ -201,10 +210,15 @@ impl<T> Found<T> {
     }
 }
 
-impl Query<'_> {
-    /// Whether this value of `key` has lied before: it must not be returned.
+impl<'a> Query<'a> {
+    /// A question of one's own: nobody is known to have lied.
+    pub fn new(image: &'a Image, blobs: &'a [Digest], wants_profile: bool) -> Self {
+        Self { image, blobs, wants_profile, lies: None }
+    }
+
+    /// Whether this value of `key` has lied before. It would be dropped from the answer; another one may be better.
     pub fn knows_as_lie(&self, key: Key, tag: Digest) -> bool {
-        self.lies.contains(key, tag)
+        self.lies.is_some_and(|lies| lies.contains(key, tag))
     }
 }
 

@@ -79,10 +79,8 @@ pub enum EnvelopeError {
     #[error("its seal is wrong: it is damaged, or not from this fleet")]
     Seal,
     /// It is larger than it may be.
-    #[error("it has {size} bytes, {limit} are allowed")]
+    #[error("it has more than {limit} bytes")]
     TooLarge {
-        /// Its bytes.
-        size: u64,
         /// The bound.
         limit: u64,
     },

@@ -17,9 +17,10 @@ mod limit;
 mod queue;
 mod redis;
 mod referrers;
+mod seal;
 mod share;
 
-pub use backend::{Answer, Backend, Found, Image, Item, Key, LayerKnowledge, Query, Refused, State};
+pub use backend::{Answer, Backend, Found, Image, Item, Key, LayerKnowledge, Published, Query, Refused, State};
 pub use config::{Config, RedisConfig, ReferrersConfig};
 pub use envelope::EnvelopeError;
 pub use error::{BackendError, ShareError};

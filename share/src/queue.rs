@@ -13,7 +13,7 @@ use std::{
 use silk_model::{Class, Digest};
 use tokio::{sync::Notify, task::JoinHandle, time::sleep};
 
-use crate::{Backend, BackendError, Image, Item, Key, share::Record};
+use crate::{Backend, BackendError, Image, Item, Key, Published, share::Record};
 
 /// Bytes of values that may wait for one backend: the largest images' together, and little enough beside a pull's buffers.
 const MAX_BYTES: usize = 32 << 20;
@@ -142,8 +142,11 @@ async fn work(backend: Arc<dyn Backend>, waiting: Arc<Waiting>, record: Arc<Reco
             continue;
         }
         match persist(|| backend.publish(&image, &items)).await {
-            Ok(taken) => {
-                record.published.fetch_add(taken, Ordering::Relaxed);
+            Ok(Published { kept, refused }) => {
+                record.published.fetch_add(kept, Ordering::Relaxed);
+                for (key, error) in refused {
+                    record.dropped(format_args!("{key} is not published to {}: {error}", backend.name()));
+                }
             }
             Err(error) => {
                 for item in &items {
@@ -183,3 +186,6 @@ impl fmt::Debug for Queue {
         write!(f, "Queue(of {})", self.name)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,8 +22,10 @@ use silk_registry::{Error, MANIFEST_TYPES, Repository, Selector};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
-    Answer, Backend, BackendError, EnvelopeError, Image, Item, Key, Query, ReferrersConfig, ShareError, State,
-    envelope::{self, Keys, Opened, SEAL, Trust},
+    Answer, Backend, BackendError, EnvelopeError, Image, Item, Key, Published, Query, ReferrersConfig, ShareError,
+    State,
+    envelope::{Keys, Opened, SEAL, Trust},
+    seal,
 };
 
 mod artifact;
@@ -137,13 +139,12 @@ impl Referrers {
     ) -> (Key, Vec<Result<Result<Opened, EnvelopeError>, Error>>) {
         let mut outcomes = Vec::new();
         for candidate in candidates {
-            let size = candidate.size;
-            if size > MAX_VALUE {
-                outcomes.push(Ok(Err(EnvelopeError::TooLarge { size, limit: MAX_VALUE })));
+            if candidate.size > MAX_VALUE {
+                outcomes.push(Ok(Err(EnvelopeError::TooLarge { limit: MAX_VALUE })));
                 continue;
             }
             match fetch(repository, candidate, 0).await {
-                Ok(bytes) => match envelope::open(&bytes, key, &self.keys, self.trust()) {
+                Ok(bytes) => match seal::open(bytes, key, &self.keys, self.trust()).await {
                     Ok(opened) if query.knows_as_lie(key, opened.tag) => {}
                     opened => {
                         let is_good = opened.is_ok();
@@ -160,14 +161,11 @@ impl Referrers {
     }
 
     /// Writes `items` into the next revision, unless all of it is there.
-    async fn write(&self, repository: &Repository, image: &Image, items: &[Item]) -> Result<u64, Error> {
+    async fn write(&self, repository: &Repository, image: &Image, items: &[Item]) -> Result<Published, Error> {
         let newest = newest(repository, image.manifest).await?;
         let mut next = newest.merged();
         for item in items {
-            let value = Bytes::from(match item {
-                Item::Layer(layer) => envelope::of_layer(layer, &self.keys),
-                Item::Profile(profile) => envelope::of_profile(image.manifest, profile, &self.keys),
-            });
+            let value = seal::seal(item, image.manifest, &self.keys).await;
             let (key, digest, size) = (item.key(image.manifest), Digest::of(&value), value.len() as u64);
             if !next.get(key).any(|there| there.digest == digest) {
                 repository.push_blob(value).await?;
@@ -177,7 +175,7 @@ impl Referrers {
         if newest.artifacts.len() != 1 || newest.artifacts[0] != next {
             push(repository, image.manifest, next, &newest).await?;
         }
-        Ok(items.len() as u64)
+        Ok(Published { kept: items.len() as u64, ..Published::default() })
     }
 
     /// Writes the next revision without the value of `key` that has this seal.
@@ -244,9 +242,11 @@ impl Backend for Referrers {
         .boxed()
     }
 
-    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<u64, BackendError>> {
+    fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<Published, BackendError>> {
         async move {
-            let Some(repository) = image.repository.as_ref().filter(|_| self.config.publish) else { return Ok(0) };
+            let Some(repository) = image.repository.as_ref().filter(|_| self.config.publish) else {
+                return Ok(Published::default());
+            };
             within(repository, self.write(repository, image, items)).await
         }
         .boxed()

@@ -15,7 +15,7 @@ use silk_model::Digest;
 use tracing::{debug, warn};
 
 use crate::{
-    Answer, Backend, BackendError, Config, Found, Image, Item, LayerKnowledge, Query, ShareError, State,
+    Answer, Backend, BackendError, Config, Found, Image, Item, LayerKnowledge, Published, Query, ShareError, State,
     envelope::Keys, lies::Lies, limit::Limited, queue::Queue, redis::Redis, referrers::Referrers,
 };
 
@@ -31,7 +31,7 @@ pub struct Share {
 pub struct Knowledge {
     /// For each blob asked about, in that order.
     pub layers: Vec<Option<Found<LayerKnowledge>>>,
-    /// Start profiles: at most one of each backend, of the first backend that has one.
+    /// Start profiles, of the first backend that has any.
     pub profiles: Vec<Found<Bytes>>,
 }
 
@@ -123,7 +123,7 @@ impl Share {
             if missing.is_empty() && !wants_profile {
                 break;
             }
-            let query = Query { image, blobs: &missing, wants_profile, lies: &self.lies };
+            let query = Query { image, blobs: &missing, wants_profile, lies: Some(&self.lies) };
             let mut answer = member.backend.look_up(&query).await;
             answer
                 .layers
@@ -154,13 +154,15 @@ impl Share {
         }
     }
 
-    /// Publishes now, once, and says how many values each backend took, or why not all: for who waits for it.
-    pub async fn publish_now(&self, image: &Image, items: &[Item]) -> Vec<(String, Result<u64, BackendError>)> {
+    /// Publishes now, once, and says how it went at each backend: for who waits for it.
+    pub async fn publish_now(&self, image: &Image, items: &[Item]) -> Vec<(String, Result<Published, BackendError>)> {
         let mut outcomes = Vec::new();
-        for member in &self.members {
-            let outcome = member.backend.publish(image, items).await;
-            member.record.published.fetch_add(*outcome.as_ref().unwrap_or(&0), Ordering::Relaxed);
-            outcomes.push((member.backend.name(), outcome));
+        for Member { backend, record, .. } in &self.members {
+            let outcome = backend.publish(image, items).await;
+            if let Ok(Published { kept, .. }) = &outcome {
+                record.published.fetch_add(*kept, Ordering::Relaxed);
+            }
+            outcomes.push((backend.name(), outcome));
         }
         outcomes
     }
@@ -222,6 +224,12 @@ impl Member {
 impl Record {
     fn note_trouble(&self, message: String) {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some((SystemTime::now(), message));
+    }
+
+    /// How many were dropped.
+    #[cfg(test)]
+    pub(crate) fn count_dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// A value was not published, or not removed.

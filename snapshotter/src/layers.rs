@@ -116,6 +116,10 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// Why the pull failed.
     async fn ready(&self, chain: RemoteChain, caller: Caller) -> Result<(), NotReady>;
 
+    /// containerd's leases whose pulls are of an image with exactly the layers of the chain. Takes milliseconds, at most a
+    /// few seconds.
+    async fn leases(&self, namespace: &str, chain: &RemoteChain) -> Vec<String>;
+
     /// Is the chain mountable now? Never waits. Starts the pull again when it failed.
     fn state(&self, chain: &RemoteChain) -> State;
 

@@ -181,7 +181,7 @@ impl Service {
             return Ok(snapshot);
         }
         if remote.top && header(headers, waits::LEASE).is_none() {
-            let missed = inner.take_lease(header(headers, NAMESPACE), &request.snapshotter, name, remote).await;
+            let missed = inner.take_lease(header(headers, NAMESPACE), request, remote, &chain).await;
             if turn == Turn::Ask && !missed {
                 return Ok(snapshot);
             }
@@ -217,7 +217,13 @@ impl Inner {
     }
 
     /// Notes that one of the pulls that hold a snapshot waits; says whether there is one that did not wait yet.
-    async fn take_lease(&self, namespace: Option<&str>, snapshotter: &str, name: &str, remote: &Remote) -> bool {
+    async fn take_lease(
+        &self,
+        namespace: Option<&str>,
+        StatSnapshotRequest { snapshotter, key: name }: &StatSnapshotRequest,
+        remote: &Remote,
+        chain: &RemoteChain,
+    ) -> bool {
         let Some(leases) = &self.leases else { return false };
         let holding = if let Some(namespace) = namespace {
             // For containerd, the snapshot's name is its chain ID.
@@ -227,6 +233,11 @@ impl Inner {
             // containerd 1.6 passes on no namespace of a client, and adds to its lease what it makes, not what it finds.
             leases.holding(&remote.namespace, "content", &remote.image.to_string()).await
         };
+        if self.waits.take_first(name, &holding) {
+            return true;
+        }
+        // Another image with the same layers, of which containerd 1.x notes no snapshot.
+        let holding = self.layers.leases(namespace.unwrap_or(&remote.namespace), chain).await;
         self.waits.take_first(name, &holding)
     }
 

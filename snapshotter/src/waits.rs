@@ -11,7 +11,8 @@
 //! | listing, by CRI or by a client | no |
 //!
 //! So a Stat with a lease is an unpacker's, and one without is when it follows its Prepare ([`Waits::expect`]). For any
-//! other, containerd's leases tell ([`crate::leases`]): each pull has one, and waits once; the leases of CRI are not meant.
+//! other, containerd's leases tell ([`crate::leases`]): each pull has one, which holds the snapshot or the manifest of an image with
+//! the same layers, and waits once; the leases of CRI are not meant.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},

@@ -1,6 +1,6 @@
 //! Manifests and configurations from containerd's content store, and which of them its pulls hold.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use futures::future::BoxFuture;
 use silk_api::{
@@ -61,33 +61,36 @@ impl ContentStore {
                 all.into_iter().map(|lease| lease.id).take(LEASES).collect()
             }
         };
-        let mut digests = HashSet::new();
-        for id in leases {
+        let mut digests: HashMap<String, Vec<String>> = HashMap::new();
+        for lease in leases {
+            let request = ListResourcesRequest { id: lease.clone() };
             // A lease that ended meanwhile holds nothing.
-            let Ok(answer) = client.list_resources(namespaced(namespace, ListResourcesRequest { id })).await else {
-                continue;
-            };
-            let resources = answer.into_inner().resources.into_iter().filter(|r| r.r#type == "content");
-            digests.extend(resources.map(|r| r.id).take(BLOBS - digests.len()));
+            let Ok(answer) = client.list_resources(namespaced(namespace, request)).await else { continue };
+            for resource in answer.into_inner().resources.into_iter().filter(|r| r.r#type == "content") {
+                if digests.len() < BLOBS || digests.contains_key(&resource.id) {
+                    digests.entry(resource.id).or_default().push(lease.clone());
+                }
+            }
         }
         let mut content = ContentClient::new(self.0.channel.clone());
         let mut infos = Vec::new();
-        for digest in digests {
+        for (digest, leases) in digests {
             let info = content.info(namespaced(namespace, InfoRequest { digest })).await;
-            infos.extend(info.ok().and_then(|answer| answer.into_inner().info));
+            infos.extend(info.ok().and_then(|answer| Some((answer.into_inner().info?, leases))));
         }
-        infos.sort_by_key(|info| std::cmp::Reverse(info.created_at.map(|t| (t.seconds, t.nanos))));
-        Ok(infos.iter().filter_map(held).collect())
+        infos.sort_by_key(|(info, _)| std::cmp::Reverse(info.created_at.map(|t| (t.seconds, t.nanos))));
+        Ok(infos.into_iter().filter_map(|(info, leases)| held(&info, leases)).collect())
     }
 }
 
-fn held(info: &Info) -> Option<Held> {
+fn held(info: &Info, leases: Vec<String>) -> Option<Held> {
     let sources = info.labels.iter().filter_map(|(key, value)| Some((key.strip_prefix(SOURCE)?, value)));
     let repositories = sources.flat_map(|(host, paths)| paths.split(',').map(|p| (host.to_owned(), p.to_owned())));
     Some(Held {
         digest: info.digest.parse().ok()?,
         size: u64::try_from(info.size).ok()?,
         repositories: repositories.collect(),
+        leases,
     })
 }
 

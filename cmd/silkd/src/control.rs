@@ -7,7 +7,7 @@ use silk_api::control::{
     StatusResponse, control_server::Control,
 };
 use silk_model::Digest;
-use silk_mount::{Rung, Variant, View};
+use silk_mount::{Rung, Variant};
 use silk_pull::{ImageStatus, LayerStatus};
 use silk_store::Finding;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -52,11 +52,11 @@ impl Service {
     fn layer(
         &self,
         status: LayerStatus,
-        mounted: Option<(View, std::path::PathBuf)>,
+        mounted: Option<(Variant, std::path::PathBuf)>,
         users: &std::collections::HashMap<Digest, u32>,
     ) -> Layer {
         let whole = status.state == "whole";
-        let (view, mountpoint) = mounted.unzip();
+        let (variant, mountpoint) = mounted.unzip();
         let (demand_bytes, background_bytes) = status.arrived;
         Layer {
             diff_id: status.spec.diff_id.to_string(),
@@ -74,7 +74,7 @@ impl Service {
             rate: status.rate,
             error: status.trouble.unwrap_or_default(),
             mountpoint: mountpoint.map(|p| p.display().to_string()).unwrap_or_default(),
-            variant: view.map(|v| variant_name(&v.variant).to_owned()).unwrap_or_default(),
+            variant: variant.map(|v| variant_name(&v).to_owned()).unwrap_or_default(),
             snapshots: users.get(&status.spec.diff_id).copied().unwrap_or(0),
             demand_bytes,
             background_bytes,

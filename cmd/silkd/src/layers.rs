@@ -82,6 +82,10 @@ impl Layers for Rooms {
         outcome.map_err(|e| not_ready(&e))
     }
 
+    async fn leases(&self, namespace: &str, chain: &RemoteChain) -> Vec<String> {
+        self.puller.leases_of(namespace, &chain.diff_ids).await
+    }
+
     fn state(&self, chain: &RemoteChain) -> State {
         if self.here(chain) {
             return State::Ready;

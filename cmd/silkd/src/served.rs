@@ -62,8 +62,9 @@ impl Served {
     /// are answered.
     pub fn forget(&self, diff_id: &Digest) {
         self.files.open().pop(diff_id);
-        if let Some(slot) = self.files.slots.find(&diff_id.hex()) {
-            self.session.forget(Slot(slot));
+        let name = diff_id.hex();
+        if let Some(slot) = self.files.slots.find(&name) {
+            self.session.forget(Slot(slot), &name);
         }
     }
 }

@@ -88,7 +88,10 @@ impl Show for StoreViews {
         if let Err(error) = self.views.renew_layer(&Files(self), diff_id, lied) {
             tracing::warn!(%diff_id, %error, "a layer is shown as before: new containers go on through silkd");
         }
-        if let (true, Ok(served)) = (lied, &self.served) {
+    }
+
+    fn forget(&self, diff_id: &Digest) {
+        if let Ok(served) = &self.served {
             served.forget(diff_id);
         }
     }

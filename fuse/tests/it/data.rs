@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::io::Errno;
+use silk_fuse::Config;
 use silk_layer::tree::NodeId;
 use silk_sys::loop_device::LoopDevice;
 
@@ -162,4 +163,30 @@ fn privileged_a_panic_in_a_lookup_is_an_error() {
         assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
     }
     assert!(served.at.join("layer").exists());
+}
+
+#[test]
+fn privileged_workers_that_a_disk_holds_up_hold_up_nobody() {
+    let served = Served::with(Config { workers: 4 });
+    for slot in 0..4 {
+        served.store.add(&format!("layer-{slot}"), slot, noise(10_000, 7));
+    }
+    let read = |slot: u32| fs::read(served.at.join(format!("layer-{slot}"))).unwrap().len();
+    // Whether they come one by one, so that workers stay behind, or at once.
+    for round in 1..4 {
+        thread::scope(|scope| {
+            for slot in 0..3 {
+                served.store.set(slot, Mode::Block);
+                scope.spawn(move || assert_eq!(read(slot), 10_000));
+                if round < 3 {
+                    served.store.blocked((round - 1) * 3 + slot as usize + 1);
+                }
+            }
+            served.store.blocked(round * 3);
+            assert_eq!(read(3), 10_000);
+            assert!(fs::metadata(served.at.join(format!("nothing-{round}"))).is_err());
+            (0..3).for_each(|slot| served.store.set(slot, Mode::Answer));
+        });
+        (0..4).for_each(|slot| served.session().forget(silk_fuse::Slot(slot), &format!("layer-{slot}")));
+    }
 }

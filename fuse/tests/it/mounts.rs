@@ -73,7 +73,11 @@ fn privileged_a_mount_that_somebody_detached_ends_and_leaves_others_alone() {
 fn privileged_an_unmounted_session_ends_by_itself() {
     let mut served = Served::new();
     unmount(&served.at, UnmountFlags::empty()).unwrap();
+    // It has the number that ours had.
+    mount("none", &served.at, "tmpfs", MountFlags::empty(), None).unwrap();
     served.session.take().unwrap().unmount();
+    assert_eq!(mounts_on(&served.at), 1);
+    unmount(&served.at, UnmountFlags::empty()).unwrap();
     let session = Session::mount(&served.at, served.store.clone(), Config::default()).unwrap();
     assert_eq!(mounts_on(&served.at), 1);
     session.unmount();
@@ -121,17 +125,17 @@ fn privileged_a_dead_mount_is_replaced() {
 fn privileged_what_is_gone_is_forgotten() {
     let served = Served::new();
     served.store.add("layer", 1, vec![1; 10]);
-    served.session().forget(silk_fuse::Slot(1));
+    served.session().forget(silk_fuse::Slot(1), "layer");
     assert_eq!(fs::read(served.at.join("layer")).unwrap(), [1; 10]);
     served.store.remove("layer");
     assert!(served.at.join("layer").exists(), "the kernel keeps what it was told");
-    served.session().forget(silk_fuse::Slot(1));
+    served.session().forget(silk_fuse::Slot(1), "layer");
     assert!(!served.at.join("layer").exists());
     served.store.add("layer", 2, vec![2; 10]);
     assert_eq!(fs::read(served.at.join("layer")).unwrap(), [2; 10]);
     // An object whose content failed and is fetched anew.
     served.store.add("layer", 2, vec![3; 10]);
     assert_eq!(fs::read(served.at.join("layer")).unwrap(), [2; 10]);
-    served.session().forget(silk_fuse::Slot(2));
+    served.session().forget(silk_fuse::Slot(2), "layer");
     assert_eq!(fs::read(served.at.join("layer")).unwrap(), [3; 10]);
 }

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::{Arc, Condvar, Mutex},
+    time::Duration,
 };
 
 use rustix::io::Errno;
@@ -21,6 +22,7 @@ pub enum Mode {
     Short,
     Drop,
     Panic,
+    Block,
 }
 
 /// A read that waits.
@@ -40,6 +42,7 @@ struct State {
     modes: HashMap<Slot, Mode>,
     kept: Vec<Kept>,
     reads: Vec<(Slot, u64, u32)>,
+    blocked: usize,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +73,7 @@ impl Store {
 
     pub fn set(&self, slot: u32, mode: Mode) {
         self.state.lock().unwrap().modes.insert(Slot(slot), mode);
+        self.changed.notify_all();
     }
 
     /// The reads that wait, once there are so many.
@@ -77,6 +81,12 @@ impl Store {
         let state = self.state.lock().unwrap();
         let mut state = self.changed.wait_while(state, |s| s.kept.len() < count).unwrap();
         std::mem::take(&mut state.kept)
+    }
+
+    /// Waits until so many workers are blocked.
+    pub fn blocked(&self, count: usize) {
+        let state = self.state.lock().unwrap();
+        drop(self.changed.wait_while(state, |s| s.blocked < count).unwrap());
     }
 
     pub fn reads(&self) -> Vec<(Slot, u64, u32)> {
@@ -114,6 +124,16 @@ impl Source for Store {
             Mode::Keep => {
                 state.kept.push(kept);
                 self.changed.notify_all();
+            }
+            Mode::Block => {
+                state.blocked += 1;
+                self.changed.notify_all();
+                let blocked = |s: &mut State| s.modes[&kept.slot] == Mode::Block;
+                let limit = Duration::from_secs(60);
+                let (state, waited) = self.changed.wait_timeout_while(state, limit, blocked).unwrap();
+                assert!(!waited.timed_out(), "nobody else served");
+                drop(state);
+                self.answer(kept);
             }
             Mode::Fail(error) => kept.reply.error(error),
             Mode::Short => kept.reply.data(&vec![1; len as usize - 1]),

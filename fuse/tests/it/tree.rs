@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::MetadataExt as _,
+    process::{Command, Stdio},
     sync::Arc,
     thread,
 };
@@ -30,7 +31,7 @@ fn compare(served: &Served, make: &Make, slot: u32) {
     let erofs = Erofs::mount(&image.path, &image.devices, &image.dir.path().join("erofs"));
     // Once from the pages and entries that the first look has left, once anew.
     same(&erofs.0, &tree);
-    served.session().forget(silk_fuse::Slot(slot));
+    served.session().forget(silk_fuse::Slot(slot), &format!("tree-{slot}"));
     same(&erofs.0, &tree);
 }
 
@@ -102,7 +103,7 @@ fn privileged_a_read_of_many_pieces_waits_for_all() {
         assert!(reader.join().unwrap().unwrap() == make.contents(160 << 10, &extents, 0, 160 << 10));
     });
     // One of them fails: the whole read does, and the next one does not.
-    served.session().forget(silk_fuse::Slot(1));
+    served.session().forget(silk_fuse::Slot(1), "tree-1");
     thread::scope(|scope| {
         let reader = scope.spawn(|| fs::File::open(&path).unwrap().read(&mut [0; 160 << 10]));
         let mut kept = served.store.kept(20);
@@ -153,4 +154,20 @@ fn privileged_inode_numbers_are_the_same_in_every_session() {
     let store: Arc<_> = served.store.clone();
     served.session = Some(Session::mount(&served.at, store, Config::default()).unwrap());
     assert_eq!(numbers(&tree), first);
+}
+
+#[test]
+fn privileged_a_program_runs_from_a_tree() {
+    let served = Served::new();
+    let mut program = fs::read("/bin/cat").unwrap();
+    let mut make = Make::new(program.len());
+    let len = program.len() as u64;
+    let file = make.file(NodeId(0), b"cat", len, &[(0, 0, len)]);
+    make.node(file).mode = 0o755;
+    let tree = served.serve_tree(&Image::of(&make), &make, 1);
+    program.resize(program.len().next_multiple_of(4096), 0);
+    served.store.add("data-2", 2, program);
+    let mut child = Command::new(tree.join("cat")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"it runs").unwrap();
+    assert_eq!(child.wait_with_output().unwrap().stdout, b"it runs");
 }

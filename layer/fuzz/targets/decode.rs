@@ -16,5 +16,7 @@ fuzz_target!(|data: &[u8]| {
     let (mut one, mut other) = (Vec::new(), Vec::new());
     let first = plain.take(ENOUGH).read_to_end(&mut one);
     let second = learning.take(ENOUGH).read_to_end(&mut other);
-    assert!(one == other && first.is_ok() == second.is_ok());
+    assert_eq!(first.is_ok(), second.is_ok());
+    // Before an error the one may have given out more than the other.
+    assert!(first.is_err() || one == other);
 });

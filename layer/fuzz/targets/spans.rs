@@ -1,4 +1,4 @@
-//! Any deflate data in a gzip member: its index gives back what the stream gave, and what is damaged afterwards never gives
+//! Any bytes as a blob: its index gives back what the stream gave, and what is damaged afterwards never gives
 //! another byte. The first bytes say what is damaged.
 
 #![no_main]

@@ -19,7 +19,11 @@ pub(crate) struct Spacing {
 /// A place without a window costs the index a hundred bytes. One with a window costs it 2.3 KiB, and the builder 0.16 ms, of
 /// which inflating takes 1.2 ms a MiB (layers of Debian, Python and Node.js, which differ little). Closer ones would hardly
 /// shorten a reader's wait: 512 KiB are 6 ms at 80 MiB/s, a third of a round trip.
+#[cfg(not(fuzzing))]
 pub(super) const SPACING: Spacing = Spacing { starts: 256 << 10, blob: 512 << 10, tar: 1 << 20..4 << 20 };
+/// What a fuzzer makes is small.
+#[cfg(fuzzing)]
+pub(super) const SPACING: Spacing = Spacing { starts: 16, blob: 1, tar: 1..64 };
 
 /// The most bytes of blob that [`WINDOW`] bytes of tar take, at 15 bits each, twice over. What goes beyond is made of empty
 /// blocks, to fill our memory.
@@ -103,7 +107,8 @@ impl Learner {
         if let Some(tail) = &self.tail {
             return Stride { output: tail.wanted, input: MAX_TAIL - tail.bytes.len(), to_border: false };
         }
-        let (Some(spacing), Some(last)) = (&self.spacing, self.last) else { return free };
+        let last = self.last.or_else(|| self.start.map(|offset| (at, offset)));
+        let (Some(spacing), Some(last)) = (&self.spacing, last) else { return free };
         let (tar, blob) = (at - last.0, offset - last.1);
         if tar < spacing.tar.start {
             Stride { output: (spacing.tar.start - tar) as usize, ..free }

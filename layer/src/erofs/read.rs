@@ -19,6 +19,9 @@ use super::{
     place::MAX_TARGET,
 };
 
+/// Most bytes of addresses read at once: those of a mebibyte in chunks of 2 KiB.
+const INDEXES: u64 = 4096;
+
 mod dirs;
 
 pub use dirs::Entry;
@@ -270,11 +273,12 @@ impl<R: ReadAt> Reader<R> {
         xattrs(&body).map_or_else(|| damaged("extended attributes", inode.at()), Ok)
     }
 
-    /// Where `len` bytes of a file from `offset` on are, in their order; fewer at the file's end.
+    /// Where `len` bytes of a file from `offset` on are, in their order; fewer at the file's end. A window through which
+    /// the inode was read often has its addresses too.
     ///
     /// # Errors
     /// When it is no file or its addresses cannot be.
-    pub fn map(&self, file: &Inode, offset: u64, len: u64) -> Result<Vec<Piece>, ReadError> {
+    pub fn map(&self, window: &mut Window, file: &Inode, offset: u64, len: u64) -> Result<Vec<Piece>, ReadError> {
         if file.kind != Kind::File {
             return damaged("a regular file", file.at());
         }
@@ -291,12 +295,12 @@ impl<R: ReadAt> Reader<R> {
             }
             Layout::Chunks { bits, indexes } => (bits, indexes),
         };
-        let mut window = Window::new(((((end - 1) >> bits) - (offset >> bits) + 1) * 8).min(4096) as usize);
+        window.size = ((((end - 1) >> bits) - (offset >> bits) + 1) * 8).min(INDEXES) as usize;
         let mut at = offset;
         while at < end {
             let nr = at >> bits;
             let len = (((nr + 1) << bits).min(end)) - at;
-            let index = self.bytes(&mut window, indexes.saturating_add(nr * 8), 8)?;
+            let index = self.bytes(window, indexes.saturating_add(nr * 8), 8)?;
             let place = self.place(index, at - (nr << bits), len)?;
             push(&mut pieces, Piece { len, place });
             at += len;

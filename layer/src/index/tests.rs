@@ -18,7 +18,7 @@ const DENSE: Spacing = Spacing { starts: 3_000, blob: 1, tar: 1..2 };
 
 /// Through an input that gives pieces, with buffers of `buffer` bytes, as the road does.
 fn learn(blob: &[u8], buffer: usize, dense: bool) -> (Index, Vec<u8>) {
-    let input = BufReader::with_capacity(10_007, blob);
+    let input = BufReader::with_capacity(if buffer > 1 << 20 { 10 << 20 } else { 10_007 }, blob);
     let decoder = if dense { begin(input, Some(DENSE)) } else { open_learning(input) };
     let (mut decoder, mut builder) = (decoder.unwrap(), Builder::new());
     builder.price *= u64::from(!dense);
@@ -140,9 +140,33 @@ fn entries_are_known_in_time_whatever_the_buffers() {
         let bytes = blob(&data, &make);
         let (index, _) = learn(&bytes, 1 << 20, true);
         assert!(index.len() > 3, "{make:?}");
-        for buffer in [1, 13, 4096, 32 << 10] {
+        for buffer in [1, 13, 4096, 32 << 10, 4 << 20] {
             assert!(learn(&bytes, buffer, true).0 == index, "{make:?} in buffers of {buffer}");
         }
+    }
+}
+
+#[test]
+fn the_last_byte_before_an_entry_is_fetched_where_its_low_bits_are_data() {
+    // Of zeros a block's codes have one or two bits, its end too.
+    let data = tar(&[Part::Zeros(3_000_000)]);
+    let bytes = blob(&data, &Make::Flushed(6));
+    let (index, _) = learn(&bytes, 1 << 20, true);
+    assert!(index.spans.iter().flat_map(|span| &span.entry).filter(|entry| entry.bits > 0).count() > 10);
+    prove("zeros", &bytes, &data, index);
+}
+
+#[test]
+fn an_entry_is_where_its_own_frame_or_member_begins() {
+    let data = tar(&[Part::Text(50_000, 1)]);
+    for (make, magic) in [(Make::Frames(5_000), &b"\x28\xb5\x2f\xfd"[..]), (Make::Members(5_000), b"\x1f\x8b\x08\x1c")]
+    {
+        let bytes = blob(&data, &make);
+        let (index, _) = learn(&bytes, 1 << 20, true);
+        let starts = index.spans.iter().flat_map(|span| &span.entry).filter(|entry| entry.window.is_empty());
+        let offsets: Vec<_> = starts.map(|entry| entry.offset as usize).collect();
+        assert!(offsets.len() > 7, "{make:?}");
+        assert!(offsets.iter().all(|offset| bytes[*offset..].starts_with(magic)), "{make:?}");
     }
 }
 

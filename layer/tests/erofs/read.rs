@@ -109,7 +109,7 @@ fn contents(make: &Make, image: &Image, (reader, inode): (&Reader<Bytes<'_>>, &I
 
 fn read(make: &Make, image: &Image, (reader, inode): (&Reader<Bytes<'_>>, &Inode), offset: u64, len: u64) -> Vec<u8> {
     let mut found = Vec::new();
-    for piece in reader.map(inode, offset, len).unwrap() {
+    for piece in reader.map(&mut Window::new(64), inode, offset, len).unwrap() {
         let at = found.len();
         found.resize(at + piece.len as usize, 0);
         match piece.place {
@@ -153,7 +153,7 @@ fn a_whole_file_is_one_piece() {
     let root = reader.inode(&mut Window::new(64), reader.root()).unwrap();
     let file = reader.find(&root, b"file").unwrap().unwrap();
     let file = reader.inode(&mut Window::new(64), file).unwrap();
-    let pieces = reader.map(&file, 100_000, 1 << 20).unwrap();
+    let pieces = reader.map(&mut Window::new(64), &file, 100_000, 1 << 20).unwrap();
     assert_eq!(pieces.len(), 1);
     assert_eq!((pieces[0].len, pieces[0].place), (600_001, Place::Device(0, 101_024)));
 }
@@ -176,7 +176,7 @@ fn ask_all(reader: &Reader<Bytes<'_>>) {
         let Ok(inode) = reader.inode(&mut Window::new(512), nid) else { continue };
         let _ = (reader.xattrs(&inode), reader.target(&inode), reader.find(&inode, b"name"));
         for offset in [0, 1000, inode.size / 2, inode.size.saturating_sub(1), u64::MAX] {
-            for piece in reader.map(&inode, offset, 1 << 20).unwrap_or_default() {
+            for piece in reader.map(&mut Window::new(512), &inode, offset, 1 << 20).unwrap_or_default() {
                 assert!(piece.len > 0 && piece.len <= 1 << 20);
                 if let Place::Image(at) = piece.place {
                     reader.copy(at, &mut vec![0; piece.len as usize]).unwrap();

@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use silk_model::Digest;
 use silk_registry::Reference;
 
 use super::{Caller, Image, Puller, lock};
@@ -41,16 +42,9 @@ impl Puller {
         if missing.is_empty() {
             return false;
         }
-        let held = match self.seams.contents.held(&caller.namespace, caller.lease.as_deref()).await {
-            Ok(held) => held,
-            Err(error) => {
-                tracing::warn!(image = spec.reference, error, "containerd does not tell what its pulls hold");
-                return false;
-            }
-        };
         let known = image.sources(spec);
         let mut found = Vec::new();
-        for held in held.iter().filter(|h| h.size <= DOCUMENT).take(DOCUMENTS) {
+        for held in &self.documents(&caller.namespace, caller.lease.as_deref()).await {
             for reference in references(held, &spec.reference) {
                 if known.iter().any(|k| k.manifest == held.digest && k.reference == reference) {
                     continue;
@@ -70,6 +64,29 @@ impl Puller {
         others.truncate(OTHERS);
         image.untried.fetch_or(new, Ordering::Relaxed);
         new
+    }
+
+    /// The leases of `namespace` that hold an image of exactly these layers: its pull is under way.
+    pub async fn leases_of(&self, namespace: &str, diff_ids: &[Digest]) -> Vec<String> {
+        let mut leases = Vec::new();
+        for held in self.documents(namespace, None).await {
+            let image = resolve::resolve(&self.seams.contents, namespace, "", &held.digest).await;
+            if image.is_ok_and(|image| image.diff_ids() == diff_ids) {
+                leases.extend(held.leases);
+            }
+        }
+        leases
+    }
+
+    /// What is held and small enough to be a manifest.
+    async fn documents(&self, namespace: &str, lease: Option<&str>) -> Vec<Held> {
+        let mut held = self.seams.contents.held(namespace, lease).await.unwrap_or_else(|error| {
+            tracing::warn!(namespace, error, "containerd does not tell what its pulls hold");
+            Vec::new()
+        });
+        held.retain(|held| held.size <= DOCUMENT);
+        held.truncate(DOCUMENTS);
+        held
     }
 }
 

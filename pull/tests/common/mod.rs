@@ -65,6 +65,8 @@ impl Show for Shown {
         self.renewed.lock().unwrap().push((*diff_id, lied));
     }
 
+    fn forget(&self, _: &Digest) {}
+
     fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError> {
         if let Some((diff_id, class)) = self.broken.lock().unwrap().filter(|(broken, _)| diff_ids.contains(broken)) {
             return Err(ShowError { diff_id: Some(diff_id), class, source: "as the test asked".into() });
@@ -187,7 +189,7 @@ impl Node {
             let size = bytes.len() as u64;
             held.entry(lease.to_owned())
                 .or_default()
-                .insert(0, Held { digest, size, repositories: repositories.clone() });
+                .insert(0, Held { digest, size, repositories: repositories.clone(), leases: vec![lease.to_owned()] });
         }
     }
 

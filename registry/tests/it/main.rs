@@ -6,6 +6,7 @@ mod blobs;
 mod hosts;
 mod manifests;
 mod mirrors;
+#[cfg(test)]
 mod pushes;
 mod redirects;
 #[cfg(test)]

@@ -4,18 +4,18 @@
 //! `silk:1:uses` is a sorted set of the values by the time of their last use (Redis's own clock, so that the nodes' need not
 //! agree), `silk:1:sizes` a hash of their sizes with the sum under `total`.
 
-use redis::{Script, ScriptInvocation};
+use redis::{Cmd, Script, ScriptInvocation};
 
 use crate::{Key, envelope::VERSION};
 
 /// What a value costs Redis besides its bytes: its entries in keyspace, expiry table, sorted set and hash, each with the key's 80
 /// bytes, rounded up. Without it a million small profiles would count as nothing.
-const COST: usize = 512;
+pub(super) const COST: u64 = 512;
 
 /// The scripts, with their hashes.
 #[derive(Debug)]
 pub(super) struct Scripts {
-    read: Script,
+    renew: Script,
     put: Script,
     remove: Script,
     uses: String,
@@ -26,7 +26,7 @@ impl Default for Scripts {
     fn default() -> Self {
         let with_drop = |script| Script::new(&format!("{}{script}", include_str!("drop.lua")));
         Self {
-            read: Script::new(include_str!("read.lua")),
+            renew: Script::new(include_str!("renew.lua")),
             put: with_drop(include_str!("put.lua")),
             remove: with_drop(include_str!("remove.lua")),
             uses: format!("silk:{VERSION}:uses"),
@@ -38,17 +38,18 @@ impl Default for Scripts {
 impl Scripts {
     /// All of them, to be loaded at each connection: a Redis that was restarted has forgotten them.
     pub(super) fn all(&self) -> [&Script; 3] {
-        [&self.read, &self.put, &self.remove]
+        [&self.renew, &self.put, &self.remove]
     }
 
-    /// Reads `keys`, at most so many bytes of each and of all.
-    pub(super) fn read(&self, keys: &[Key], most: u64, most_of_all: u64, expiry: u64) -> ScriptInvocation<'_> {
-        let mut call = self.read.prepare_invoke();
-        call.key(&self.uses).key(&self.sizes);
+    /// Renews those of `keys` that are there. Its failure is nobody's: on a full or read-only Redis, values can be read all
+    /// the same.
+    pub(super) fn renew(&self, keys: &[Key], expiry: u64) -> Cmd {
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(self.renew.get_hash()).arg(keys.len() + 2).arg(&self.uses).arg(&self.sizes);
         for key in keys {
-            call.key(name(*key));
+            call.arg(name(*key));
         }
-        call.arg(most).arg(most_of_all).arg(expiry);
+        call.arg(expiry);
         call
     }
 

@@ -8,7 +8,7 @@ use std::sync::{
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use silk_model::{Class, Digest};
-use silk_share::{Answer, Backend, BackendError, Found, Image, Item, Key, Query, RedisConfig, State};
+use silk_share::{Answer, Backend, BackendError, Found, Image, Item, Key, Published, Query, RedisConfig, State};
 
 use crate::{
     server::Server,
@@ -28,12 +28,14 @@ async fn one_node_publishes_and_another_finds_all_of_it_in_one_round_trip() {
     eventually("all is published", || status(&first).published == 31).await;
 
     wait_up(&second).await;
-    let before = server.calls("evalsha");
     let mut blobs: Vec<Digest> = layers.iter().map(|layer| layer.blob).collect();
     blobs.insert(3, Digest::of(b"unknown"));
     blobs.push(blobs[0]);
+    let calls = || ["getrange", "evalsha", "get"].map(|command| server.calls(command));
+    let before = calls();
     let mut known = second.image(&image(0), &blobs).await;
-    assert_eq!(server.calls("evalsha") - before, 1);
+    let calls: Vec<u64> = calls().iter().zip(before).map(|(after, before)| after - before).collect();
+    assert_eq!(calls, [32, 1, 0], "30 layers, an unknown one, a profile, and the renewal");
     let twice = known.layers.pop().unwrap().unwrap();
     assert_eq!(twice.value, layers[0]);
     assert_eq!(known.layers.remove(3), None);
@@ -135,7 +137,7 @@ async fn the_bound_holds_and_the_longest_unused_goes() {
     assert_eq!(counted(&server).len(), 1);
     // One that is larger than the bound is not even tried.
     let outcome = share.publish_now(&image(0), &[Item::Layer(layer(6, 5000))]).await.remove(0).1;
-    assert!(matches!(outcome, Err(BackendError::TooLarge { .. })));
+    assert!(matches!(outcome.unwrap().refused[..], [(_, BackendError::TooLarge { limit: 4408, .. })]));
     assert!(has(&share, 5).await);
     // Many nodes at once.
     let puts = (10..60).map(|n| {
@@ -175,8 +177,8 @@ async fn a_redis_full_of_other_things_takes_nothing_and_still_gives() {
     server.redo::<()>(&[b"SET", b"other", &vec![b'x'; 4 << 20]]);
     server.say::<()>("CONFIG SET maxmemory 2mb");
     let outcome = share.publish_now(&image(0), &[Item::Layer(layer(2, 1_000_000))]).await.remove(0).1;
-    let error = outcome.unwrap_err();
-    assert_eq!(error.class(), Class::NoSpace, "{error}");
+    let refused = outcome.unwrap().refused;
+    assert_eq!((refused.len(), refused[0].1.class()), (1, Class::NoSpace), "{refused:?}");
     share.publish_layer(&image(0), layer(3, 1_000_000));
     eventually("number 3 is dropped", || status(&share).dropped == 1).await;
     let trouble = status(&share).trouble.unwrap().1;
@@ -241,9 +243,19 @@ async fn a_redis_that_was_restarted_is_used_again() {
     assert!(!has(&share, 1).await && has(&share, 2).await);
     // Only the scripts are forgotten.
     server.say::<()>("SCRIPT FLUSH");
-    assert!(has(&share, 2).await);
-    server.say::<()>("SCRIPT FLUSH");
     put(&share, 3, 100).await;
+    server.say::<()>("SCRIPT FLUSH");
+    assert!(has(&share, 2).await);
+    // Soon lookups renew again what they read.
+    for _ in 0..3000 {
+        server.say::<()>(&format!("EXPIRE {} 100", key(2)));
+        assert!(has(&share, 2).await);
+        if server.say::<i64>(&format!("TTL {}", key(2))) > 100 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("number 2 is not renewed");
 }
 
 #[tokio::test]
@@ -262,7 +274,7 @@ async fn a_redis_that_never_was_is_no_error() {
 #[tokio::test]
 async fn passwords_come_from_a_file_that_is_read_each_time() {
     // The rights that the operator's page names, and no more.
-    let user = "user silk on >secret ~silk:1:* +@scripting +@read +@write +time +select";
+    let user = "user silk on >secret ~silk:1:* +@scripting +@read +@write +time +select +ping";
     let server = Server::start(&["user default on >admin ~* +@all", user]).await;
     let file = server.file("password", "wrong\n");
     let with_user = |name: &str| RedisConfig {
@@ -276,6 +288,7 @@ async fn passwords_come_from_a_file_that_is_read_each_time() {
     eventually("it is refused", refused).await;
     assert!(!has(&share, 1).await);
     std::fs::write(&file, "secret\n").unwrap();
+    wait_up(&share).await;
     put(&share, 1, 100).await;
     assert!(has(&share, 1).await);
     let found = share.image(&image(0), &[layer(1, 0).blob]).await.layers.remove(0).unwrap();
@@ -287,6 +300,54 @@ async fn passwords_come_from_a_file_that_is_read_each_time() {
     let told =
         || matches!(&status(&unreadable).state, State::Away { why, .. } if why.contains("password_file /nowhere"));
     eventually("the reason is told", told).await;
+}
+
+#[tokio::test]
+async fn a_replica_still_gives_and_takes_nothing() {
+    let server = Server::start(&[]).await;
+    let share = share(&server);
+    put(&share, 1, 1000).await;
+    server.say::<()>("REPLICAOF 127.0.0.1 1");
+    assert!(has(&share, 1).await);
+    let refused = share.publish_now(&image(0), &[Item::Layer(layer(2, 10))]).await.remove(0).1.unwrap().refused;
+    assert!(
+        refused[0].1.to_string().contains("READONLY") || refused[0].1.to_string().contains("read only"),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_very_large_value_among_many_is_found_too() {
+    let server = Server::start(&[]).await;
+    let share = share(&server);
+    // 96 MiB for 101 values are less than one MiB each.
+    put(&share, 1, 5 << 20).await;
+    put(&share, 2, 1000).await;
+    put(&share, 3, 6 << 20).await;
+    let blobs: Vec<Digest> = (1..=100).map(|n| layer(n, 0).blob).collect();
+    let known = share.image(&image(0), &blobs).await;
+    for (n, size) in [(1, 5 << 20), (2, 1000), (3, 6 << 20)] {
+        assert_eq!(known.layers[n as usize - 1].as_ref().unwrap().value, layer(n, size));
+    }
+    assert_eq!((status(&share).hits, status(&share).refused), (3, 0));
+}
+
+#[tokio::test]
+async fn a_large_answer_does_not_keep_its_memory() {
+    let server = Server::start(&[]).await;
+    let share = share(&server);
+    put(&share, 1, 8 << 20).await;
+    let client = || -> Vec<String> {
+        let list: String = server.say("CLIENT LIST");
+        let ids =
+            list.lines().filter(|line| ["cmd=evalsha", "cmd=script", "cmd=ping"].iter().any(|cmd| line.contains(cmd)));
+        ids.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
+    };
+    eventually("only the connection for lookups is left", || client().len() == 1).await;
+    let before = client();
+    assert!(has(&share, 1).await);
+    eventually("it is another one now", || client().len() == 1 && client() != before).await;
+    assert!(status(&share).state.is_up() && has(&share, 1).await);
 }
 
 /// A backend that knows layer 1 and keeps count.
@@ -310,8 +371,8 @@ impl Backend for Own {
         async move { Answer { layers: found.into_iter().collect(), ..Answer::default() } }.boxed()
     }
 
-    fn publish<'a>(&'a self, _: &'a Image, _: &'a [Item]) -> BoxFuture<'a, Result<u64, BackendError>> {
-        async { Ok(0) }.boxed()
+    fn publish<'a>(&'a self, _: &'a Image, _: &'a [Item]) -> BoxFuture<'a, Result<Published, BackendError>> {
+        async { Ok(Published::default()) }.boxed()
     }
 
     fn remove<'a>(&'a self, _: &'a Image, _: Key, _: Digest) -> BoxFuture<'a, Result<bool, BackendError>> {

@@ -62,7 +62,7 @@ impl World {
 
     async fn put(&self, share: &Share, items: &[Item]) {
         let outcome = share.publish_now(&self.image, items).await.remove(0).1;
-        assert_eq!(outcome.unwrap(), items.len() as u64);
+        assert_eq!(outcome.unwrap().kept, items.len() as u64);
     }
 
     /// Which of layers 1 to 3 are found.
@@ -192,7 +192,7 @@ async fn it_is_off_unless_configured() {
     let discovers = sharing(Some(KEY), |config| config.publish = false);
     assert_eq!(world.has(&discovers).await, [true, false, false]);
     let outcome = discovers.publish_now(&world.image, &[item(2, 100)]).await.remove(0).1;
-    assert_eq!((outcome.unwrap(), world.fake.count("^PUT.*manifests")), (0, 1));
+    assert_eq!((outcome.unwrap().kept, world.fake.count("^PUT.*manifests")), (0, 1));
     let nowhere = Image { repository: None, ..world.image.clone() };
     assert!(discovers.image(&nowhere, &[layer(1, 0).blob]).await.layers[0].is_none());
 }
@@ -274,10 +274,15 @@ async fn a_lie_is_taken_out_and_not_believed_again() {
         let known = node.image(&world.image, &[layer(1, 0).blob]).await;
         node.distrust(&world.image, known.layers[0].as_ref().unwrap(), "its spans are wrong");
         assert_eq!(world.has(&node).await, [false, true, false], "at once, for this node");
-        let newest = || world.artifacts().iter().any(|artifact| artifact["annotations"]["vnd.silk.revision"] == "2");
-        eventually("it is taken out", newest).await;
         let other = sharing(Some(KEY), |_| ());
-        assert_eq!(world.has(&other).await, [false, true, false]);
+        // The artifact comes before the list that names it.
+        for _ in 0..6000 {
+            if world.has(&other).await == [false, true, false] {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert_eq!(world.has(&other).await, [false, true, false], "it is taken out");
         assert_eq!(other.image(&world.image, &[]).await.profiles.len(), 1);
         // The same lie published again is not believed by who knows it.
         world.put(&other, &[item(1, 100)]).await;

@@ -65,6 +65,10 @@ impl Layers for Fake {
         }
     }
 
+    async fn leases(&self, _: &str, _: &RemoteChain) -> Vec<String> {
+        Vec::new()
+    }
+
     fn state(&self, _: &RemoteChain) -> State {
         self.state.borrow().clone()
     }
