@@ -22,8 +22,7 @@ import (
 // cold leaves the machine as after a boot, with two exceptions that make the figures those of a node and its link: the programs
 // of a node that runs containers are in memory, and so is what the registry will send.
 func cold(bundle image.Bundle) error {
-	unix.Sync()
-	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+	if err := dropCaches(); err != nil {
 		return err
 	}
 	for _, program := range []string{node.Silkd, node.Silk, node.Second.Binary, beside("containerd-shim-runc-v2"), which("runc"), which("igzip")} {
@@ -33,6 +32,11 @@ func cold(bundle image.Bundle) error {
 		}
 	}
 	return inMemory(bundle)
+}
+
+func dropCaches() error {
+	unix.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 
 func inMemory(bundle image.Bundle) error {
@@ -86,20 +90,41 @@ func ticks() (used, all int64) {
 	return used, all
 }
 
-// exclusive waits for a lock that others on this machine hold while they use its CPUs; release gives it back. No file, no lock.
-func exclusive(path string) (release func(), err error) {
-	if path == "" {
-		return func() {}, nil
+// turn is a lock file that others on this machine lock while they use its CPUs. It is kept over several measurements, because the
+// wait for it may be long, and given back now and then. No path, no lock.
+type turn struct {
+	path  string
+	file  *os.File
+	since time.Time
+}
+
+// The longest that a turn lasts before another measurement does not begin in it.
+const turnLimit = 3 * time.Minute
+
+// take waits for the lock unless this turn still lasts.
+func (t *turn) take() error {
+	if t.path == "" || t.file != nil && time.Since(t.since) < turnLimit {
+		return nil
 	}
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	t.giveBack()
+	file, err := os.OpenFile(t.path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
 		file.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+		return fmt.Errorf("lock %s: %w", t.path, err)
 	}
-	return func() { file.Close() }, nil
+	t.file, t.since = file, time.Now()
+	return nil
+}
+
+func (t *turn) giveBack() {
+	if t.file != nil {
+		t.file.Close()
+		t.file = nil
+		time.Sleep(time.Second) // for who waits
+	}
 }
 
 // machine says where figures were taken, for the head of a report.

@@ -8,7 +8,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"silk.invalid/integration/e2e/internal/hub"
@@ -96,54 +97,72 @@ func (s settings) run() error {
 		return err
 	}
 	report := report{settings: s, subjects: subjects, columns: chosen, started: time.Now()}
-	// What is measured when the program is interrupted is still worth a table.
 	err = scope.Run(func(t scope.Scope) {
-		b := &bench{Scope: t, fleets: map[string]*fleet{}, rung: s.rung, lock: s.lock}
+		b := &bench{Scope: t, fleets: map[string]*fleet{}, rung: s.rung, turn: &turn{path: s.lock}}
+		defer b.turn.giveBack()
 		b.origin = hub.StartShaped(t, s.network)
 		b.origin.TakesPushes = true
 		for _, subject := range subjects {
 			b.origin.Add(subject.name, "latest", subject.bundle)
 		}
-		report.figures = b.rounds(t, s, subjects, chosen)
+		b.measureAll(&report)
 	})
-	if written := report.write(); err == nil {
+	if written := report.write(true); err == nil {
 		err = written
 	}
 	return err
 }
 
-// rounds measures everything, each round in a random order. A measurement that fails is told and left out.
-func (b *bench) rounds(t scope.Scope, s settings, subjects []subject, chosen []column) (all []figures) {
-	random := rand.New(rand.NewPCG(s.seed, 0))
-	for round := range s.rounds {
-		order := slices.Clone(subjects)
-		random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
-		for _, subject := range order {
-			columns := slices.Clone(chosen)
-			random.Shuffle(len(columns), func(i, j int) { columns[i], columns[j] = columns[j], columns[i] })
-			for _, column := range columns {
-				f, err := b.one(subject, column)
-				if err != nil {
-					t.Error(err)
-					fmt.Fprintln(os.Stderr, "failed:", err)
-					continue
-				}
-				f.Round = round
-				all = append(all, f)
-				line, _ := json.Marshal(f) // numbers and names always encode
-				fmt.Fprintf(os.Stderr, "%s\n", line)
+// measureAll measures in rounds, each in a random order. A measurement that fails is told and left out; after an interrupt none begins.
+func (b *bench) measureAll(r *report) {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+	random := rand.New(rand.NewPCG(r.settings.seed, 0))
+	for round := range r.settings.rounds {
+		for _, pair := range pairs(random, r.subjects, r.columns) {
+			select {
+			case <-stop:
+				b.Error("interrupted")
+				return
+			default:
 			}
+			f, err := b.one(pair.subject, pair.column)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, "failed:", err)
+				b.Error(err)
+				continue
+			}
+			f.Round = round
+			r.figures = append(r.figures, f)
+			line, _ := json.Marshal(f) // numbers and names always encode
+			fmt.Fprintf(os.Stderr, "%s\n", line)
+		}
+		if err := r.write(false); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
+type pair struct {
+	subject subject
+	column  column
+}
+
+// pairs are all images with all columns: the images in a random order, and for each the columns, so that what is compared is near in
+// time.
+func pairs(random *rand.Rand, subjects []subject, columns []column) (all []pair) {
+	for _, s := range random.Perm(len(subjects)) {
+		for _, c := range random.Perm(len(columns)) {
+			all = append(all, pair{subjects[s], columns[c]})
 		}
 	}
 	return all
 }
 
 func (b *bench) one(s subject, c column) (figures, error) {
-	release, err := exclusive(b.lock)
-	if err != nil {
+	if err := b.turn.take(); err != nil {
 		return figures{}, err
 	}
-	defer release()
 	if err := b.teach(s, c); err != nil {
 		return figures{}, err
 	}

@@ -21,33 +21,39 @@ type report struct {
 	started  time.Time
 }
 
-// write prints the report, and keeps it and its chart where the settings say.
-func (r report) write() error {
+// write keeps the report and its chart where the settings say, and prints it when no more is to come.
+func (r report) write(last bool) error {
 	if len(r.figures) == 0 {
 		return nil
 	}
-	if r.settings.out == "" {
-		_, err := os.Stdout.WriteString(r.markdown(""))
-		return err
+	if r.settings.out != "" {
+		if err := r.keep(); err != nil {
+			return err
+		}
 	}
+	if !last {
+		return nil
+	}
+	_, err := os.Stdout.WriteString(r.markdown(""))
+	return err
+}
+
+func (r report) keep() error {
 	name := r.settings.name
 	if name == "" {
 		name, _ = os.Hostname()
 	}
 	file := filepath.Join(r.settings.out, r.started.Format("2006-01-02")+"-"+name)
-	chart := filepath.Base(file) + ".svg"
-	text := r.markdown(chart)
+	if r.settings.network.All == 0 {
+		file += "-unshaped"
+	}
 	if err := os.MkdirAll(r.settings.out, 0o755); err != nil {
 		return err
 	}
 	if err := os.WriteFile(file+".svg", []byte(r.chart()), 0o644); err != nil {
 		return err
 	}
-	if err := os.WriteFile(file+".md", []byte(text), 0o644); err != nil {
-		return err
-	}
-	_, err := os.Stdout.WriteString(text)
-	return err
+	return os.WriteFile(file+".md", []byte(r.markdown(filepath.Base(file)+".svg")), 0o644)
 }
 
 func (r report) markdown(chart string) string {
@@ -130,7 +136,12 @@ func (r report) row(text *strings.Builder, s subject, c column) {
 	if slices.ContainsFunc(all, func(f figures) bool { return f.Busy }) {
 		name += " \\*"
 	}
-	seconds := func(of func(figures) time.Duration) string { return fmt.Sprintf("%.2f", median(all, of).Seconds()) }
+	seconds := func(of func(figures) time.Duration) string {
+		if took := median(all, of); took > 0 {
+			return fmt.Sprintf("%.2f", took.Seconds())
+		}
+		return ""
+	}
 	asked := func(of func(figures) traffic) string {
 		return fmt.Sprintf("%.1f, %d", float64(median(all, func(f figures) int64 { return of(f).Bytes }))/1e6, median(all, func(f figures) int { return of(f).Requests }))
 	}
@@ -157,7 +168,7 @@ func (r report) sooner(s subject, c column, of func(figures) time.Duration) stri
 	var ratios []float64
 	for _, base := range r.of(s.name, baseline) {
 		for _, f := range r.of(s.name, c.name) {
-			if f.Round == base.Round {
+			if f.Round == base.Round && of(f) > 0 {
 				ratios = append(ratios, float64(of(base))/float64(of(f)))
 			}
 		}
