@@ -34,7 +34,7 @@ func TestLazyTreesEqualOverlayfs(t *testing.T) {
 		all = append(all, specimen{name, registry.Add("real/"+name, "1", bundle), image.TimesMadeUp(layers...)})
 	}
 	want := map[string]tree.Tree{}
-	for _, rung := range []string{"file", "loop"} {
+	for _, rung := range []string{"file", "loop", "tree"} {
 		t.Run(rung, func(t *testing.T) {
 			fleet := node.StartRedis(t)
 			teacher := node.Start(t, node.Options{Generation: node.Second, Extra: fleet.Config()})

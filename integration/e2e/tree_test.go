@@ -48,7 +48,7 @@ func TestTreesEqualOverlayfs(t *testing.T) {
 	all := specimens(t)
 	oldAndNew(t, func(t *testing.T, generation node.Generation) {
 		want := map[string]tree.Tree{}
-		for _, rung := range []string{"file", "loop"} {
+		for _, rung := range []string{"file", "loop", "tree"} {
 			t.Run(rung, func(t *testing.T) {
 				n := node.Start(t, node.Options{Generation: generation, Rung: rung})
 				for _, s := range all {

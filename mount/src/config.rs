@@ -7,19 +7,21 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What EROFS is mounted from. Only `auto` makes sense outside tests: it takes the first that works.
+    /// How layers are shown. Only `auto` makes sense outside tests: it takes the first that works.
     pub rung: RungChoice,
 }
 
-/// What EROFS is mounted from.
+/// How layers are shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RungChoice {
-    /// Files where the kernel can, else loop devices.
+    /// EROFS from files where the kernel can, else over loop devices, else by silkd itself.
     #[default]
     Auto,
-    /// Files, nothing else. Linux 6.12 and later.
+    /// EROFS from files, nothing else. Linux 6.12 and later.
     File,
-    /// Loop devices of 512-byte blocks, nothing else. Linux 6.4 and later.
+    /// EROFS over loop devices of 512-byte blocks, nothing else. Linux 6.4 and later.
     Loop,
+    /// Trees that silkd serves through FUSE, nothing else. Any kernel; containers depend on silkd.
+    Tree,
 }

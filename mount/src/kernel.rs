@@ -86,7 +86,7 @@ pub(crate) fn mount_erofs(
             // Advice that is not taken costs time only.
             let _ = fadvise(source.file(), 0, None, Advice::WillNeed);
         }
-        Rung::None => return Err(Errno::NOTSUP.into()),
+        Rung::Tree | Rung::None => return Err(Errno::NOTSUP.into()),
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Shows whole layers as mounts that every image shares.
 //!
 //! A layer's *view* is its tree as an EROFS mount: metadata that silk writes (`<layer>/erofs*`), bytes from the layer's
-//! data file. [`Mounts`] does the mounting below `<root>/mnt`, over files where the kernel can and over loop devices
-//! where it cannot; [`Views`] decides which view of a layer an image needs, makes its metadata and has it mounted.
+//! data file. [`Mounts`] does the mounting below `<root>/mnt`, over files where the kernel can, over loop devices
+//! where it cannot, and as trees that somebody serves ([`Trees`]) where there is no such EROFS; [`Views`] decides which view of a layer an image needs, makes its metadata and has it mounted.
 //! An image is an overlay of what [`Views::lowers`] returns.
 //!
 //! Everything here blocks, for a disk or for another thread that does the same work, never for a network. Call it from
@@ -25,6 +25,6 @@ mod views;
 
 pub use config::{Config, RungChoice};
 pub use error::{LayerError, MountError, ViewError};
-pub use mounts::{Mounts, Rung};
+pub use mounts::{Mounts, Rung, Trees};
 pub use view::{Ground, Variant, View};
 pub use views::{LayerFiles, Views};

@@ -6,8 +6,10 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use silk_model::Digest;
 
 use crate::{
     Ground, MountError, RungChoice, View,
@@ -17,13 +19,15 @@ use crate::{
     view::NAME_LEN,
 };
 
-/// What EROFS is mounted from.
+/// How layers are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rung {
     /// Files: Linux 6.12 and later.
     File,
     /// Loop devices: Linux 6.4 and later.
     Loop,
+    /// No EROFS, but trees that silkd serves.
+    Tree,
     /// Not at all.
     None,
 }
@@ -33,9 +37,22 @@ impl fmt::Display for Rung {
         f.write_str(match self {
             Self::File => "EROFS from files",
             Self::Loop => "EROFS over loop devices",
+            Self::Tree => "trees through FUSE",
             Self::None => "no EROFS",
         })
     }
+}
+
+/// Serves whole trees, for kernels that cannot mount EROFS.
+pub trait Trees: fmt::Debug + Send + Sync {
+    /// The directory that shows the metadata image `meta`, whose data files are those of `layers`, in this order.
+    ///
+    /// # Errors
+    /// When the image cannot be read.
+    fn tree(&self, name: &str, meta: &Path, layers: &[Digest]) -> io::Result<PathBuf>;
+
+    /// Nobody shows it any more.
+    fn gone(&self, name: &str);
 }
 
 /// Ends the name of a file beside a mount point whose view is served by the process that mounted it: to the next process it
@@ -50,6 +67,7 @@ pub struct Mounts {
     dev: u64,
     rung: Rung,
     reason: String,
+    trees: Option<Arc<dyn Trees>>,
     shown: Mutex<BTreeSet<String>>,
     turns: Turns<String>,
 }
@@ -61,7 +79,7 @@ impl Mounts {
     ///
     /// # Errors
     /// When `<root>/mnt` cannot be made or read, or leftovers cannot be taken away.
-    pub fn open(root: &Path, choice: RungChoice) -> Result<Self, MountError> {
+    pub fn open(root: &Path, choice: RungChoice, trees: Option<Arc<dyn Trees>>) -> Result<Self, MountError> {
         let mnt = root.join("mnt");
         // Images' files with their owners and setuid bits are nobody's business on the host.
         fs::DirBuilder::new()
@@ -73,9 +91,9 @@ impl Mounts {
         let mnt = mnt.canonicalize().map_err(|e| MountError::io("resolve", &mnt, e))?;
         let dev = fs::metadata(&mnt).map_err(|e| MountError::io("look at", &mnt, e))?.dev();
         let shown = adopt(&mnt)?;
-        let (rung, reason) = probe::probe(&mnt, choice)?;
+        let (rung, reason) = probe::probe(&mnt, choice, trees.is_some())?;
         tracing::info!(%rung, %reason, adopted = shown.len(), "layers are shown");
-        Ok(Self { mnt, dev, rung, reason, shown: Mutex::new(shown), turns: Turns::default() })
+        Ok(Self { mnt, dev, rung, reason, trees, shown: Mutex::new(shown), turns: Turns::default() })
     }
 
     /// What this kernel mounts from.
@@ -121,14 +139,17 @@ impl Mounts {
         })
     }
 
-    /// Shows a view, by the mount point's name, from other data files than before. There is no moment at which it is not
+    /// Shows a view, by the mount point's name, from other data files than before; a tree finds them by itself. There is no moment at which it is not
     /// shown: somebody may be about to use a path that he was told. A view that is not shown is no error.
     ///
     /// # Errors
     /// When the kernel refuses; the view is shown as before.
     pub fn replace(&self, name: &str, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<(), MountError> {
         self.turns.take(&name.to_owned(), || {
-            if self.is_live(name) { self.mount(name, meta, devices, (Place::Instead, ground)) } else { Ok(()) }
+            if self.rung == Rung::Tree || !self.is_live(name) {
+                return Ok(());
+            }
+            self.mount(name, meta, devices, (Place::Instead, ground))
         })
     }
 
@@ -143,9 +164,10 @@ impl Mounts {
         if self.rung == Rung::None {
             return Err(MountError::NoRung { reason: self.reason.clone() });
         }
-        if meta::wanted(meta).is_none_or(|wanted| wanted.len() != devices.len()) {
+        let layers = meta::wanted(meta).filter(|wanted| wanted.len() == devices.len());
+        let Some(layers) = layers else {
             return Err(MountError::Devices { meta: meta.to_owned(), given: devices.len() });
-        }
+        };
         match fs::create_dir(&target) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(MountError::io("create", &target, e)),
             _ => {}
@@ -153,7 +175,14 @@ impl Mounts {
         if ground == Ground::Served {
             fs::write(&mark, []).map_err(|e| MountError::io("write", &mark, e))?;
         }
-        if let Err(refused) = kernel::mount_erofs(self.rung, meta, devices, (&target, place), ground) {
+        let mounted = match (self.rung, &self.trees) {
+            (Rung::Tree, Some(trees)) => trees
+                .tree(name, meta, &layers)
+                .and_then(|tree| rustix::mount::mount_bind(&tree, &target).map_err(io::Error::from))
+                .map_err(kernel::Refused::from),
+            _ => kernel::mount_erofs(self.rung, meta, devices, (&target, place), ground),
+        };
+        if let Err(refused) = mounted {
             let (rung, meta) = (self.rung, meta.to_owned());
             if place == Place::Free {
                 remove_dir(&target)?;
@@ -185,6 +214,7 @@ impl Mounts {
             take_away(&self.mnt.join(name))?;
             remove_file(&self.mnt.join(format!("{name}{SERVED}")))?;
             self.shown_set().remove(name);
+            self.trees.iter().for_each(|trees| trees.gone(name));
             Ok(())
         })
     }

@@ -21,7 +21,7 @@ use crate::{Ground, MountError, Rung, RungChoice, kernel};
 pub(crate) const DIR: &str = ".probe";
 
 /// The first way that works, with why the ones before it (or all) do not.
-pub(crate) fn probe(mnt: &Path, choice: RungChoice) -> Result<(Rung, String), MountError> {
+pub(crate) fn probe(mnt: &Path, choice: RungChoice, trees: bool) -> Result<(Rung, String), MountError> {
     let dir = mnt.join(DIR);
     clear(mnt)?;
     let (image, data) = provide(&dir).map_err(|e| MountError::io("write a probe in", &dir, e))?;
@@ -29,6 +29,7 @@ pub(crate) fn probe(mnt: &Path, choice: RungChoice) -> Result<(Rung, String), Mo
         RungChoice::Auto => &[Rung::File, Rung::Loop],
         RungChoice::File => &[Rung::File],
         RungChoice::Loop => &[Rung::Loop],
+        RungChoice::Tree => &[],
     };
     let mut reasons = Vec::new();
     let mut found = Rung::None;
@@ -42,6 +43,9 @@ pub(crate) fn probe(mnt: &Path, choice: RungChoice) -> Result<(Rung, String), Mo
         }
     }
     clear(mnt)?;
+    if found == Rung::None && trees && matches!(choice, RungChoice::Auto | RungChoice::Tree) {
+        found = Rung::Tree;
+    }
     Ok((found, reasons.join("; ")))
 }
 

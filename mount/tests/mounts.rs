@@ -33,7 +33,7 @@ impl Root {
     }
 
     fn open(&self, rung: RungChoice) -> Mounts {
-        Mounts::open(self.path(), rung).unwrap()
+        Mounts::open(self.path(), rung, None).unwrap()
     }
 }
 
@@ -244,7 +244,7 @@ fn privileged_a_full_disk_does_not_stop_a_new_process() {
     assert_eq!(root.open(RungChoice::Auto).rung(), rung);
     fs::remove_file(&image).unwrap();
     io::copy(&mut io::repeat(1), &mut filler).unwrap_err();
-    let error = Mounts::open(root.path(), RungChoice::Auto).unwrap_err();
+    let error = Mounts::open(root.path(), RungChoice::Auto, None).unwrap_err();
     assert_eq!(error.class(), silk_model::Class::NoSpace, "{error}");
 }
 
@@ -336,12 +336,12 @@ fn privileged_paths_of_any_length_and_spelling_are_mounted() {
     let long = root.path().join("a,b:c d\\e=\"f\"\n").join("x".repeat(200)).join("y".repeat(200));
     fs::create_dir_all(&long).unwrap();
     for rung in RUNGS {
-        let mounts = Mounts::open(&long, rung).unwrap();
+        let mounts = Mounts::open(&long, rung, None).unwrap();
         let (view, meta, data) = layer(&long, 7);
         let point = mounts.show(&view, &meta, &[data], Ground::Disk).unwrap();
         assert_eq!(fs::read_to_string(point.join("file-7")).unwrap(), "layer 7");
         drop(mounts);
-        let mounts = Mounts::open(&long, rung).unwrap();
+        let mounts = Mounts::open(&long, rung, None).unwrap();
         assert_eq!(mounts.shown().len(), 1);
         mounts.hide(&view).unwrap();
     }

@@ -80,7 +80,7 @@ impl Layers {
     }
 
     fn views(&self, rung: RungChoice) -> Views {
-        Views::new(Mounts::open(&self.root, rung).unwrap())
+        Views::new(Mounts::open(&self.root, rung, None).unwrap())
     }
 
     /// An overlay of the chain, shown at a directory of that name.

@@ -246,7 +246,7 @@ async fn an_evicted_layer_is_fetched_again() {
     node.pull(&pushed).await.unwrap();
     node.store.evict(&pushed.layers[0].diff_id).unwrap();
     node.ready(&pushed).await.unwrap();
-    assert!(node.store.whole(&pushed.layers[0].diff_id));
+    node.whole(&pushed.layers[0].diff_id).await;
     assert_eq!(registry.count("GET .*blobs/"), 2);
 }
 

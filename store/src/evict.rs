@@ -84,7 +84,7 @@ impl Store {
     }
 
     /// Forgets the layers without data that were unused longest, beyond the configured number.
-    fn forget_oldest(&self) -> Result<(), StoreError> {
+    pub(crate) fn forget_oldest(&self) -> Result<(), StoreError> {
         // A layer that is on its way again is about to be whole.
         let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let absent = |(id, r): &(Digest, crate::LayerRecord)| !r.whole && !writing.contains_key(id);

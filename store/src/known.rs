@@ -62,8 +62,9 @@ impl Store {
             source: String::new(),
             millis: 0,
         };
-        let _changing = self.changing();
-        if self.whole(&known.diff_id) {
+        let changing = self.changing();
+        // Written once: somebody may be reading it already.
+        if self.whole(&known.diff_id) || self.is_known(&known.diff_id, &known.blob) {
             return Ok(());
         }
         fs::create_dir_all(&dir).map_err(|e| StoreError::io("create", &dir, e))?;
@@ -77,7 +78,9 @@ impl Store {
             from: from.to_owned(),
             facts,
         };
-        self.persist(&[(known.diff_id, record)])
+        self.persist(&[(known.diff_id, record)])?;
+        drop(changing);
+        self.forget_oldest()
     }
 
     /// Forgets names and index of a layer that is not whole, for whoever writes it alone.

@@ -47,6 +47,7 @@ fn text(status: &StatusResponse) -> String {
     let rung = match status.rung.as_str() {
         "file" => "EROFS from files",
         "loop" => "EROFS over loop devices",
+        "tree" => "silkd through FUSE",
         _ => "nothing: images are left to containerd",
     };
     let reason = if status.rung_reason.is_empty() { String::new() } else { format!(" ({})", status.rung_reason) };

@@ -94,6 +94,7 @@ fn rung_name(rung: Rung) -> &'static str {
     match rung {
         Rung::File => "file",
         Rung::Loop => "loop",
+        Rung::Tree => "tree",
         Rung::None => "none",
     }
 }
@@ -103,6 +104,7 @@ fn sentence(layer: &Layer, rung: Rung) -> String {
     let place = match rung {
         Rung::File => "EROFS from files",
         Rung::Loop => "EROFS over loop devices",
+        Rung::Tree => "silkd through FUSE",
         Rung::None => "nothing",
     };
     let how = match (layer.state.as_str(), layer.variant.as_str()) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use silk_api::{connect, control::control_server::ControlServer};
-use silk_mount::{Mounts, Views};
+use silk_mount::{Mounts, Trees, Views};
 use silk_pull::{Lazies, Puller, Seams};
 use silk_registry::Registry;
 use silk_share::Share;
@@ -31,14 +31,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.root).with_context(|| format!("cannot create {}", config.root.display()))?;
     let root = config.root.canonicalize().with_context(|| format!("cannot use {}", config.root.display()))?;
     let store = Arc::new(Store::open(&root, config.store).context("cannot open the store")?);
-    let mounts = Mounts::open(&root, config.mount.rung).context("cannot prepare mounts")?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %root.display(), rung = ?mounts.rung(), reason = mounts.reason(), "silkd starts");
     let lazies = Lazies::new(Arc::clone(&store), &config.pull);
     let slots = Slots::open(store.database()).context("cannot read the names of served files")?;
-    let served = Served::mount(&root, Arc::clone(&lazies), slots).map_err(|error| error.to_string());
+    let served = Served::mount(&root, Arc::clone(&lazies), slots).map(Arc::new).map_err(|error| error.to_string());
     if let Err(reason) = &served {
         tracing::warn!(reason, "layers are mounted when they are whole only");
     }
+    let trees = served.as_ref().ok().map(|served| Arc::clone(served) as Arc<dyn Trees>);
+    let mounts = Mounts::open(&root, config.mount.rung, trees).context("cannot prepare mounts")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %root.display(), rung = ?mounts.rung(), reason = mounts.reason(), "silkd starts");
     let views = Arc::new(StoreViews {
         store: Arc::clone(&store),
         lazies: Arc::clone(&lazies),

@@ -1,21 +1,24 @@
 //! What silkd serves through FUSE: the data files of layers whose bytes are still arriving, and of those that were when
-//! somebody mounted them.
+//! somebody mounted them; and, on kernels that cannot mount silk's EROFS, whole trees.
 
 use std::{
+    collections::HashMap,
     fs::File,
+    io,
     num::NonZero,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use lru::LruCache;
 use rustix::io::Errno;
-use silk_fuse::{Config, FuseError, Object, Reply, Session, Slot, Source};
+use silk_fuse::{Config, FuseError, Object, Reply, Session, Slot, Source, TreeFiles};
 use silk_model::Digest;
+use silk_mount::Trees;
 use silk_pull::Lazies;
 use silk_store::{Slots, Store, StoreError, padded, read_at};
 
-/// Data files of whole layers that are kept open. Overlays that were mounted while their layers filled read through here
+/// Data files of whole layers, and trees, that are kept open. Overlays that were mounted while their layers filled read through here
 /// until their containers end; beyond this many, a read costs an open. The hard limit of descriptors may be 20,000.
 const OPEN: NonZero<usize> = NonZero::new(512).expect("it is not 0");
 
@@ -33,6 +36,9 @@ struct Files {
     lazies: Arc<Lazies>,
     slots: Slots,
     open: Mutex<LruCache<Digest, Arc<File>>>,
+    /// The trees that are shown, by their slots: their images, and the slots of the data files.
+    trees: Mutex<HashMap<u32, (PathBuf, Vec<Slot>)>>,
+    open_trees: Mutex<LruCache<u32, Arc<TreeFiles>>>,
 }
 
 impl Served {
@@ -42,7 +48,8 @@ impl Served {
     /// When the kernel has no FUSE or refuses.
     pub fn mount(root: &Path, lazies: Arc<Lazies>, slots: Slots) -> Result<Self, FuseError> {
         let store = Arc::clone(lazies.store());
-        let files = Arc::new(Files { store, lazies, slots, open: Mutex::new(LruCache::new(OPEN)) });
+        let (open, open_trees) = (Mutex::new(LruCache::new(OPEN)), Mutex::new(LruCache::new(OPEN)));
+        let files = Arc::new(Files { store, lazies, slots, open, trees: Mutex::default(), open_trees });
         let at = root.join("fuse");
         let session = Session::mount(&at, Arc::clone(&files) as Arc<dyn Source>, Config::default())?;
         Ok(Self { at, files, session })
@@ -61,7 +68,7 @@ impl Served {
     /// The layer's bytes are gone or were others: the kernel is to forget what it keeps of them. Blocks while reads of it
     /// are answered.
     pub fn forget(&self, diff_id: &Digest) {
-        self.files.open().pop(diff_id);
+        lock(&self.files.open).pop(diff_id);
         let name = diff_id.hex();
         if let Some(slot) = self.files.slots.find(&name) {
             self.session.forget(Slot(slot), &name);
@@ -69,26 +76,54 @@ impl Served {
     }
 }
 
+impl Trees for Served {
+    fn tree(&self, name: &str, meta: &Path, layers: &[Digest]) -> io::Result<PathBuf> {
+        let slot = |name: &str| self.files.slots.of(name).map(Slot).map_err(io::Error::other);
+        let devices = layers.iter().map(|layer| slot(&layer.hex())).collect::<io::Result<Vec<_>>>()?;
+        let Slot(tree) = slot(name)?;
+        lock(&self.files.open_trees).pop(&tree);
+        lock(&self.files.trees).insert(tree, (meta.to_owned(), devices));
+        Ok(self.at.join(name))
+    }
+
+    fn gone(&self, name: &str) {
+        let Some(tree) = self.files.slots.find(name) else { return };
+        lock(&self.files.open_trees).pop(&tree);
+        if lock(&self.files.trees).remove(&tree).is_some() {
+            self.session.forget(Slot(tree), name);
+        }
+    }
+}
+
 impl Files {
+    fn tree(&self, slot: u32) -> Option<Arc<TreeFiles>> {
+        if let Some(tree) = lock(&self.open_trees).get(&slot) {
+            return Some(Arc::clone(tree));
+        }
+        let (meta, devices) = lock(&self.trees).get(&slot).cloned()?;
+        let opened = File::open(&meta).and_then(|image| TreeFiles::open(image, devices));
+        let opened = opened
+            .inspect_err(|error| tracing::error!(meta = %meta.display(), %error, "a layer's tree cannot be served"));
+        let tree = Arc::new(opened.ok()?);
+        lock(&self.open_trees).put(slot, Arc::clone(&tree));
+        Some(tree)
+    }
+
     fn layer(&self, slot: Slot) -> Option<Digest> {
         format!("sha256:{}", self.slots.name(slot.0)?).parse().ok()
     }
 
-    fn open(&self) -> std::sync::MutexGuard<'_, LruCache<Digest, Arc<File>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The data file of a whole layer.
-    fn whole(&self, diff_id: &Digest) -> std::io::Result<Arc<File>> {
-        if let Some(file) = self.open().get(diff_id) {
+    fn whole(&self, diff_id: &Digest) -> io::Result<Arc<File>> {
+        if let Some(file) = lock(&self.open).get(diff_id) {
             return Ok(Arc::clone(file));
         }
         let file = Arc::new(File::open(self.store.layer_path(diff_id).join("data"))?);
-        self.open().put(*diff_id, Arc::clone(&file));
+        lock(&self.open).put(*diff_id, Arc::clone(&file));
         Ok(file)
     }
 
-    fn read_whole(&self, diff_id: &Digest, offset: u64, len: u32) -> std::io::Result<Vec<u8>> {
+    fn read_whole(&self, diff_id: &Digest, offset: u64, len: u32) -> io::Result<Vec<u8>> {
         let file = self.whole(diff_id)?;
         let mut bytes = vec![0; len as usize];
         let read = read_at(&file, offset, &mut bytes)?;
@@ -103,7 +138,7 @@ impl Source for Files {
     }
 
     fn object(&self, slot: Slot) -> Option<Object> {
-        let diff_id = self.layer(slot)?;
+        let Some(diff_id) = self.layer(slot) else { return self.tree(slot.0).map(Object::Tree) };
         // Of a layer that is being streamed anew too: the kernel must not learn of a file that is gone for a while.
         let size = self.lazies.get(&diff_id).map(|lazy| lazy.size()).or_else(|| self.store.size(&diff_id))?;
         Some(Object::Data { size: padded(size) })
@@ -130,4 +165,8 @@ impl Source for Files {
             }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -18,7 +18,7 @@ pub struct StoreViews {
     /// Those of them whose bytes are still arriving.
     pub lazies: Arc<Lazies>,
     /// Serves these; the reason when it does not.
-    pub served: Result<Served, String>,
+    pub served: Result<Arc<Served>, String>,
     /// The mounts.
     pub views: Views,
 }
@@ -75,7 +75,7 @@ impl LayerFiles for Files<'_> {
 impl Show for StoreViews {
     fn possible(&self) -> Result<(), String> {
         match self.views.mounts().rung() {
-            Rung::File | Rung::Loop => Ok(()),
+            Rung::File | Rung::Loop | Rung::Tree => Ok(()),
             Rung::None => Err(format!("this kernel cannot show layers: {}", self.views.mounts().reason())),
         }
     }

@@ -1,5 +1,5 @@
 //! Where decoding of a blob could begin again: noted by the decoders as they go, handed to [`crate::index::Builder`].
-//! Costs the decoding thread a copy of 32 KiB and of some compressed bytes for each MiB.
+//! Costs the decoding thread a copy of 32 KiB and of some compressed bytes for each place in a gzip member.
 
 use std::{mem, ops::Range};
 

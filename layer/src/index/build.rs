@@ -1,5 +1,5 @@
 //! Makes an index from what a learning decoder finds and the bytes it gives out. Called by the thread that stores them; costs
-//! it their SHA-256, and 0.16 ms a MiB.
+//! it their SHA-256, and 0.16 ms for each place in a gzip member.
 
 use std::{collections::VecDeque, fmt};
 

@@ -22,7 +22,7 @@ import (
 // Options of a node.
 type Options struct {
 	Generation Generation
-	// Rung is how layers are mounted: "auto", "file" or "loop".
+	// Rung is how layers are mounted: "auto", "file", "loop" or "tree".
 	Rung string
 	// Sandbox is the image of CRI's pause container.
 	Sandbox string

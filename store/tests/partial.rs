@@ -1,0 +1,178 @@
+//! Layers with holes: what is marked is right, over restarts, crashes and damage.
+
+#![allow(clippy::unwrap_used)] // a test's helper panics where the test would
+
+use std::{fs, io::Read as _, path::Path, sync::Arc};
+
+use silk_layer::{
+    decode,
+    index::{self, Builder, Index},
+    toc::{self, Toc},
+};
+use silk_model::{Class, Digest};
+use silk_store::{Config, Known, Store, StoreError, padded};
+
+/// A tar's worth of bytes that differ everywhere but for a hole in the middle.
+fn bytes() -> Vec<u8> {
+    let mut x = 7_u64;
+    let noise = std::iter::repeat_with(|| {
+        x = x.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+        (x >> 56) as u8
+    });
+    let mut bytes: Vec<_> = noise.take(5_000_000).collect();
+    bytes[2_000_000..3_000_000].fill(0);
+    bytes
+}
+
+fn known(bytes: &[u8]) -> (Known, Index) {
+    let mut decoder = decode::open_learning(bytes).unwrap();
+    let mut builder = Builder::new();
+    let mut piece = vec![0; 100_000];
+    loop {
+        let len = decoder.read(&mut piece).unwrap();
+        builder.entries(decoder.take_entries());
+        if len == 0 {
+            break;
+        }
+        builder.push(&piece[..len]);
+    }
+    let index = builder.finish(decoder.compression(), bytes.len() as u64);
+    let toc = toc::encode(&Toc { size: bytes.len() as u64, entries: vec![] });
+    (Known { diff_id: Digest::of(bytes), blob: Digest::of(b"blob"), toc, index: index::encode(&index) }, index)
+}
+
+fn open(root: &Path) -> Arc<Store> {
+    Arc::new(Store::open(root, Config::default()).unwrap())
+}
+
+fn span<'b>(index: &Index, span: usize, bytes: &'b [u8]) -> &'b [u8] {
+    let range = index.range(span);
+    &bytes[range.start as usize..range.end as usize]
+}
+
+#[test]
+fn spans_come_in_any_order_and_the_last_makes_the_layer_whole() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    assert!(matches!(store.partial(known.diff_id), Err(StoreError::Absent(_))), "nothing is known");
+    store.learn(&known, "a peer").unwrap();
+    assert!(store.is_known(&known.diff_id, &known.blob) && !store.is_known(&known.diff_id, &known.diff_id));
+    let partial = store.partial(known.diff_id).unwrap();
+    assert!(matches!(store.writer(known.diff_id), Err(StoreError::Busy(_))));
+    let toc = store.toc(&known.diff_id).unwrap();
+    for nr in (0..index.len()).rev() {
+        let mut out = vec![1; 1000];
+        let at = index.range(nr).start;
+        assert_eq!(partial.read(at, &mut out).unwrap_err().class(), Class::NotFound, "a hole is never read");
+        assert_eq!(partial.finish(&toc, 1).unwrap_err().class(), Class::NotFound, "nor is it whole");
+        partial.fill(nr, span(&index, nr, &bytes)).unwrap();
+        let len = partial.read(at, &mut out).unwrap();
+        assert_eq!(
+            out[..len.min(bytes.len() - at as usize)],
+            bytes[at as usize..][..len.min(bytes.len() - at as usize)]
+        );
+    }
+    assert_eq!(partial.bytes_here(), bytes.len() as u64);
+    let mut end = vec![1; 8192];
+    let len = partial.read(padded(bytes.len() as u64) - 4096, &mut end).unwrap();
+    assert_eq!(len, 4096, "zeros behind the tar, up to a page");
+    partial.finish(&toc, 1).unwrap();
+    drop(partial);
+    assert!(store.whole(&known.diff_id));
+    assert_eq!(store.record(&known.diff_id).unwrap().from, "");
+    assert!(!store.layer_path(&known.diff_id).join("present").exists());
+    assert_eq!(fs::read(store.layer_path(&known.diff_id).join("data")).unwrap()[..bytes.len()], bytes);
+    assert_eq!(store.prove(&known.diff_id).unwrap().finding, silk_store::Finding::Good);
+    store.evict(&known.diff_id).unwrap();
+    assert_eq!(store.known(&known.diff_id).unwrap(), known, "it outlives the data");
+}
+
+#[test]
+fn marks_outlive_the_process_and_after_a_crash_only_good_spans_do() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    store.learn(&known, "a peer").unwrap();
+    let partial = store.partial(known.diff_id).unwrap();
+    for nr in [0, 2, 3] {
+        partial.fill(nr, span(&index, nr, &bytes)).unwrap();
+    }
+    drop((partial, store));
+    let store = open(root.path());
+    let partial = store.partial(known.diff_id).unwrap();
+    assert_eq!((0..5).map(|nr| partial.has(nr)).collect::<Vec<_>>(), [true, false, true, true, false]);
+    drop((partial, store));
+    // Another boot, and one of the spans never reached the disk.
+    let dir = root.path().join("layers/sha256").join(known.diff_id.hex());
+    let mut marks = fs::read(dir.join("present")).unwrap();
+    marks[8] ^= 1;
+    fs::write(dir.join("present"), marks).unwrap();
+    let mut data = fs::read(dir.join("data")).unwrap();
+    data[index.range(2).start as usize..][..4096].fill(0);
+    fs::write(dir.join("data"), data).unwrap();
+    let store = open(root.path());
+    let partial = store.partial(known.diff_id).unwrap();
+    assert_eq!((0..5).map(|nr| partial.has(nr)).collect::<Vec<_>>(), [true, false, false, true, false]);
+    // Zeros are written where another process may have left something.
+    for nr in 0..index.len() {
+        partial.fill(nr, span(&index, nr, &bytes)).unwrap();
+    }
+    assert_eq!(fs::read(dir.join("data")).unwrap()[..bytes.len()], bytes);
+    // Marks of another index say nothing.
+    drop((partial, store));
+    let mut marks = fs::read(dir.join("present")).unwrap();
+    marks[30] ^= 1;
+    fs::write(dir.join("present"), marks).unwrap();
+    let store = open(root.path());
+    assert_eq!(store.partial(known.diff_id).unwrap().bytes_here(), 0);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, _) = known(&bytes);
+    let store = open(root.path());
+    let other = Known { diff_id: Digest::of(b"other"), ..known.clone() };
+    assert!(matches!(store.learn(&other, "a liar"), Err(StoreError::Foreign { .. })));
+    let short = Known { toc: toc::encode(&Toc { size: 512, entries: vec![] }), ..known.clone() };
+    assert!(matches!(store.learn(&short, "a liar"), Err(StoreError::Foreign { .. })));
+    assert!(store.record(&known.diff_id).is_none());
+    store.learn(&known, "a peer").unwrap();
+    fs::write(store.layer_path(&known.diff_id).join("toc"), b"torn").unwrap();
+    assert_eq!(store.partial(known.diff_id).unwrap_err().class(), Class::Corrupt);
+    assert!(!store.is_known(&known.diff_id, &known.blob), "it is forgotten");
+    store.writer(known.diff_id).unwrap();
+}
+
+#[test]
+fn a_layer_that_is_discarded_reads_no_more() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    store.learn(&known, "a peer").unwrap();
+    let partial = store.partial(known.diff_id).unwrap();
+    partial.fill(0, span(&index, 0, &bytes)).unwrap();
+    partial.discard(false).unwrap();
+    assert!(partial.read(0, &mut [0; 10]).is_err() && partial.fill(1, span(&index, 1, &bytes)).is_err());
+    assert!(store.is_known(&known.diff_id, &known.blob));
+    assert!(!store.layer_path(&known.diff_id).join("data").exists());
+    let again = store.partial(known.diff_id).unwrap();
+    drop(partial);
+    assert!(store.partial(known.diff_id).is_err(), "the old one gives nothing away that is not its own");
+    drop(again);
+    store.drop_partials(|_| false).unwrap();
+    assert!(!store.layer_path(&known.diff_id).join("present").exists());
+    // Of many that are known, those used longest ago are forgotten.
+    let store = {
+        drop(store);
+        Arc::new(Store::open(root.path(), Config { known_layers: 0, ..Config::default() }).unwrap())
+    };
+    let other = known_of(b"another layer");
+    store.learn(&other, "a peer").unwrap();
+    assert!(store.record(&known.diff_id).is_none() && store.record(&other.diff_id).is_none());
+}
+
+fn known_of(bytes: &[u8]) -> Known {
+    known(bytes).0
+}
