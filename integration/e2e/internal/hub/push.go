@@ -57,8 +57,16 @@ func (h *Hub) putManifest(w http.ResponseWriter, name, reference string, manifes
 	}
 }
 
-// Referrers are the descriptors of the manifests that name another one as their subject.
-func (h *Hub) Referrers(name, subject string) (found []map[string]any) {
+// Referrer is a manifest that names another one as its subject.
+type Referrer struct {
+	image.Manifest
+	Digest       string
+	ArtifactType string
+	Annotations  map[string]string
+}
+
+// Referrers are the manifests of a repository that refer to one of its manifests.
+func (h *Hub) Referrers(name, subject string) (found []Referrer) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for key, manifest := range h.manifests {
@@ -67,10 +75,10 @@ func (h *Hub) Referrers(name, subject string) (found []map[string]any) {
 			continue
 		}
 		var says struct {
-			ArtifactType string                   `json:"artifactType"`
-			Subject      *struct{ Digest string } `json:"subject"`
+			ArtifactType string
+			Subject      *struct{ Digest string }
 			Config       struct{ MediaType string }
-			Annotations  map[string]string `json:"annotations"`
+			Annotations  map[string]string
 		}
 		if json.Unmarshal(manifest.Body, &says) != nil || says.Subject == nil || says.Subject.Digest != subject {
 			continue
@@ -78,27 +86,26 @@ func (h *Hub) Referrers(name, subject string) (found []map[string]any) {
 		if says.ArtifactType == "" {
 			says.ArtifactType = says.Config.MediaType
 		}
-		found = append(found, map[string]any{
-			"mediaType": manifest.MediaType, "digest": digest, "size": len(manifest.Body),
-			"artifactType": says.ArtifactType, "annotations": says.Annotations,
-		})
+		found = append(found, Referrer{manifest, digest, says.ArtifactType, says.Annotations})
 	}
 	return found
 }
 
 func (h *Hub) serveReferrers(w http.ResponseWriter, name, subject string) {
-	found := h.Referrers(name, subject)
-	if found == nil {
-		found = []map[string]any{}
+	descriptors := []map[string]any{}
+	for _, r := range h.Referrers(name, subject) {
+		descriptors = append(descriptors, map[string]any{
+			"mediaType": r.MediaType, "digest": r.Digest, "size": len(r.Body),
+			"artifactType": r.ArtifactType, "annotations": r.Annotations,
+		})
 	}
-	w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
-	body, err := json.Marshal(map[string]any{
-		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": found,
-	})
+	const mediaType = "application/vnd.oci.image.index.v1+json"
+	body, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": mediaType, "manifests": descriptors})
 	if err != nil {
 		Error(w, http.StatusInternalServerError, fmt.Sprint(err))
 		return
 	}
+	w.Header().Set("Content-Type", mediaType)
 	w.Write(body)
 }
 
