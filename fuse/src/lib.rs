@@ -12,7 +12,6 @@
 #![forbid(unsafe_code)]
 
 mod config;
-mod crew;
 mod error;
 mod mount;
 mod node;

@@ -18,7 +18,7 @@ use fuser::{
 };
 use silk_layer::erofs::read::Window;
 
-use crate::{Object, Reply, Slot, Source, TreeFiles, crew::Crew, node::Node, read, tree};
+use crate::{Object, Reply, Slot, Source, TreeFiles, node::Node, read, tree};
 
 /// How long the kernel may keep what it was told: nothing here ever changes, and what goes away is called back. A year;
 /// the kernel counts in jiffies, and cuts what is longer.
@@ -38,25 +38,14 @@ const INODES: usize = 16 << 10;
 /// Answers requests from a source.
 pub(crate) struct Server {
     source: Arc<dyn Source>,
-    crew: Arc<Crew>,
 }
 
 /// What a request is answered with.
 pub(crate) type Answer<T> = Result<T, Errno>;
 
 impl Server {
-    pub(crate) fn new(source: Arc<dyn Source>, crew: Arc<Crew>) -> Self {
-        Self { source, crew }
-    }
-
-    /// Runs a handler. A panic must not end the worker: its request gets an EIO as its reply is dropped.
-    fn guard(&self, request: &'static str, handler: impl FnOnce()) {
-        self.crew.answer(|| {
-            // What a panic left half done is the source's to know; the server itself changes nothing.
-            if catch_unwind(AssertUnwindSafe(handler)).is_err() {
-                tracing::error!(request, "a FUSE request panicked");
-            }
-        });
+    pub(crate) fn new(source: Arc<dyn Source>) -> Self {
+        Self { source }
     }
 
     /// An inode and its object. ESTALE for what is not there any more.
@@ -147,6 +136,14 @@ struct Listed<'l> {
     of: Option<(&'l TreeFiles, Node)>,
 }
 
+/// Runs a handler. A panic must not end the worker: its request gets an EIO as its reply is dropped.
+fn guard(request: &'static str, handler: impl FnOnce()) {
+    // What a panic left half done is the source's to know; the server itself changes nothing.
+    if catch_unwind(AssertUnwindSafe(handler)).is_err() {
+        tracing::error!(request, "a FUSE request panicked");
+    }
+}
+
 /// How many of `len` bytes from `offset` on are in a file.
 fn clip(offset: u64, len: u32, size: u64) -> u32 {
     u32::try_from(size.saturating_sub(offset)).unwrap_or(u32::MAX).min(len)
@@ -216,7 +213,7 @@ impl Filesystem for Server {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard("lookup", || match self.lookup(parent, name) {
+        guard("lookup", || match self.lookup(parent, name) {
             Ok(Some(attr)) => reply.entry(&FOR_GOOD, &attr, Generation(0)),
             // Inode 0: there is none, and that may be kept too.
             Ok(None) => reply.entry(&FOR_GOOD, &attr(INodeNo(0), FileType::RegularFile, 0, 0), Generation(0)),
@@ -226,7 +223,7 @@ impl Filesystem for Server {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard("getattr", || match self.attr(ino) {
+        guard("getattr", || match self.attr(ino) {
             Ok(attr) => reply.attr(&FOR_GOOD, &attr),
             Err(error) => reply.error(error),
         });
@@ -243,7 +240,7 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard("read", || self.read(ino, offset, size, reply));
+        guard("read", || self.read(ino, offset, size, reply));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -259,14 +256,14 @@ impl Filesystem for Server {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guard("readlink", || match self.tree(ino).and_then(|(node, tree)| tree.target(node)) {
+        guard("readlink", || match self.tree(ino).and_then(|(node, tree)| tree.target(node)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(error),
         });
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.guard("readdir", move || {
+        guard("readdir", move || {
             let listed = self.list(ino, offset, &mut |it| Ok(reply.add(it.ino, it.next, it.kind, it.name)));
             match listed {
                 Ok(()) => reply.ok(),
@@ -276,7 +273,7 @@ impl Filesystem for Server {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.guard("readdirplus", move || {
+        guard("readdirplus", move || {
             let mut window = Window::new(INODES);
             let listed = self.list(ino, offset, &mut |it| {
                 let attr = match it.of {
@@ -293,14 +290,14 @@ impl Filesystem for Server {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.guard("getxattr", || match self.node(ino) {
+        guard("getxattr", || match self.node(ino) {
             Ok((node, Object::Tree(tree))) => give(reply, size, tree.xattr(node, name)),
             _ => reply.error(Errno::ENODATA),
         });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.guard("listxattr", || match self.node(ino) {
+        guard("listxattr", || match self.node(ino) {
             Ok((node, Object::Tree(tree))) => give(reply, size, tree.xattr_names(node)),
             _ => give(reply, size, Ok(Vec::new())),
         });

@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -11,7 +11,6 @@ use fuser::{INodeNo, Notifier, SessionACL};
 
 use crate::{
     Config, FuseError, Slot, Source,
-    crew::Crew,
     mount::{self, Mounted},
     node::Node,
     serve::Server,
@@ -26,19 +25,8 @@ const END: Duration = Duration::from_secs(5);
 pub struct Session {
     mounted: Mounted,
     notifier: Notifier,
-    crew: Closing,
-    /// Closed by the last worker.
+    /// Closed by the last worker. In a mutex for `Sync`'s sake.
     ended: Mutex<mpsc::Receiver<()>>,
-}
-
-/// A crew that is closed when dropped, so that no thread outlives the session, nor one that did not come about.
-#[derive(Debug)]
-struct Closing(Arc<Crew>);
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        self.0.close();
-    }
 }
 
 impl Session {
@@ -52,10 +40,7 @@ impl Session {
         let (device, new) = mount::new(&at)?;
         let mut fuser_config = fuser::Config::default();
         fuser_config.n_threads = Some(config.workers.max(1));
-        let crew = Crew::new(config.workers.max(1)).map_err(|e| FuseError::io("start threads for", &at, e))?;
-        let crew = Closing(crew);
-        let server = Server::new(source, crew.0.clone());
-        let session = fuser::Session::from_fd(server, device, SessionACL::All, fuser_config);
+        let session = fuser::Session::from_fd(Server::new(source), device, SessionACL::All, fuser_config);
         let session = session.map_err(FuseError::Handshake)?;
         let notifier = session.notifier();
         let (running, ended) = mpsc::channel();
@@ -68,7 +53,7 @@ impl Session {
         workers.map_err(|e| FuseError::io("start threads for", &at, e))?;
         let mounted = new.attach(&at).map_err(|e| FuseError::io("mount on", &at, e))?;
         tracing::info!(path = %at.display(), workers = config.workers, "FUSE is mounted");
-        Ok(Self { mounted, notifier, crew, ended: ended.into() })
+        Ok(Self { mounted, notifier, ended: Mutex::new(ended) })
     }
 
     /// Unmounts and ends all workers. A mount that is in use (by EROFS mounts over its files, say) is ended all the
@@ -88,20 +73,16 @@ impl Session {
         }
     }
 
-    fn ended(&self) -> MutexGuard<'_, mpsc::Receiver<()>> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn has_ended(&self, wait: Duration) -> bool {
-        matches!(self.ended().recv_timeout(wait), Err(mpsc::RecvTimeoutError::Disconnected))
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(ended.recv_timeout(wait), Err(mpsc::RecvTimeoutError::Disconnected))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.crew.0.close();
-        // An operator may have unmounted it; then the kernel has ended the session, and tells each worker at once.
-        if self.has_ended(Duration::from_millis(20)) {
+        // An operator may have unmounted it; then the kernel has ended the session.
+        if self.has_ended(Duration::ZERO) {
             return;
         }
         if let Err(error) = self.mounted.unmount() {
@@ -119,3 +100,9 @@ impl Drop for Session {
         }
     }
 }
+
+/// A session is shared by whoever has something to forget.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Session>();
+};

@@ -1,17 +1,21 @@
-//! Who may fetch, over all layers that fill behind their readers: demand at once, everything else when no reader waits.
+//! Who may fetch, over all layers that fill behind their readers: what a reader waits for at once, everything else beside it on
+//! fewer connections.
+//!
+//! The rest never stops for readers: a start is a chain of small reads, each a round trip, which leave most of the link idle, and
+//! the sooner everything is here the fewer of them miss. But each connection takes an equal share of the link, so the
+//! fewer the rest has, the sooner a reader's range is through. Holding the rest back altogether for 30 ms after each read
+//! was tried: a Python service with 294 MB was ready after 4.2 s instead of 3.9 s by a plain pull, and whole after 4.1 s instead
+//! of 2.7 s (1 Gbit/s, 80 MiB/s a connection, 20 ms to the first byte).
 //!
 //! Work that has begun is never cancelled: a range ends within tens of milliseconds, and its bytes are wanted anyway.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
 };
 
@@ -20,30 +24,46 @@ use crate::Config;
 /// Ranges that readers wait for, at once. More than a container's threads ask for; each holds a decoder and a span.
 const DEMANDS: usize = 8;
 
-/// After a reader was served, the link is left to the next one for this long: a start reads in bursts, one page fault after
-/// another, with less than this between them.
-const QUIET: Duration = Duration::from_millis(30);
+/// Other ranges at once while readers are served: the fewest that still fill a link of 1 Gbit/s at 80 MiB/s a
+/// connection, when each range begins with 20 ms of silence.
+const BESIDE_READERS: usize = 3;
 
-/// Readers hold back the rest no longer than this, so that an image becomes whole under constant reading too.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// After a reader was served, it is counted as there for this long: a start reads in bursts with less than this between them.
+const LINGERS: Duration = Duration::from_millis(100);
 
 /// Admits ranges.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     demands: Arc<Semaphore>,
-    others: Arc<Semaphore>,
-    /// One at a time for every two cores.
+    /// Scans of what has come: one at a time for every two cores.
     scans: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    /// When the last reader was served.
-    served: watch::Sender<Instant>,
+    most: usize,
+    traffic: Mutex<Traffic>,
+    /// A range that nobody waits for has ended.
+    ended: Notify,
 }
 
-/// The right to fetch and decode one range; for a reader, others hold back while it lives.
+#[derive(Debug)]
+struct Traffic {
+    /// Reads that are not answered.
+    readers: usize,
+    /// When a reader was last answered.
+    served: Option<Instant>,
+    /// Ranges that nobody waits for.
+    others: usize,
+}
+
+/// The right to fetch and decode one range, or to scan.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     _permit: Option<OwnedSemaphorePermit>,
-    demand: Option<Arc<Scheduler>>,
+    of: Option<(Arc<Scheduler>, Whose)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Reader,
+    Other,
 }
 
 impl Scheduler {
@@ -51,58 +71,69 @@ impl Scheduler {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Arc::new(Self {
             demands: Arc::new(Semaphore::new(DEMANDS)),
-            others: Arc::new(Semaphore::new(config.ranges_at_once.max(1))),
             scans: Arc::new(Semaphore::new(cores.div_ceil(2))),
-            waiting: AtomicUsize::new(0),
-            served: watch::Sender::new(Instant::now() - QUIET),
+            most: config.ranges_at_once.max(1),
+            traffic: Mutex::new(Traffic { readers: 0, served: None, others: 0 }),
+            ended: Notify::new(),
         })
     }
 
     /// A reader waits.
     pub(crate) async fn demand(self: &Arc<Self>) -> Admitted {
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        let mut admitted = Admitted { _permit: None, demand: Some(Arc::clone(self)) };
+        self.traffic().readers += 1;
+        let mut admitted = Admitted { _permit: None, of: Some((Arc::clone(self), Whose::Reader)) };
         admitted._permit = Arc::clone(&self.demands).acquire_owned().await.ok();
         admitted
     }
 
     /// Nobody waits for it.
     pub(crate) async fn background(self: &Arc<Self>) -> Admitted {
-        let permit = Arc::clone(&self.others).acquire_owned().await.ok();
-        self.quiet().await;
-        Admitted { _permit: permit, demand: None }
+        loop {
+            let ended = self.ended.notified();
+            let again = match self.try_background() {
+                Ok(admitted) => return admitted,
+                Err(again) => again,
+            };
+            let _ = timeout_at(again, ended).await;
+        }
+    }
+
+    /// Or when to try again at the latest.
+    fn try_background(self: &Arc<Self>) -> Result<Admitted, Instant> {
+        let mut traffic = self.traffic();
+        let now = Instant::now();
+        let lingers = traffic.served.map(|served| served + LINGERS).filter(|end| *end > now);
+        let most = if traffic.readers > 0 || lingers.is_some() { self.most.min(BESIDE_READERS) } else { self.most };
+        if traffic.others >= most {
+            return Err(lingers.unwrap_or(now + LINGERS));
+        }
+        traffic.others += 1;
+        Ok(Admitted { _permit: None, of: Some((Arc::clone(self), Whose::Other)) })
     }
 
     /// The right to read and scan some spans.
     pub(crate) async fn scan(self: &Arc<Self>) -> Admitted {
-        let permit = Arc::clone(&self.scans).acquire_owned().await.ok();
-        self.quiet().await;
-        Admitted { _permit: permit, demand: None }
+        Admitted { _permit: Arc::clone(&self.scans).acquire_owned().await.ok(), of: None }
     }
 
-    /// Returns when no reader waits and none was served a moment ago, or when patience ends.
-    async fn quiet(&self) {
-        let mut served = self.served.subscribe();
-        let end = Instant::now() + PATIENCE;
-        while Instant::now() < end {
-            let calm = *served.borrow_and_update() + QUIET;
-            if self.waiting.load(Ordering::Acquire) > 0 {
-                let _ = timeout_at(end, served.changed()).await;
-            } else if Instant::now() < calm {
-                tokio::time::sleep_until(calm.min(end)).await;
-            } else {
-                return;
-            }
-        }
+    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        if let Some(scheduler) = &self.demand {
-            scheduler.waiting.fetch_sub(1, Ordering::AcqRel);
-            scheduler.served.send_replace(Instant::now());
+        let Some((scheduler, whose)) = &self.of else { return };
+        let mut traffic = scheduler.traffic();
+        match whose {
+            Whose::Reader => {
+                traffic.readers -= 1;
+                traffic.served = Some(Instant::now());
+            }
+            Whose::Other => traffic.others -= 1,
         }
+        drop(traffic);
+        scheduler.ended.notify_one();
     }
 }
 
@@ -111,22 +142,30 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_background_waits_for_readers_but_not_for_ever() {
+    async fn readers_leave_the_rest_fewer_ranges_and_for_a_moment_only() {
         let scheduler = Scheduler::new(&Config::default());
-        drop(scheduler.background().await);
+        let mut others = Vec::new();
+        for _ in 0..BESIDE_READERS {
+            others.push(scheduler.background().await);
+        }
         let reader = scheduler.demand().await;
-        let began = Instant::now();
-        drop(scheduler.background().await);
-        assert_eq!(began.elapsed(), PATIENCE, "a reader that is never served");
-        let waiting = tokio::spawn({
+        let next = tokio::spawn({
             let scheduler = Arc::clone(&scheduler);
             async move { scheduler.background().await }
         });
-        tokio::time::sleep(QUIET).await;
-        assert!(!waiting.is_finished());
+        tokio::time::sleep(10 * LINGERS).await;
+        assert!(!next.is_finished(), "three, while a reader waits");
+        drop(others.pop());
+        others.push(next.await.unwrap());
         drop(reader);
         let served = Instant::now();
-        drop(waiting.await.unwrap());
-        assert_eq!(served.elapsed(), QUIET);
+        others.push(scheduler.background().await);
+        assert_eq!(served.elapsed(), LINGERS);
+        while others.len() < Config::default().ranges_at_once {
+            others.push(scheduler.background().await);
+        }
+        assert!(scheduler.try_background().is_err());
+        others.clear();
+        assert!(scheduler.try_background().is_ok());
     }
 }
