@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"html"
 	"math"
+	"slices"
 	"strings"
 	"time"
 )
@@ -28,6 +29,9 @@ func (r report) chart() string {
 	scale := chartBars / (math.Ceil(longest/step) * step)
 	y := 24
 	for _, s := range r.subjects {
+		if !slices.ContainsFunc(r.figures, func(f figures) bool { return f.Image == s.name }) {
+			continue
+		}
 		fmt.Fprintf(&body, `<text x="0" y="%d" font-weight="bold">%s, %.0f MB</text>`+"\n", y, html.EscapeString(s.name), float64(s.bytes)/1e6)
 		top := y + 6
 		y += 12

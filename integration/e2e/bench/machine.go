@@ -99,7 +99,7 @@ type turn struct {
 }
 
 // The longest that a turn lasts before another measurement does not begin in it.
-const turnLimit = 3 * time.Minute
+const turnLimit = time.Minute
 
 // take waits for the lock unless this turn still lasts.
 func (t *turn) take() error {

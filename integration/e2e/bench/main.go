@@ -3,7 +3,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -24,7 +26,7 @@ type settings struct {
 	seed                     uint64
 	rung, lock               string
 	network                  shape.Profile
-	out, name                string
+	out, name, record        string
 	quick                    bool
 }
 
@@ -59,6 +61,7 @@ func pullMain(arguments []string) error {
 	flags.StringVar(&s.rung, "rung", "auto", "how silk mounts: auto, file, loop")
 	flags.StringVar(&s.lock, "lock", "", "a file that is locked during each measurement, where others on the machine lock it while they use its CPUs")
 	flags.StringVar(&s.out, "out", "", "the folder for the report; only printed when not given")
+	flags.StringVar(&s.record, "record", "", "a file to which each measurement is added as a line of JSON; what it has already is not measured again")
 	flags.StringVar(&s.name, "machine", "", "the machine's name in the report's file name (the host's)")
 	flags.StringVar(&s.builder, "builder", "../../hack/images/build", "builds images")
 	s.network = shape.Gigabit
@@ -97,6 +100,9 @@ func (s settings) run() error {
 		return err
 	}
 	report := report{settings: s, subjects: subjects, columns: chosen, started: time.Now()}
+	if report.figures, err = recorded(s.record); err != nil {
+		return err
+	}
 	err = scope.Run(func(t scope.Scope) {
 		b := &bench{Scope: t, fleets: map[string]*fleet{}, rung: s.rung, turn: &turn{path: s.lock}}
 		defer b.turn.giveBack()
@@ -126,6 +132,9 @@ func (b *bench) measureAll(r *report) {
 				return
 			default:
 			}
+			if r.has(pair, round) {
+				continue
+			}
 			f, err := b.one(pair.subject, pair.column)
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "failed:", err)
@@ -134,13 +143,53 @@ func (b *bench) measureAll(r *report) {
 			}
 			f.Round = round
 			r.figures = append(r.figures, f)
-			line, _ := json.Marshal(f) // numbers and names always encode
-			fmt.Fprintf(os.Stderr, "%s\n", line)
+			if err := record(r.settings.record, f); err != nil {
+				b.Error(err)
+			}
 		}
 		if err := r.write(false); err != nil {
 			b.Error(err)
 		}
 	}
+}
+
+// recorded reads what an earlier run has measured.
+func recorded(path string) (all []figures, err error) {
+	if path == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	for line := range bytes.Lines(data) {
+		var f figures
+		if err := json.Unmarshal(line, &f); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		all = append(all, f)
+	}
+	return all, err
+}
+
+// record shows a measurement, and adds it to a file if there is one.
+func record(path string, f figures) error {
+	line, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	line = append(line, '\n')
+	os.Stderr.Write(line)
+	if path == "" {
+		return nil
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	_, err = file.Write(line)
+	return err
 }
 
 type pair struct {

@@ -97,6 +97,11 @@ func (r report) busy() (n int) {
 	return n
 }
 
+// has tells whether a round's measurement was taken.
+func (r report) has(p pair, round int) bool {
+	return slices.ContainsFunc(r.of(p.subject.name, p.column.name), func(f figures) bool { return f.Round == round })
+}
+
 // of are the figures of an image and a column.
 func (r report) of(image, column string) (found []figures) {
 	for _, f := range r.figures {
@@ -111,6 +116,9 @@ func (r report) table(text *strings.Builder) {
 	text.WriteString("| image, column | pull s | ready s | sooner | whole s | proved s | sooner | warm s | until ready: MB, requests | until whole: MB, requests | containerd: MiB, CPU s | silkd: MiB, CPU s |\n")
 	text.WriteString("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, s := range r.subjects {
+		if !slices.ContainsFunc(r.figures, func(f figures) bool { return f.Image == s.name }) {
+			continue
+		}
 		fmt.Fprintf(text, "| **%s**, %.0f MB in %d layers%s | | | | | | | | | | | |\n", s.name, float64(s.bytes)/1e6, len(s.layers()), r.wire(s))
 		for _, c := range r.columns {
 			r.row(text, s, c)
@@ -129,7 +137,7 @@ func (r report) wire(s subject) string {
 func (r report) row(text *strings.Builder, s subject, c column) {
 	all := r.of(s.name, c.name)
 	if len(all) == 0 {
-		fmt.Fprintf(text, "| %s | failed | | | | | | | | | | |\n", c.name)
+		fmt.Fprintf(text, "| %s | no figure | | | | | | | | | | |\n", c.name)
 		return
 	}
 	name := c.name
