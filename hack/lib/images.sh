@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Real images for tests, demo and benchmarks, built from the recipes under hack/images and kept in the cache as OCI layouts.
 #
-# A recipe is a folder with a Containerfile; all but `debian` start from `debian`, which is made by debootstrap. Builds reach packages
+# A recipe is a folder with a Containerfile; all but `debian` start from `debian`, which is made by debootstrap. Instead of a
+# Containerfile it may have a file `recompress` that names another recipe and a compression (of=NAME, format=zstd). Builds reach packages
 # as this machine does: its Debian repositories, its certificates, its proxy and index settings are mounted in and leave no trace.
 # shellcheck source=hack/lib/deps.sh
 . "$(dirname "${BASH_SOURCE[0]}")/deps.sh"
@@ -46,21 +47,28 @@ debian_rootfs() {
 recipe_hash() {
     {
         cat /etc/os-release "${BASH_SOURCE[0]}"
-        find "$RECIPES/debian" "$RECIPES/$1" -type f -print0 | sort -z | xargs -0 sha256sum
+        find "$RECIPES/debian" "$RECIPES/$1" ${2:+"$RECIPES/$2"} -type f -print0 | sort -z | xargs -0 sha256sum
     } | sha256sum | cut -c1-16
 }
 
 # build_image NAME: builds the image unless the cache has it; prints the path of its OCI layout (tag latest).
 build_image() {
-    local name=$1 layout from=() base
-    layout=$SILK_CACHE/images/$name-$(recipe_hash "$name")
+    local name=$1 layout from=() base of='' format=''
+    [ -d "$RECIPES/$name" ] || die "no recipe $name under hack/images"
+    # shellcheck source=/dev/null
+    [ ! -e "$RECIPES/$name/recompress" ] || . "$RECIPES/$name/recompress"
+    layout=$SILK_CACHE/images/$name-$(recipe_hash "$name" "$of")
     if [ ! -e "$layout" ]; then
         if [ "$name" != debian ]; then
-            base=$(build_image debian)
-            from=(--from "oci:$base:latest")
+            base=oci:$(build_image "${of:-debian}"):latest
+            from=(--from "$base")
         fi
         say "building image $name"
-        make_layout "$name" "$layout" "${from[@]}"
+        if [ -n "$of" ]; then
+            recompress "$name" "$layout" "$base" "$format"
+        else
+            make_layout "$name" "$layout" "${from[@]}"
+        fi
     fi
     printf '%s\n' "$layout"
 }
@@ -69,20 +77,39 @@ build_image() {
 make_layout() (
     name=$1 layout=$2
     shift 2
-    mkdir -p "$SILK_CACHE/images"
-    work=$(mktemp -d "$SILK_CACHE/images/.build-XXXXXX")
-    trap 'umount -Rq "$work/storage/overlay" || true; rm -rf "$work"' EXIT
+    work_folder
     cp -r "$RECIPES/$name" "$work/context"
     [ "$name" != debian ] || debian_rootfs "$work/rootfs" "$work/context/rootfs.tar"
     write_machine "$work"
     # shellcheck disable=SC2046  # words of options
     run_buildah "$work" bud --layers --isolation chroot --network host --pull-never "$@" --tag "$name" \
         $(same_limits) \
-        -v "$work/apt:/etc/apt:ro" -v "$work/env:/run/build:ro" "$work/context"
+        -v "$work/apt:/etc/apt" -v "$work/env:/run/build:ro" "$work/context"
     run_buildah "$work" push --format oci "$name" "oci:$work/layout:latest"
-    rm -rf "$SILK_CACHE/images/$name"-*
-    mv "$work/layout" "$layout"
+    keep_layout "$work/layout" "$layout"
 )
+
+# recompress NAME LAYOUT IMAGE FORMAT: the same image with its layers compressed anew.
+recompress() (
+    name=$1 layout=$2
+    work_folder
+    quietly "compressing $name" skopeo --insecure-policy copy --dest-compress-format "$4" "$3" "oci:$work/layout:latest"
+    keep_layout "$work/layout" "$layout"
+)
+
+# A folder in $work that goes when the subshell ends.
+work_folder() {
+    mkdir -p "$SILK_CACHE/images"
+    work=$(mktemp -d "$SILK_CACHE/images/.build-XXXXXX")
+    trap 'umount -Rq "$work/storage/overlay" || true; rm -rf "$work"' EXIT
+}
+
+# keep_layout FROM TO: moves a layout into the cache, in place of what an older recipe of that name made.
+keep_layout() {
+    # Not NAME-*, which is other recipes' too: a hash has no dash.
+    find "$SILK_CACHE/images" -maxdepth 1 -regex "${2%-*}-[0-9a-f]*" -exec rm -rf {} +
+    mv "$1" "$2"
+}
 
 # Options for a build under limits that need not be raised, which would take CAP_SYS_RESOURCE: buildah's own wishes lie above this
 # machine's. 32768 processes are what older ones set themselves first.

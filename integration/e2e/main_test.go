@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -83,7 +84,8 @@ func withPods(t testing.TB, registry *hub.Hub, options node.Options) *node.Node 
 // realImage reads one of the images that hack/images builds.
 func realImage(t testing.TB, name string) image.Bundle {
 	t.Helper()
-	found, _ := filepath.Glob(filepath.Join(os.Getenv("SILK_IMAGES"), name+"-*"))
+	// A name, a dash and a hash: name+"-*" would be other images' too.
+	found, _ := filepath.Glob(filepath.Join(os.Getenv("SILK_IMAGES"), name+"-"+strings.Repeat("[0-9a-f]", 16)))
 	if len(found) == 0 {
 		t.Fatalf("no image %s: set SILK_IMAGES to the folder where hack/images/build puts them", name)
 	}

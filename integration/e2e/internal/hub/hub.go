@@ -1,4 +1,5 @@
-// Package hub is a small OCI registry for tests: it counts what each blob was asked for, and fails on request.
+// Package hub is a small OCI registry for tests and benchmarks: it counts what each blob was asked for, fails on request, and answers
+// as over a network.
 package hub
 
 import (
@@ -9,10 +10,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"silk.invalid/integration/e2e/internal/image"
+	"silk.invalid/integration/e2e/internal/scope"
+	"silk.invalid/integration/e2e/internal/shape"
 )
 
 // Count is what was asked of one blob.
@@ -24,6 +26,8 @@ type Count struct {
 // Hub is a running registry on a loopback port, without TLS.
 type Hub struct {
 	Host string
+	// TakesPushes lets clients push blobs and manifests, and ask for referrers. Set before the first request.
+	TakesPushes bool
 
 	mu        sync.Mutex
 	manifests map[string]image.Manifest // by "name:tag" and "name@digest"
@@ -49,7 +53,10 @@ type Request struct {
 type Fault func(w http.ResponseWriter, r Request) bool
 
 // Start serves until the test ends.
-func Start(t testing.TB) *Hub {
+func Start(t scope.Scope) *Hub { return StartShaped(t, shape.Profile{}) }
+
+// StartShaped serves as over a network.
+func StartShaped(t scope.Scope, network shape.Profile) *Hub {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -59,8 +66,8 @@ func Start(t testing.TB) *Hub {
 		Host: listener.Addr().String(), manifests: map[string]image.Manifest{}, blobs: map[string]image.Blob{},
 		counts: map[string]Count{}, closing: make(chan struct{}),
 	}
-	server := &http.Server{Handler: hub, ReadHeaderTimeout: time.Minute}
-	go server.Serve(listener)
+	server := &http.Server{Handler: network.Handler(hub), ReadHeaderTimeout: time.Minute}
+	go server.Serve(network.Listener(listener))
 	t.Cleanup(func() {
 		close(hub.closing)
 		server.Close()
@@ -143,20 +150,31 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case down:
 		Error(w, http.StatusServiceUnavailable, "UNAVAILABLE")
-	case !ok || (r.Method != http.MethodGet && r.Method != http.MethodHead):
+	case !ok:
 		w.WriteHeader(http.StatusNotFound)
 	case path == "":
 		io.WriteString(w, "{}")
 	default:
-		name, kind, reference := split(path)
-		switch kind {
-		case "manifests":
-			h.serveManifest(w, r, name, reference)
-		case "blobs":
-			h.serveBlob(w, r, reference)
-		default:
-			w.WriteHeader(http.StatusNotFound)
-		}
+		h.serve(w, r, path)
+	}
+}
+
+func (h *Hub) serve(w http.ResponseWriter, r *http.Request, path string) {
+	name, kind, reference := split(path)
+	reading := r.Method == http.MethodGet || r.Method == http.MethodHead
+	switch {
+	case reading && kind == "manifests":
+		h.serveManifest(w, r, name, reference)
+	case reading && kind == "blobs":
+		h.serveBlob(w, r, reference)
+	case reading && kind == "referrers" && h.TakesPushes:
+		h.serveReferrers(w, name, reference)
+	case r.Method == http.MethodDelete && kind == "manifests" && h.TakesPushes:
+		h.deleteManifest(w, name, reference)
+	case (r.Method == http.MethodPost || r.Method == http.MethodPut) && h.TakesPushes:
+		h.push(w, r, strings.TrimSuffix(name, "/blobs"), kind, reference)
+	default:
+		w.WriteHeader(http.StatusNotFound)
 	}
 }
 
@@ -255,14 +273,8 @@ type countingWriter struct {
 func (w *countingWriter) Write(data []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(data)
 	w.sent += int64(n)
-	w.hub.mu.Lock()
-	count := w.hub.counts[w.digest]
-	count.Bytes += int64(n)
-	w.hub.counts[w.digest] = count
-	w.hub.total += int64(n)
-	rate := w.hub.rate
-	w.hub.mu.Unlock()
-	if rate > 0 {
+	w.count(int64(n))
+	if rate := w.rate(); rate > 0 {
 		due := w.start.Add(time.Duration(w.sent * int64(time.Second) / rate))
 		select {
 		case <-time.After(time.Until(due)):
@@ -270,6 +282,40 @@ func (w *countingWriter) Write(data []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// ReadFrom lets the kernel send a file; a piece at a time, so that what was sent is counted while it goes.
+func (w *countingWriter) ReadFrom(from io.Reader) (sent int64, err error) {
+	limited, ok := from.(*io.LimitedReader)
+	if !ok || w.rate() > 0 {
+		return io.Copy(struct{ io.Writer }{w}, from)
+	}
+	for limited.N > 0 {
+		part := io.LimitedReader{R: limited.R, N: min(limited.N, 1<<20)}
+		n, err := io.Copy(w.ResponseWriter, &part)
+		limited.N -= n
+		sent += n
+		w.count(n)
+		if n == 0 || err != nil {
+			return sent, err
+		}
+	}
+	return sent, nil
+}
+
+func (w *countingWriter) rate() int64 {
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	return w.hub.rate
+}
+
+func (w *countingWriter) count(n int64) {
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	count := w.hub.counts[w.digest]
+	count.Bytes += n
+	w.hub.counts[w.digest] = count
+	w.hub.total += n
 }
 
 // Flush lets a fault push out what it wrote before it stalls.

@@ -7,9 +7,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"silk.invalid/integration/e2e/internal/scope"
 )
 
 // ownDisk puts a file system of its own on silkd's root.
@@ -73,7 +74,7 @@ func controller() *control {
 }
 
 // needDiskLimit skips a test where no control group limits a disk, unless the environment says that everything must run.
-func needDiskLimit(t testing.TB) {
+func needDiskLimit(t scope.Scope) {
 	t.Helper()
 	if controller() != nil {
 		return

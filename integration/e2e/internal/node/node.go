@@ -7,7 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"testing"
+	"text/template"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"silk.invalid/integration/e2e/internal/scope"
 )
 
 // Options of a node.
@@ -30,6 +32,10 @@ type Options struct {
 	Extra string
 	// KeepGarbage makes containerd collect garbage only when it is told to, and not some 250 ms after anything was deleted.
 	KeepGarbage bool
+	// Config and Settings are containerd's and silkd's configuration, templates as in config.go, instead of those for tests.
+	Config, Settings string
+	// Alone leaves silkd away.
+	Alone bool
 	// DiskRate gives silkd a disk of its own that writes so many bytes a second; 0 is the machine's.
 	DiskRate int64
 	// DiskSize gives silkd a disk of its own of so many bytes; 0 is the machine's.
@@ -46,14 +52,14 @@ type Node struct {
 	Images     runtime.ImageServiceClient
 	Pods       runtime.RuntimeServiceClient
 
-	t     testing.TB
+	t     scope.Scope
 	pods  []string
 	views int
 	limit func(pid int) error
 }
 
 // Start brings the node up and takes it down, with all that it mounted, when the test ends.
-func Start(t testing.TB, options Options) *Node {
+func Start(t scope.Scope, options Options) *Node {
 	t.Helper()
 	if options.Rung == "" {
 		options.Rung = "auto"
@@ -71,8 +77,8 @@ func Start(t testing.TB, options Options) *Node {
 	for _, folder := range []string{"cni", "certs.d", "silk"} {
 		n.must(os.Mkdir(filepath.Join(dir, folder), 0o711))
 	}
-	n.must(os.WriteFile(filepath.Join(dir, "containerd.toml"), []byte(render(options.Generation.config, n)), 0o600))
-	n.must(os.WriteFile(filepath.Join(dir, "silkd.toml"), []byte(render(silkdConfig, n)), 0o600))
+	n.must(os.WriteFile(filepath.Join(dir, "containerd.toml"), []byte(n.render(options.Config, options.Generation.config)), 0o600))
+	n.must(os.WriteFile(filepath.Join(dir, "silkd.toml"), []byte(n.render(options.Settings, silkdConfig)), 0o600))
 	n.Containerd, err = startProcess(dir, "containerd", options.Generation.Binary, "--config", filepath.Join(dir, "containerd.toml"))
 	n.must(err)
 	if options.DiskSize > 0 {
@@ -82,9 +88,18 @@ func Start(t testing.TB, options Options) *Node {
 		n.limit, err = slowDisk(dir, options.DiskRate)
 		n.must(err)
 	}
-	n.StartSilkd()
+	if !options.Alone {
+		n.StartSilkd()
+	}
 	n.connect()
 	return n
+}
+
+func (n *Node) render(text string, otherwise *template.Template) string {
+	if text != "" {
+		otherwise = parse(text)
+	}
+	return render(otherwise, n)
 }
 
 func (n *Node) must(err error) {
@@ -161,10 +176,12 @@ func (n *Node) connect() {
 	n.must(err)
 	n.Images = runtime.NewImageServiceClient(conn)
 	n.Pods = runtime.NewRuntimeServiceClient(conn)
-	n.Eventually("CRI answers", func() error {
-		_, err := n.Pods.Version(context.Background(), &runtime.VersionRequest{})
-		return err
-	})
+	if n.Config == "" {
+		n.Eventually("CRI answers", func() error {
+			_, err := n.Pods.Version(context.Background(), &runtime.VersionRequest{})
+			return err
+		})
+	}
 }
 
 // Eventually tries until there is no error, for at most a minute.
@@ -174,7 +191,7 @@ func (n *Node) Eventually(what string, try func() error) {
 }
 
 // Eventually tries until there is no error, for at most a minute.
-func Eventually(t testing.TB, what string, try func() error) {
+func Eventually(t scope.Scope, what string, try func() error) {
 	t.Helper()
 	within(t, time.Minute, what, try)
 }
@@ -185,7 +202,7 @@ func (n *Node) Settled(what string, try func() error) {
 	within(n.t, 3*time.Minute, what, try)
 }
 
-func within(t testing.TB, limit time.Duration, what string, try func() error) {
+func within(t scope.Scope, limit time.Duration, what string, try func() error) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
 	for {
@@ -204,7 +221,7 @@ func within(t testing.TB, limit time.Duration, what string, try func() error) {
 func (n *Node) Context() context.Context { return Context(n.t, "e2e") }
 
 // Context is one of a containerd namespace with a deadline of four minutes.
-func Context(t testing.TB, namespace string) context.Context {
+func Context(t scope.Scope, namespace string) context.Context {
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), namespace), 4*time.Minute)
 	t.Cleanup(cancel)
 	return ctx

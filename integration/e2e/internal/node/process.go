@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -94,6 +95,30 @@ func (p *Process) PeakMemory() (int64, error) {
 	}
 	kib, err := strconv.ParseInt(string(match[1]), 10, 64)
 	return kib << 10, err
+}
+
+// CPU is what the process used so far, its threads and its children that ended included, in user space and in the kernel.
+func (p *Process) CPU() (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
+	if err != nil {
+		return 0, err
+	}
+	// The second field is a name in brackets that may hold anything; utime, stime, cutime and cstime are fields 14 to 17 (proc(5)).
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 15 {
+		return 0, fmt.Errorf("/proc/PID/stat has %q", stat)
+	}
+	var ticks time.Duration
+	for _, field := range fields[11:15] {
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += time.Duration(n)
+	}
+	// USER_HZ is 100 on every architecture that Go runs on.
+	return ticks * (time.Second / 100), nil
 }
 
 // Tail is the end of the log, for failures.

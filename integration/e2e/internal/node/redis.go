@@ -7,8 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"testing"
 	"time"
+
+	"silk.invalid/integration/e2e/internal/scope"
 )
 
 // Redis is Debian's redis-server, the memory of a fleet.
@@ -18,7 +19,7 @@ type Redis struct {
 }
 
 // StartRedis starts one that is empty and keeps nothing on disk.
-func StartRedis(t testing.TB) *Redis {
+func StartRedis(t scope.Scope) *Redis {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "silk-redis-")
 	if err != nil {

@@ -10,19 +10,19 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"testing"
 
 	"silk.invalid/integration/e2e/internal/image"
+	"silk.invalid/integration/e2e/internal/scope"
 )
 
 // Registry is Debian's docker-registry on a loopback port, with its store in a folder of the test's.
 type Registry struct {
 	Host string
-	t    testing.TB
+	t    scope.Scope
 }
 
 // StartRegistry starts it until the test ends.
-func StartRegistry(t testing.TB) *Registry {
+func StartRegistry(t scope.Scope) *Registry {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

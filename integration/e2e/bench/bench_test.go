@@ -1,0 +1,71 @@
+package main
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMiddle(t *testing.T) {
+	if got := middle([]int{9, 1, 5}); got != 5 {
+		t.Errorf("the median of three is %d", got)
+	}
+	if got := middle([]float64{4, 1, 2, 3}); got != 2.5 {
+		t.Errorf("the median of four is %v", got)
+	}
+}
+
+// Ratios are of one round: a machine that slows down in the second does not count for one column only.
+func TestRatiosWithinARound(t *testing.T) {
+	ready := func(column string, round int, seconds int) figures {
+		return figures{Image: "a", Column: column, Round: round, Ready: time.Duration(seconds) * time.Second}
+	}
+	r := report{figures: []figures{
+		ready(baseline, 0, 10), ready("silk", 0, 2),
+		ready(baseline, 1, 100), ready("silk", 1, 20),
+		ready("silk", 2, 1),
+	}}
+	got := r.sooner(subject{name: "a"}, column{name: "silk"}, func(f figures) time.Duration { return f.Ready })
+	if got != "5.0x" {
+		t.Errorf("sooner by %s", got)
+	}
+}
+
+func TestColumns(t *testing.T) {
+	all, err := pickColumns("", "stargz=/run/s.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, c := range all {
+		names = append(names, c.name)
+	}
+	if got := strings.Join(names, " "); got != "overlayfs overlayfs-tuned erofs silk silk-redis silk-referrers stargz" {
+		t.Errorf("all columns are %s", got)
+	}
+	if _, err := pickColumns("silk-redis-profile", ""); err != nil {
+		t.Error(err)
+	}
+	if _, err := pickColumns("silk,nobody", ""); err == nil {
+		t.Error("an unknown column is taken")
+	}
+	if _, err := pickColumns("", "stargz"); err == nil {
+		t.Error("a snapshotter without a socket is taken")
+	}
+}
+
+// Each image is measured with each column, and an image's columns follow each other.
+func TestPairs(t *testing.T) {
+	all := pairs(rand.New(rand.NewPCG(1, 2)), []subject{{name: "a"}, {name: "b"}}, []column{{name: "x"}, {name: "y"}, {name: "z"}})
+	seen := map[string]bool{}
+	for i, p := range all {
+		seen[p.subject.name+p.column.name] = true
+		if i%3 > 0 && p.subject.name != all[i-1].subject.name {
+			t.Errorf("number %d is of another image than the one before", i)
+		}
+	}
+	if len(all) != 6 || len(seen) != 6 {
+		t.Errorf("%d pairs, %d of them different", len(all), len(seen))
+	}
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"silk.invalid/integration/e2e/internal/node"
+)
+
+// column is a way to get an image.
+type column struct {
+	name string
+	// says is the sentence about it below the table.
+	says string
+	// snapshotter is what containerd calls it.
+	snapshotter string
+	// socket is where a proxy snapshotter of the operator's answers.
+	socket string
+	// tuned gives containerd more connections and ranges.
+	tuned bool
+	// fleet is how nodes tell each other what they know: "", "redis" or "referrers". With one, another node has pulled the image before.
+	fleet string
+	// profile makes that other node start a container too, so that what a start touches is known.
+	profile bool
+	// asked is whether the column is measured only when it is named.
+	asked bool
+}
+
+func (c column) silk() bool { return c.snapshotter == "silk" }
+
+// The one that all others are compared with.
+const baseline = "overlayfs"
+
+var columns = []column{
+	{name: baseline, snapshotter: "overlayfs", says: "containerd's overlayfs snapshotter as installed, igzip in the PATH"},
+	{name: "overlayfs-tuned", snapshotter: "overlayfs", tuned: true,
+		says: "the same with 20 connections and ranges of 16 MiB (`max_concurrent_downloads`, `concurrent_layer_fetch_buffer`)"},
+	{name: "erofs", snapshotter: "erofs", says: "containerd's EROFS snapshotter and differ, with mkfs.erofs of Debian sid"},
+	{name: "silk", snapshotter: "silk", says: "silk, the first pull of the image anywhere"},
+	{name: "silk-redis", snapshotter: "silk", fleet: "redis", says: "silk on an empty node, after another node pulled the image; told through Redis"},
+	{name: "silk-referrers", snapshotter: "silk", fleet: "referrers", says: "the same, told through OCI referrers"},
+	{name: "silk-redis-profile", snapshotter: "silk", fleet: "redis", profile: true, asked: true,
+		says: "silk-redis, and the other node has started a container of it"},
+	{name: "silk-referrers-profile", snapshotter: "silk", fleet: "referrers", profile: true, asked: true,
+		says: "silk-referrers, and the other node has started a container of it"},
+}
+
+// pickColumns finds the columns of a comma-separated list; empty is all that need not be asked for. A name=socket is a proxy snapshotter.
+func pickColumns(list, proxies string) (picked []column, err error) {
+	for _, c := range columns {
+		if list == "" && !c.asked {
+			picked = append(picked, c)
+		}
+	}
+	for _, name := range split(list) {
+		found := false
+		for _, c := range columns {
+			if c.name == name {
+				picked, found = append(picked, c), true
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("no column %q", name)
+		}
+	}
+	for _, proxy := range split(proxies) {
+		name, socket, ok := strings.Cut(proxy, "=")
+		if !ok || !filepath.IsAbs(socket) {
+			return nil, fmt.Errorf("%q is not name=/path/to/socket", proxy)
+		}
+		picked = append(picked, column{name: name, snapshotter: name, socket: socket, says: "the proxy snapshotter at " + socket})
+	}
+	return picked, nil
+}
+
+func split(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// options describes an empty node for a column; settings is what silkd's configuration says of the fleet.
+func (c column) options(settings, rung string) node.Options {
+	return node.Options{
+		Generation: node.Second, Alone: !c.silk(), Config: c.containerd(),
+		Settings: silkSettings + "[mount]\nrung = \"" + rung + "\"\n" + settings,
+	}
+}
+
+// Everything that is not said is silkd's default.
+const silkSettings = `root = "{{.Dir}}/silk"
+address = "{{.Dir}}/silk.sock"
+log = "warn"
+[containerd]
+address = "{{.Dir}}/containerd.sock"
+`
+
+// containerd is its configuration. All pulls go through the transfer service, as those of CRI do: so that what is tuned there counts.
+func (c column) containerd() string {
+	var text strings.Builder
+	text.WriteString(`version = 3
+root = "{{.Dir}}/c"
+state = "{{.Dir}}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+[grpc]
+  address = "{{.Dir}}/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{{.Dir}}/opt"
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+[plugins."io.containerd.transfer.v1.local"]
+`)
+	if c.tuned {
+		text.WriteString("  max_concurrent_downloads = 20\n  concurrent_layer_fetch_buffer = 16777216\n")
+	}
+	text.WriteString("  [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n    platform = \"linux\"\n")
+	fmt.Fprintf(&text, "    snapshotter = %q\n", c.snapshotter)
+	switch {
+	case c.snapshotter == "erofs":
+		text.WriteString("    differ = \"erofs\"\n[plugins.\"io.containerd.service.v1.diff-service\"]\n  default = [\"erofs\", \"walking\"]\n")
+	case c.silk():
+		text.WriteString(proxyConfig("silk", "{{.Dir}}/silk.sock"))
+	case c.socket != "":
+		text.WriteString(proxyConfig(c.snapshotter, c.socket))
+	}
+	return text.String()
+}
+
+func proxyConfig(name, socket string) string {
+	return fmt.Sprintf("[proxy_plugins.%s]\n  type = \"snapshot\"\n  address = %q\n  [proxy_plugins.%s.exports]\n    enable_remote_snapshot_annotations = \"true\"\n",
+		name, socket, name)
+}

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	transferimage "github.com/containerd/containerd/v2/core/transfer/image"
+	transferregistry "github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/platforms"
+
+	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/node"
+	"silk.invalid/integration/e2e/internal/scope"
+)
+
+// figures are what one measurement gives. Times are since the pull began.
+type figures struct {
+	Image  string `json:"image"`
+	Column string `json:"column"`
+	Round  int    `json:"round"`
+	// Busy tells that something else used the machine when the measurement began.
+	Busy bool `json:"busy"`
+
+	Pull   time.Duration `json:"pull"`   // containerd's pull returned
+	Ready  time.Duration `json:"ready"`  // the container printed its line
+	Whole  time.Duration `json:"whole"`  // every byte is on this node
+	Proved time.Duration `json:"proved"` // and was checked against the image's digests
+	Warm   time.Duration `json:"warm"`   // a second container, from its start to its line
+
+	UntilReady traffic `json:"until_ready"`
+	UntilWhole traffic `json:"until_whole"`
+
+	Containerd use `json:"containerd"`
+	Silkd      use `json:"silkd"`
+}
+
+// traffic is what the origin was asked for.
+type traffic struct {
+	Requests int   `json:"requests"`
+	Bytes    int64 `json:"bytes"`
+}
+
+// use is what a daemon needed until the image was whole; containerd's helpers (igzip, mkfs.erofs) count as its own.
+type use struct {
+	Memory int64         `json:"memory"` // the most resident bytes
+	CPU    time.Duration `json:"cpu"`
+}
+
+// bench is what all measurements share.
+type bench struct {
+	scope.Scope
+	origin *hub.Hub
+	fleets map[string]*fleet
+	rung   string
+	turn   *turn
+}
+
+// measure takes the figures of an image on an empty node.
+func (b *bench) measure(s subject, c column) (f figures, err error) {
+	f = figures{Image: s.name, Column: c.name}
+	f.Busy = busy()
+	failed := scope.Run(func(t scope.Scope) {
+		n := node.Start(t, c.options(b.fleet(c).settings(), b.rung))
+		if err := cold(s.bundle); err != nil {
+			t.Fatal(err)
+		}
+		ctx := node.Context(t, "bench")
+		if err := b.pullAndRun(ctx, n, s, c, &f); err != nil {
+			t.Fatal(err)
+		}
+		if c.socket != "" {
+			// The snapshotter outlives this containerd.
+			if err := n.Client.ImageService().Delete(ctx, b.reference(s), images.SynchronousDelete()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	if failed != nil {
+		return f, fmt.Errorf("%s with %s: %w", s.name, c.name, failed)
+	}
+	return f, nil
+}
+
+func (b *bench) reference(s subject) string { return b.origin.Host + "/" + s.name + ":latest" }
+
+func (b *bench) traffic() traffic { return traffic{b.origin.Requests(), b.origin.Total()} }
+
+func (t traffic) since(before traffic) traffic {
+	return traffic{t.Requests - before.Requests, t.Bytes - before.Bytes}
+}
+
+func (b *bench) pullAndRun(ctx context.Context, n *node.Node, s subject, c column, f *figures) error {
+	ref := b.reference(s)
+	before, start := b.traffic(), time.Now()
+	if err := pull(ctx, n, ref, c.snapshotter); err != nil {
+		return err
+	}
+	f.Pull = time.Since(start)
+	whole := make(chan error, 1)
+	go func() { whole <- b.awaitWhole(ctx, n, ref, c, start, before, f) }()
+	ended, err := run(ctx, n, ref, c.snapshotter, "first")
+	if err != nil {
+		return err
+	}
+	f.Ready, f.UntilReady = time.Since(start), b.traffic().since(before)
+	if err := <-whole; err != nil {
+		return err
+	}
+	if err := ended(); err != nil {
+		return err
+	}
+	start = time.Now()
+	if ended, err = run(ctx, n, ref, c.snapshotter, "second"); err != nil {
+		return err
+	}
+	f.Warm = time.Since(start)
+	return ended()
+}
+
+// awaitWhole notes when the image is whole and proved, and what it took until then. Who unpacks has it whole when the pull returns; what
+// an operator's snapshotter has is not known, and stays zero.
+func (b *bench) awaitWhole(ctx context.Context, n *node.Node, ref string, c column, start time.Time, before traffic, f *figures) error {
+	if !c.silk() && c.socket == "" {
+		f.Whole, f.Proved = f.Pull, f.Pull
+	}
+	for c.silk() && (f.Whole == 0 || f.Proved == 0) {
+		whole, proved, err := state(n, ref)
+		if err != nil {
+			return err
+		}
+		if whole && f.Whole == 0 {
+			f.Whole = time.Since(start)
+		}
+		if proved && f.Proved == 0 {
+			f.Proved = time.Since(start)
+		}
+		if !whole || !proved {
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("not whole: %w", ctx.Err())
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+	f.UntilWhole = b.traffic().since(before)
+	var err error
+	if f.Containerd, err = usage(n.Containerd); err == nil && n.Silkd != nil {
+		f.Silkd, err = usage(n.Silkd)
+	}
+	return err
+}
+
+// state asks silkd whether every layer of an image is whole, and proved. What silkd left to containerd is a failure.
+func state(n *node.Node, ref string) (whole, proved bool, err error) {
+	status, err := n.Status()
+	if err != nil {
+		return false, false, err
+	}
+	for _, image := range status.Images {
+		if image.Reference != ref {
+			continue
+		}
+		if image.Error != "" {
+			return false, false, fmt.Errorf("silk: the image is %s: %s", image.State, image.Error)
+		}
+		whole, proved = len(image.Layers) > 0, len(image.Layers) > 0
+		for _, layer := range image.Layers {
+			whole = whole && layer.State == "whole"
+			proved = proved && layer.Proved
+		}
+		return whole, proved, nil
+	}
+	return false, false, fmt.Errorf("silk does not know %s", ref)
+}
+
+func usage(p *node.Process) (u use, err error) {
+	if u.Memory, err = p.PeakMemory(); err != nil {
+		return u, err
+	}
+	u.CPU, err = p.CPU()
+	return u, err
+}
+
+// pull does what CRI does, and `ctr images pull`: it asks containerd's transfer service.
+func pull(ctx context.Context, n *node.Node, ref, snapshotter string) error {
+	source, err := transferregistry.NewOCIRegistry(ctx, ref, transferregistry.WithDefaultScheme("http"))
+	if err != nil {
+		return err
+	}
+	platform := platforms.DefaultSpec()
+	store := transferimage.NewStore(ref, transferimage.WithPlatforms(platform), transferimage.WithUnpack(platform, snapshotter))
+	if err := n.Client.Transfer(ctx, source, store); err != nil {
+		return fmt.Errorf("pull of %s: %w", ref, err)
+	}
+	return nil
+}
+
+// run starts a container and waits for a line of it that begins with "ready"; end kills and removes it.
+func run(ctx context.Context, n *node.Node, ref, snapshotter, name string) (end func() error, err error) {
+	image, err := n.Client.GetImage(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	container, err := n.Client.NewContainer(ctx, name, containerd.WithImage(image), containerd.WithSnapshotter(snapshotter),
+		containerd.WithNewSnapshot(name, image),
+		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithHostNamespace("network"), oci.WithHostHostsFile))
+	if err != nil {
+		return nil, fmt.Errorf("container of %s: %w", ref, err)
+	}
+	reader, writer := io.Pipe()
+	task, err := container.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, writer, writer)))
+	if err != nil {
+		return nil, fmt.Errorf("task of %s: %w", ref, err)
+	}
+	exited, err := task.Wait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := task.Start(ctx); err != nil {
+		return nil, fmt.Errorf("start of %s: %w", ref, err)
+	}
+	end = func() error {
+		_, err := task.Delete(ctx, containerd.WithProcessKill)
+		if err != nil {
+			return err
+		}
+		return container.Delete(ctx, containerd.WithSnapshotCleanup)
+	}
+	ready := make(chan error, 1)
+	go func() { ready <- awaitLine(reader) }()
+	select {
+	case err = <-ready:
+	case <-exited:
+		// What it said last is still on its way.
+		time.AfterFunc(time.Second, func() { writer.Close() })
+		err = <-ready
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("container of %s: %w", ref, err)
+	}
+	return end, nil
+}
+
+// awaitLine reads until the line "ready", and throws away what comes later.
+func awaitLine(reader io.Reader) error {
+	var said strings.Builder
+	lines := bufio.NewScanner(reader)
+	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "ready") {
+			go io.Copy(io.Discard, reader)
+			return nil
+		}
+		said.WriteString(lines.Text() + "\n")
+	}
+	return fmt.Errorf("it never said ready, but: %s", said.String())
+}
