@@ -27,7 +27,7 @@ func TestStartsAreLearnedAndFetchedFirst(t *testing.T) {
 	app.Cmd = []string{"/guest", "reread", "/wanted"}
 	bundle := app.Bundle()
 	ref := registry.Add("app", "1", bundle)
-	_, manifest, _ := strings.Cut(bundle.Root.Digest, ":")
+	_, manifest, _ := strings.Cut(image.Digest(bundle.Root.Body), ":")
 
 	runs(t, teacher, ref)
 	var shown string
