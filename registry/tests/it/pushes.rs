@@ -46,6 +46,21 @@ async fn an_upload_that_fails_begins_again() {
 }
 
 #[tokio::test]
+async fn the_right_to_push_is_found_out_without_pushing() {
+    let fake = Fake::start().await;
+    let repository = World::new(&[&fake]).repository(&format!("{}/app", fake.host())).await;
+    fake.fault_status("^POST", 500, 1);
+    repository.check_push().await.unwrap();
+    let uploads = "/v2/app/blobs/uploads/";
+    assert_eq!((fake.count(&format!("^POST {uploads}$")), fake.count("^PUT")), (2, 0));
+    assert_eq!(fake.count(&format!("^DELETE {uploads}1")), 1, "what was begun is given up");
+    fake.fault_status("^POST", 403, ALWAYS);
+    let error = repository.check_push().await.unwrap_err();
+    assert_eq!(error.class(), Class::Denied);
+    assert!(error.to_string().contains("for a push to app"), "{error}");
+}
+
+#[tokio::test]
 async fn the_token_of_a_pull_is_not_that_of_a_push() {
     let fake = Fake::start().await;
     let pushed = fake.push_image("app:latest", &ImageSpec::new());
