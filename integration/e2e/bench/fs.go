@@ -131,6 +131,9 @@ func (s fsSettings) measure(t scope.Scope, subject subject) (all []timing, err e
 					return all, err
 				}
 				for _, task := range tasks {
+					if interrupted.Load() {
+						return all, errors.New("interrupted")
+					}
 					one := timing{image: subject.name, ground: ground.name, task: task, workers: workers, round: round}
 					if err := one.measure(ground.dir, listing); err != nil {
 						return all, fmt.Errorf("%s of %s: %w", task, ground.name, err)
