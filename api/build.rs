@@ -3,6 +3,7 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "containerd/services/snapshots/v1/snapshots.proto",
+        "containerd/services/containers/v1/containers.proto",
         "containerd/services/content/v1/content.proto",
         "containerd/services/diff/v1/diff.proto",
         "containerd/services/images/v1/images.proto",

@@ -8,8 +8,9 @@ import (
 	"math/rand"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 
 	"silk.invalid/integration/e2e/internal/hub"
 	"silk.invalid/integration/e2e/internal/image"
@@ -134,15 +135,18 @@ func shuffled(t *testing.T, dir string, readers int) {
 		t.Error(err)
 	}
 	rand.New(rand.NewSource(1)).Shuffle(len(files), func(i, j int) { files[i], files[j] = files[j], files[i] })
-	var group sync.WaitGroup
+	var group errgroup.Group
 	for reader := range readers {
-		group.Go(func() {
+		group.Go(func() error {
 			for i := reader; i < len(files); i += readers {
 				if _, err := os.ReadFile(files[i]); err != nil {
-					t.Error(err)
+					return err
 				}
 			}
+			return nil
 		})
 	}
-	group.Wait()
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
 }

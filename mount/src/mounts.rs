@@ -69,6 +69,8 @@ pub struct Mounts {
     reason: String,
     trees: Option<Arc<dyn Trees>>,
     shown: Mutex<BTreeSet<String>>,
+    /// Those of them that were mounted since the process started and that nobody has used: see [`Mounts::first_use`].
+    unused: Mutex<BTreeSet<String>>,
     turns: Turns<String>,
 }
 
@@ -93,7 +95,8 @@ impl Mounts {
         let shown = adopt(&mnt)?;
         let (rung, reason) = probe::probe(&mnt, choice, trees.is_some())?;
         tracing::info!(%rung, %reason, adopted = shown.len(), "layers are shown");
-        Ok(Self { mnt, dev, rung, reason, trees, shown: Mutex::new(shown), turns: Turns::default() })
+        let (shown, unused) = (Mutex::new(shown), Mutex::default());
+        Ok(Self { mnt, dev, rung, reason, trees, shown, unused, turns: Turns::default() })
     }
 
     /// What this kernel mounts from.
@@ -115,6 +118,11 @@ impl Mounts {
     /// hand would be an empty layer in the next overlay.
     pub fn is_shown(&self, view: &View) -> bool {
         self.is_live(&view.name())
+    }
+
+    /// A view is about to be read. Says whether nobody can have read it before.
+    pub(crate) fn first_use(&self, view: &View) -> bool {
+        self.unused_set().remove(&view.name())
     }
 
     fn is_live(&self, name: &str) -> bool {
@@ -193,6 +201,7 @@ impl Mounts {
             remove_file(&mark)?;
         }
         self.shown_set().insert(name.to_owned());
+        self.unused_set().insert(name.to_owned());
         Ok(())
     }
 
@@ -215,6 +224,7 @@ impl Mounts {
             remove_file(&self.mnt.join(format!("{name}{SERVED}")))?;
             self.shown_set().remove(name);
             self.trees.iter().for_each(|trees| trees.gone(name));
+            self.unused_set().remove(name);
             Ok(())
         })
     }
@@ -232,6 +242,10 @@ impl Mounts {
     /// The names of all views that are shown, and where.
     pub fn shown(&self) -> Vec<(String, PathBuf)> {
         self.shown_set().iter().map(|name| (name.clone(), self.mnt.join(name))).collect()
+    }
+
+    fn unused_set(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shown_set(&self) -> MutexGuard<'_, BTreeSet<String>> {

@@ -14,7 +14,7 @@ use silk_layer::{
 };
 use silk_model::{Digest, chain_ids};
 
-use crate::{Ground, LayerError, Mounts, Variant, View, ViewError, chain, meta, turns::Turns};
+use crate::{Ground, LayerError, Mounts, Pages, Variant, View, ViewError, chain, meta, turns::Turns};
 
 /// Who keeps the layers.
 pub trait LayerFiles: Sync {
@@ -105,6 +105,19 @@ impl Views {
         let variant = chain::variant(dependence, chain_ids(below).last().copied());
         let view = View { diff_id: *diff_id, variant };
         self.mounts.is_shown(&view).then(|| (variant, self.mounts.mountpoint(&view)))
+    }
+
+    /// The pages of the mount that shows the top layer of a chain, base first, for who is about to have it read; `None` if it is
+    /// not mounted. With it comes whether nobody can have read it before. Reads the metadata image's head.
+    pub fn pages(&self, files: &dyn LayerFiles, chain: &[Digest]) -> Option<(Pages, bool)> {
+        let (variant, mountpoint) = self.shown(chain)?;
+        let view = View { diff_id: *chain.last()?, variant };
+        let first = self.mounts.first_use(&view);
+        let pages = Pages::open(&mountpoint, &files.layer_path(&view.diff_id).join(view.file_name()));
+        let pages = pages.inspect_err(
+            |error| tracing::warn!(diff_id = %view.diff_id, %error, "what is read of a layer is not seen"),
+        );
+        Some((pages.ok()?, first))
     }
 
     /// Takes away a layer's views as [`Views::hide_layer`] and then does `then` (deletes its files, say), unless

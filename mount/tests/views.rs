@@ -6,7 +6,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     fs, io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -194,6 +194,47 @@ fn privileged_whiteouts_and_opaque_directories_hide_what_is_below() {
         assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
         fs::write(merged.join("etc/passwd"), "changed").unwrap();
         assert_eq!(read(&views.lowers(&layers, &chain).unwrap()[1].join("etc/passwd")), "root");
+    }
+}
+
+#[test]
+fn privileged_pages_tell_what_was_read_to_the_page() {
+    for rung in RUNGS {
+        let layers = Layers::new();
+        let content = "0123456789abcdef".repeat(256 * 64);
+        let tar = Tar::new()
+            .dir("deep/", 0o755, 0)
+            .file("deep/large", &content)
+            .hard_link("deep/name", "deep/large")
+            .file("small", "all of it")
+            .file("untouched", &content);
+        let chain = [layers.add(&tar)];
+        let views = layers.views(rung);
+        let point = views.lowers(&layers, &chain).unwrap().remove(0);
+        let (pages, first) = views.pages(&layers, &chain).unwrap();
+        assert!(first);
+        assert!(!views.pages(&layers, &chain).unwrap().1, "somebody may have read it");
+        assert_eq!(pages.now().unwrap(), [], "opening is not reading");
+        let large = fs::File::open(point.join("deep/name")).unwrap();
+        rustix::fs::fadvise(&large, 0, None, rustix::fs::Advice::Random).unwrap();
+        for (page, len) in [(3, 2 * 4096), (40, 1)] {
+            large.read_exact_at(&mut vec![0; len], page * 4096).unwrap();
+        }
+        read(&point.join("small"));
+        // The bytes of `deep/large` follow two headers, those of `small` three and its own.
+        let large = 1024;
+        let small = large + content.len() as u64 + 1024;
+        let page = |nr: u64| large + nr * 4096;
+        let mut found = pages.now().unwrap();
+        found.sort_by_key(|(_, bytes)| bytes.start);
+        let expected = [page(3)..page(5), page(40)..page(41), small..small + 9];
+        assert_eq!(found, expected.map(|bytes| (chain[0], bytes)), "{rung:?}");
+        // Mounted again: nobody has read that one, and the old one is still seen.
+        views.renew_layer(&layers, &chain[0], false).unwrap();
+        let (again, first) = views.pages(&layers, &chain).unwrap();
+        assert!(first);
+        assert_eq!(again.now().unwrap(), []);
+        assert_eq!(pages.now().unwrap().len(), 3);
     }
 }
 

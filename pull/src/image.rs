@@ -13,7 +13,7 @@ use std::{
 use silk_model::Digest;
 use silk_registry::{Object, Reference, Registry, Repository};
 use silk_share::Share;
-use silk_store::{LayerRecord, Store, StoreError};
+use silk_store::{LayerRecord, Profiles, Store, StoreError};
 use tokio::sync::{OnceCell, watch};
 
 use crate::{
@@ -28,6 +28,7 @@ mod broken;
 mod known;
 mod others;
 mod pull;
+mod start;
 mod status;
 pub use broken::Broken;
 pub use status::{ImageStatus, LayerStatus};
@@ -171,6 +172,7 @@ pub struct Puller {
     lazies: Arc<Lazies>,
     seams: Seams,
     records: Records,
+    profiles: Profiles,
     images: Mutex<HashMap<String, Arc<Image>>>,
     refusals: Mutex<VecDeque<status::Refusal>>,
 }
@@ -183,6 +185,7 @@ impl Puller {
     pub fn new(config: Config, registry: Registry, lazies: Arc<Lazies>, seams: Seams) -> Result<Arc<Self>, StoreError> {
         let store = Arc::clone(lazies.store());
         let (records, specs) = Records::open(store.database())?;
+        let profiles = Profiles::open(store.database())?;
         let images =
             specs.into_iter().map(|s| (key(&s.manifest, &s.reference), Image::new(Some(s)))).collect::<HashMap<_, _>>();
         Ok(Arc::new(Self {
@@ -193,6 +196,7 @@ impl Puller {
             lazies,
             seams,
             records,
+            profiles,
             images: Mutex::new(images),
             refusals: Mutex::default(),
         }))

@@ -2,31 +2,21 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use silk_layer::{index::Index, toc::Toc};
 use silk_model::Digest;
-use silk_registry::Repository;
-use silk_store::{Facts, Store};
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, watch},
-};
+use silk_registry::{Blob, Repository};
+use silk_store::{Facts, LayerWriter, Store, StoreError};
+use tokio::sync::watch;
 
 use crate::{
     Config, LayerError, LayerSpec,
-    fetch::{self, Window},
-    inlet::{Inlet, Turn},
-    road,
+    budget::{Budget, Counts},
+    road::Sink,
 };
-
-/// Layers that may be under way at once, those included whose sender is silent: each has a descriptor, two threads and up to
-/// three buffers.
-const OPEN: usize = 64;
 
 /// How a layer's pull ended; `None` while it goes on.
 pub(crate) type Outcome = Option<Result<(), Arc<LayerError>>>;
@@ -34,10 +24,7 @@ pub(crate) type Outcome = Option<Result<(), Arc<LayerError>>>;
 /// A layer that is being pulled or waits for its turn.
 #[derive(Debug)]
 pub(crate) struct LayerJob {
-    /// Compressed bytes received.
-    pub(crate) received: Arc<AtomicU64>,
-    /// Uncompressed bytes stored.
-    pub(crate) written: AtomicU64,
+    pub(crate) counts: Counts,
     started: Mutex<Option<Instant>>,
     source: Mutex<String>,
     outcome: watch::Sender<Outcome>,
@@ -55,22 +42,13 @@ impl LayerJob {
 #[derive(Debug)]
 pub(crate) struct Layers {
     store: Arc<Store>,
-    config: Config,
-    window: Window,
-    /// One permit a layer that is decoded. First come, first served: images queue their layers largest first. A layer whose
-    /// sender is silent gives its turn up for that time.
-    turns: Arc<Semaphore>,
-    /// One permit a layer that is under way at all, silent ones too.
-    open: Arc<Semaphore>,
+    budget: Budget,
     jobs: Mutex<HashMap<Digest, Arc<LayerJob>>>,
 }
 
 impl Layers {
     pub(crate) fn new(store: Arc<Store>, config: Config) -> Arc<Self> {
-        let window = Window::new(&config);
-        let turns = Arc::new(Semaphore::new(config.decoders()));
-        let open = Arc::new(Semaphore::new(OPEN));
-        Arc::new(Self { store, config, window, turns, open, jobs: Mutex::default() })
+        Arc::new(Self { store, budget: Budget::new(config), jobs: Mutex::default() })
     }
 
     /// The job of a layer, when it has one.
@@ -113,8 +91,7 @@ impl Layers {
     ) -> watch::Receiver<Outcome> {
         let (outcome, watcher) = watch::channel(None);
         let job = Arc::new(LayerJob {
-            received: Arc::default(),
-            written: AtomicU64::new(0),
+            counts: Counts::default(),
             started: Mutex::default(),
             source: Mutex::default(),
             outcome,
@@ -143,9 +120,7 @@ impl Layers {
         spec: &LayerSpec,
         repository: &Repository,
     ) -> Result<(), LayerError> {
-        let closed = |_| LayerError::Panicked;
-        let _open = Arc::clone(&self.open).acquire_owned().await.map_err(closed)?;
-        let permit = Arc::clone(&self.turns).acquire_owned().await.map_err(closed)?;
+        let place = self.budget.place().await?;
         if job.outcome.receiver_count() == 0 {
             // The image failed while this layer waited for its turn: nobody wants it now.
             return Err(LayerError::Abandoned);
@@ -154,29 +129,45 @@ impl Layers {
         let blob = repository.blob(spec.blob, spec.size);
         *lock(&job.started) = Some(began);
         *lock(&job.source) = blob.host();
-        let pieces = fetch::start(blob.clone(), spec.size, self.window.clone(), Arc::clone(&job.received));
-        let turn = Turn { permit: Some(permit), turns: Arc::clone(&self.turns), runtime: Handle::current() };
-        let work = road::Job { blob: spec.blob, blob_size: spec.size, limit: self.config.decoded_limit(spec.size) };
-        let (store, job, diff_id) = (Arc::clone(&self.store), Arc::clone(job), spec.diff_id);
-        tokio::task::spawn_blocking(move || {
-            let writer = store.writer(diff_id)?;
-            let facts = |toc: &silk_layer::toc::Toc| Facts {
-                size: toc.size,
-                entries: toc.entries.len() as u64,
-                blob: work.blob,
-                blob_size: work.blob_size,
-                source: blob.host(),
-                millis: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-            };
-            road::run(work, Inlet::new(pieces, turn), writer, &job.written, facts)?;
-            tracing::info!(
-                %diff_id, bytes = job.written.load(Ordering::Relaxed), seconds = began.elapsed().as_secs_f64(),
-                "a layer is whole and proved"
-            );
-            Ok(())
-        })
-        .await
-        .unwrap_or(Err(LayerError::Panicked))
+        let diff_id = spec.diff_id;
+        let sink = {
+            let (store, blob) = (Arc::clone(&self.store), blob.clone());
+            move || Ok(Stored { writer: store.writer(diff_id)?, blob, began })
+        };
+        self.budget.stream(place, blob, job.counts.clone(), sink).await?;
+        tracing::info!(
+            %diff_id, bytes = job.counts.written(), seconds = began.elapsed().as_secs_f64(),
+            "a layer is whole and proved"
+        );
+        Ok(())
+    }
+}
+
+/// The store, as the end of a layer's road.
+struct Stored {
+    writer: LayerWriter,
+    blob: Blob,
+    began: Instant,
+}
+
+impl Sink for Stored {
+    type Kept = ();
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.writer.append(bytes)
+    }
+
+    fn finish(self, toc: &Toc, index: &Index) -> Result<(), StoreError> {
+        let Self { writer, blob, began } = self;
+        let facts = Facts {
+            size: toc.size,
+            entries: toc.entries.len() as u64,
+            blob: blob.digest(),
+            blob_size: blob.size(),
+            source: blob.host(),
+            millis: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        };
+        writer.finish(toc, index, facts)
     }
 }
 

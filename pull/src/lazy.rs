@@ -20,14 +20,19 @@ use tokio::task::AbortHandle;
 
 use crate::{Config, ImageSpec, LayerSpec, Show, layer::Layers};
 
+mod ahead;
 mod layer;
 mod life;
 mod pieces;
 mod range;
+mod reads;
 mod scheduler;
 
-pub use layer::{Answer, Lazy, ReadError};
+pub use layer::{Answer, Arrived, Lazy, ReadError};
+pub use reads::Watch;
+use reads::Watches;
 use scheduler::Scheduler;
+pub(crate) use scheduler::Starting;
 
 /// Waits before a layer that could not be streamed either is tried again.
 const STREAM_AGAIN: Duration = Duration::from_secs(8);
@@ -40,6 +45,7 @@ pub struct Lazies {
     read_wait: Duration,
     range: u64,
     layers: Mutex<HashMap<Digest, Entry>>,
+    watches: Arc<Watches>,
     /// Held while a layer is opened: two images that want it open it once.
     opening: Mutex<()>,
 }
@@ -90,6 +96,7 @@ impl Lazies {
             read_wait: Duration::from_secs(config.read_wait_secs),
             range: u64::from(config.range_bytes.max(1)),
             layers: Mutex::default(),
+            watches: Arc::default(),
             opening: Mutex::default(),
         })
     }

@@ -9,9 +9,12 @@
 //!
 //! An image is ready when all its layers are whole, proved and mountable; [`Puller::ready`] waits for that. A failed image
 //! keeps its cause and is tried again, with backoff, by the next [`Puller::ready`].
+//!
+//! A [`Learner`] sends layers along the same road to learn of them, and keeps none of their bytes.
 
 #![forbid(unsafe_code)]
 
+mod budget;
 mod config;
 mod error;
 mod fetch;
@@ -19,12 +22,15 @@ mod image;
 mod inlet;
 mod layer;
 mod lazy;
+mod learn;
 mod records;
 mod resolve;
 mod road;
 
+pub use budget::Counts;
 pub use config::Config;
 pub use error::{ImageError, LayerError, Refused, ShowError};
 pub use image::{Broken, Caller, Claim, Claimed, Failure, ImageStatus, LayerStatus, Puller, Seams, Show, State};
-pub use lazy::{Answer, Lazies, Lazy, ReadError};
+pub use lazy::{Answer, Arrived, Lazies, Lazy, ReadError, Watch};
+pub use learn::{Learner, is_of};
 pub use resolve::{Contents, ContentsError, Held, ImageSpec, LayerSpec};

@@ -1,8 +1,9 @@
 //! Decode, scan, store: the blocking half of the road, two threads a layer.
 //!
 //! The first thread digests and inflates the blob into buffers, and notes where inflating could begin again; the second
-//! one digests, scans, indexes and stores them; three buffers go round between the two. Inflating takes about two thirds of the work, so the pair keeps one core busy and half
-//! of another.
+//! one digests, scans and indexes them and hands them to a [`Sink`]: the store's, or one that keeps what is learned alone.
+//! Three buffers go round between the two. Inflating takes about two thirds of the work, so the pair keeps one core busy
+//! and half of another.
 
 use std::{
     io::{self, Read},
@@ -15,13 +16,13 @@ use std::{
 
 use silk_layer::{
     decode,
-    index::Builder,
+    index::{Builder, Index},
     media::Compression,
     tar::{Limits, Scanner},
     toc::Toc,
 };
 use silk_model::Digest;
-use silk_store::{Facts, LayerWriter};
+use silk_store::StoreError;
 
 use crate::{LayerError, inlet::Inlet};
 
@@ -40,21 +41,26 @@ pub(crate) struct Job {
     pub(crate) limit: u64,
 }
 
-/// Moves one layer from its inlet into the store. Blocks until it is whole and proved, or failed; a failed layer leaves
-/// nothing behind.
-pub(crate) fn run(
-    job: Job,
-    mut inlet: Inlet,
-    writer: LayerWriter,
-    written: &AtomicU64,
-    facts: impl FnOnce(&Toc) -> Facts,
-) -> Result<(), LayerError> {
+/// Where a layer's road ends. One that is dropped unfinished leaves nothing behind.
+pub(crate) trait Sink: Send {
+    /// What is there afterwards.
+    type Kept;
+
+    /// Takes the next bytes of the tar. Blocks.
+    fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// The blob was proved; whether it leads to the diff ID is checked here. Blocks.
+    fn finish(self, toc: &Toc, index: &Index) -> Result<Self::Kept, StoreError>;
+}
+
+/// Moves one layer from its inlet into its sink. Blocks until it is whole and proved, or failed.
+pub(crate) fn run<S: Sink>(job: Job, mut inlet: Inlet, sink: S, written: &AtomicU64) -> Result<S::Kept, LayerError> {
     let outcome = thread::scope(|scope| {
         let (full, filled) = mpsc::sync_channel::<Filled>(BUFFERS);
         let (empty, emptied) = mpsc::sync_channel::<Vec<u8>>(BUFFERS);
         let store = thread::Builder::new()
             .name("silk-store".into())
-            .spawn_scoped(scope, move || store(writer, &filled, &empty, written))
+            .spawn_scoped(scope, move || store(sink, &filled, &empty, written))
             .expect("the system gives a thread");
         let decoded = pour(job, &mut inlet, &full, &emptied);
         drop(full);
@@ -64,12 +70,11 @@ pub(crate) fn run(
         decoded.map(|compression| (stored, compression))
     });
     match outcome {
-        Ok((Stored { scanner, builder, writer }, compression)) => {
+        Ok((Stored { scanner, builder, sink }, compression)) => {
             prove_blob(job, inlet)?;
             let toc = scanner.finish()?;
             let index = builder.finish(compression, job.blob_size);
-            writer.finish(&toc, &index, facts(&toc))?;
-            Ok(())
+            Ok(sink.finish(&toc, &index)?)
         }
         Err(error) if error.blames_content() && !inlet.is_broken() => {
             // Was the image pushed broken, or did the registry send something else?
@@ -150,30 +155,30 @@ fn damaged(error: io::Error) -> LayerError {
 }
 
 /// A layer that went by.
-struct Stored {
+struct Stored<S> {
     scanner: Scanner,
     builder: Builder,
-    writer: LayerWriter,
+    sink: S,
 }
 
 /// Digests, scans, indexes and stores buffers until no more come.
-fn store(
-    mut writer: LayerWriter,
+fn store<S: Sink>(
+    mut sink: S,
     filled: &mpsc::Receiver<Filled>,
     empty: &mpsc::SyncSender<Vec<u8>>,
     written: &AtomicU64,
-) -> Result<Stored, LayerError> {
+) -> Result<Stored<S>, LayerError> {
     let (mut scanner, mut builder) = (Scanner::new(Limits::default()), Builder::new());
     for Filled { bytes, entries } in filled {
         scanner.push(&bytes)?;
         builder.entries(entries);
         builder.push(&bytes);
-        writer.append(&bytes)?;
-        written.store(writer.size(), Ordering::Relaxed);
+        sink.append(&bytes)?;
+        written.store(scanner.position(), Ordering::Relaxed);
         // The decoder is gone after the last buffer: nobody needs it back.
         let _ = empty.send(bytes);
     }
-    Ok(Stored { scanner, builder, writer })
+    Ok(Stored { scanner, builder, sink })
 }
 
 fn prove_blob(job: Job, inlet: Inlet) -> Result<(), LayerError> {

@@ -30,6 +30,30 @@ pub struct Accepted {
 }
 
 impl Repository {
+    /// Whether this repository takes pushes: begins an upload and gives it up.
+    ///
+    /// # Errors
+    /// After retries; `Denied` where the credentials do not allow it.
+    pub async fn check_push(&self) -> Result<(), Error> {
+        let inner = &*self.inner;
+        let call = inner.call(Method::POST, "blobs/uploads/".to_owned(), format!("a push to {}", inner.path));
+        let call = Call { actions: Actions::Push, ..call };
+        let mut attempts = inner.push_attempts()?;
+        loop {
+            let endpoint = &inner.endpoints[attempts.host()];
+            match endpoint.ask(&call).await {
+                Ok(Answer { response, .. }) => {
+                    if let Some(place) = location(&response) {
+                        // Where that is not possible, the registry forgets the upload in its own time.
+                        let _ = endpoint.ask_at(&place, &Call { method: Method::DELETE, ..call }).await;
+                    }
+                    return Ok(());
+                }
+                Err(error) => again(&mut attempts, error).await?,
+            }
+        }
+    }
+
     /// Stores `bytes` unless they are there already.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 use std::{fmt, time::SystemTime};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use silk_model::Digest;
 use silk_registry::Repository;
 
@@ -67,6 +67,8 @@ pub struct Found<T> {
     pub key: Key,
     /// Which value: another one of the same key has another tag.
     pub tag: Digest,
+    /// Why it is believed, for people; empty where that is no question.
+    pub(crate) why: &'static str,
     /// The place of its backend in the list; set by [`crate::Share`].
     pub(crate) backend: usize,
 }
@@ -146,6 +148,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// and again after an error that may pass.
     fn publish<'a>(&'a self, image: &'a Image, items: &'a [Item]) -> BoxFuture<'a, Result<Published, BackendError>>;
 
+    /// Whether it would take values of this image now: asked by who is about to spend minutes on making some. By
+    /// default nothing speaks against it.
+    fn admits<'a>(&'a self, _: &'a Image) -> BoxFuture<'a, Result<(), BackendError>> {
+        async { Ok(()) }.boxed()
+    }
+
     /// Removes the value of `key` if it still is the one with `tag`; says whether it was. Called as [`Backend::publish`].
     fn remove<'a>(&'a self, image: &'a Image, key: Key, tag: Digest) -> BoxFuture<'a, Result<bool, BackendError>>;
 
@@ -200,13 +208,19 @@ impl Item {
 impl<T> Found<T> {
     /// `tag` tells this value from others of the same key: a digest of it, for one.
     pub fn new(value: T, source: String, key: Key, tag: Digest) -> Self {
-        Self { value, source, key, tag, backend: 0 }
+        Self { value, source, key, tag, why: "", backend: 0 }
+    }
+
+    /// Who gave it and why it is believed, for people: `redis 10.0.0.5:6379 (sealed with the fleet's key)`.
+    pub fn origin(&self) -> String {
+        let Self { source, why, .. } = self;
+        if why.is_empty() { source.clone() } else { format!("{source} ({why})") }
     }
 
     /// The same finding with another value in it: who keeps one to distrust it later does not need its bytes.
     pub fn with<U>(self, value: U) -> Found<U> {
-        let Self { source, key, tag, backend, .. } = self;
-        Found { value, source, key, tag, backend }
+        let Self { source, key, tag, why, backend, .. } = self;
+        Found { value, source, key, tag, why, backend }
     }
 }
 
@@ -223,16 +237,24 @@ impl<'a> Query<'a> {
 }
 
 impl Answer {
-    /// Sorts an opened envelope in.
-    pub(crate) fn take(&mut self, key: Key, source: String, opened: Result<Opened, EnvelopeError>) {
+    /// Sorts an opened envelope in; `unsealed` says why one without the fleet's key is believed.
+    pub(crate) fn take(
+        &mut self,
+        key: Key,
+        source: String,
+        opened: Result<Opened, EnvelopeError>,
+        unsealed: &'static str,
+    ) {
+        let is_sealed = opened.as_ref().is_ok_and(|opened| opened.is_sealed);
+        let why = if is_sealed { "sealed with the fleet's key" } else { unsealed };
         match (opened, key) {
             (Err(why), key) => self.refused.push(Refused { key, source, why }),
-            (Ok(Opened { diff_id, parts: [toc, index], tag }), Key::Layer(blob)) => {
+            (Ok(Opened { diff_id, parts: [toc, index], tag, .. }), Key::Layer(blob)) => {
                 let layer = LayerKnowledge { blob, diff_id, toc, index };
-                self.layers.push(Found::new(layer, source, key, tag));
+                self.layers.push(Found { why, ..Found::new(layer, source, key, tag) });
             }
             (Ok(Opened { parts: [profile, _], tag, .. }), Key::Profile(_)) => {
-                self.profiles.push(Found::new(profile, source, key, tag));
+                self.profiles.push(Found { why, ..Found::new(profile, source, key, tag) });
             }
         }
     }

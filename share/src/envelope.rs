@@ -52,6 +52,8 @@ pub(crate) struct Opened {
     pub parts: [Bytes; 2],
     /// The seal: the name of exactly this value.
     pub tag: Digest,
+    /// The fleet's key made it.
+    pub is_sealed: bool,
 }
 
 /// Why a value is not believed.
@@ -202,6 +204,7 @@ pub(crate) fn open(bytes: &Bytes, key: Key, keys: &Keys, trust: Trust) -> Result
         diff_id: Digest::new(array(bytes, 48)),
         parts: [bytes.slice(HEADER..middle), bytes.slice(middle..size - SEAL)],
         tag: Digest::new(array(bytes, size - SEAL)),
+        is_sealed: seal == HMAC_SHA256,
     })
 }
 

@@ -38,6 +38,8 @@ const MAX_ANSWER: u64 = 96 << 20;
 const FAT_ANSWER: u64 = 1 << 20;
 /// Keys of damaged values that are remembered, of 40 bytes each.
 const MAX_DAMAGED: usize = 4096;
+/// Why what has no key's seal is believed.
+const UNSEALED: &str = "no key is configured: who can write there is trusted";
 /// How long a publication may stand still, in the background.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -163,7 +165,7 @@ impl Redis {
                 }
                 damaged.insert(key);
             }
-            answer.take(key, self.name.clone(), opened);
+            answer.take(key, self.name.clone(), opened, UNSEALED);
         }
         answer
     }
@@ -222,6 +224,10 @@ impl Backend for Redis {
             Ok(published)
         }
         .boxed()
+    }
+
+    fn admits<'a>(&'a self, _: &'a Image) -> BoxFuture<'a, Result<(), BackendError>> {
+        async move { self.own().await.map(drop) }.boxed()
     }
 
     fn remove<'a>(&'a self, _: &'a Image, key: Key, tag: Digest) -> BoxFuture<'a, Result<bool, BackendError>> {

@@ -42,6 +42,8 @@ const MAX_ARTIFACTS: usize = 8;
 const REST: Duration = Duration::from_secs(30);
 /// Registries whose rest is remembered.
 const MAX_RESTING: usize = 256;
+/// Why what has no key's seal is believed.
+const UNSEALED: &str = "unsigned, which share.referrers.trust_unsigned allows";
 /// How long one publication may take, its retries included.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(300);
 /// A pull's layers end within seconds of each other: one artifact for all, instead of one revision each.
@@ -120,7 +122,7 @@ impl Referrers {
                 Ok(Some((key, outcomes))) => {
                     for outcome in outcomes {
                         match outcome {
-                            Ok(opened) => answer.take(key, source(repository), opened),
+                            Ok(opened) => answer.take(key, source(repository), opened, UNSEALED),
                             Err(error) => answer.trouble = Some(error.to_string()),
                         }
                     }
@@ -248,6 +250,16 @@ impl Backend for Referrers {
                 return Ok(Published::default());
             };
             within(repository, self.write(repository, image, items)).await
+        }
+        .boxed()
+    }
+
+    fn admits<'a>(&'a self, image: &'a Image) -> BoxFuture<'a, Result<(), BackendError>> {
+        async move {
+            match image.repository.as_ref().filter(|_| self.config.publish) {
+                Some(repository) => within(repository, repository.check_push()).await,
+                None => Err(BackendError::Refused("share.referrers.publish is false".into())),
+            }
         }
         .boxed()
     }

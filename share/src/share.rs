@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::join_all;
 use silk_model::Digest;
 use tracing::{debug, warn};
 
@@ -165,6 +166,22 @@ impl Share {
             outcomes.push((backend.name(), outcome));
         }
         outcomes
+    }
+
+    /// Asks each backend whether it would take values of `image` now.
+    pub async fn admits(&self, image: &Image) -> Vec<(String, Result<(), BackendError>)> {
+        let ask = |member: &Member| {
+            let backend = Arc::clone(&member.backend);
+            async move { (backend.name(), backend.admits(image).await) }
+        };
+        join_all(self.members.iter().map(ask)).await
+    }
+
+    /// What each backend has of these layers, in the order of [`Share::admits`]: for who looks what is left to publish. No
+    /// backend is asked in place of another, and nothing of it is counted.
+    pub async fn holdings(&self, image: &Image, blobs: &[Digest]) -> Vec<Answer> {
+        let query = Query { image, blobs, wants_profile: false, lies: Some(&self.lies) };
+        join_all(self.members.iter().map(|member| member.backend.look_up(&query))).await
     }
 
     /// `found` has lied: it is not used again, whoever offers it, its source is named in the log, and it is removed there in

@@ -98,8 +98,12 @@ impl Service {
     async fn create(&self, new: New) -> Result<Vec<Mount>, SnapshotError> {
         self.blocking(move |inner| {
             inner.snapshots.check_new(&new.key, &new.parent)?;
-            let lowers = inner.lowers(&inner.snapshots.stack(&new.parent))?;
+            let stack = inner.snapshots.stack(&new.parent);
+            let lowers = inner.lowers(&stack)?;
             let snapshot = inner.snapshots.create(new, &lowers)?;
+            if let (Some((_, chain)), true) = (&stack.remote, stack.ordinary.is_empty()) {
+                inner.layers.used(chain, &snapshot.name, snapshot.kind == Kind::Active);
+            }
             Ok(mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers))
         })
         .await

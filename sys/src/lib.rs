@@ -2,3 +2,4 @@
 
 pub mod inflate;
 pub mod loop_device;
+pub mod resident;

@@ -65,7 +65,7 @@ pub struct Globals {
         hide_env_values = true
     )]
     pub snapshotter: String,
-    /// silkd's configuration, of which [registry] is used (pull) [default: /etc/silk/config.toml, which need not exist]
+    /// silkd's configuration, of which [registry] (pull, index), [pull] and [share] (index) are used [default: /etc/silk/config.toml, which need not exist]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -74,10 +74,12 @@ pub struct Globals {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Pull(crate::pull::Arguments),
+    Index(crate::index::Arguments),
     Status(crate::status::Arguments),
     Explain(crate::explain::Arguments),
     Fsck(crate::fsck::Arguments),
     Gc(crate::gc::Arguments),
+    Profile(crate::profile::Arguments),
 }
 
 #[cfg(test)]
@@ -117,6 +119,7 @@ mod tests {
             "silk",
             "silk pull",
             "silk pull case/UPPER",
+            "silk index",
             "silk pull a --platform linux",
             "silk pull a --platform linux/arm/v7/x",
             "silk gc --keep lots",

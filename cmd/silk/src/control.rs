@@ -5,8 +5,8 @@ use std::{future::Future, time::Duration};
 use silk_api::{
     Connect,
     control::{
-        ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, StatusRequest, StatusResponse,
-        control_client::ControlClient,
+        ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Profile, ProfileRequest,
+        PutProfileRequest, StatusRequest, StatusResponse, control_client::ControlClient,
     },
 };
 use silk_model::Digest;
@@ -67,6 +67,24 @@ impl Control {
     /// Evicts until `keep` bytes of unused layers are left; silkd's quota when none is given.
     pub async fn gc(&self, keep: Option<u64>) -> Result<GcResponse, Failure> {
         self.call("drop unused layers", GC, self.client().gc(GcRequest { keep_bytes: keep })).await
+    }
+
+    /// What starts of an image touch.
+    pub async fn profile(&self, image: &str) -> Result<Profile, Failure> {
+        let request = ProfileRequest { image: image.to_owned() };
+        self.call(&format!("tell the start profile of {image}"), ANSWER, self.client().get_profile(request)).await
+    }
+
+    /// Joins a start profile with what is known.
+    pub async fn put_profile(&self, image: &str, profile: Vec<u8>) -> Result<Profile, Failure> {
+        let request = PutProfileRequest { image: image.to_owned(), profile };
+        self.call(&format!("take a start profile of {image}"), ANSWER, self.client().put_profile(request)).await
+    }
+
+    /// Forgets what starts of an image touch.
+    pub async fn drop_profile(&self, image: &str) -> Result<Profile, Failure> {
+        let request = ProfileRequest { image: image.to_owned() };
+        self.call(&format!("drop the start profile of {image}"), ANSWER, self.client().drop_profile(request)).await
     }
 
     /// Starts to prove one layer, or all.

@@ -33,6 +33,7 @@ pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure
         let digest = layer.map_or("", |layer| crate::status::short(&layer.diff_id));
         text.push_str(&format!("  {}/{of} {digest}  {sentence}\n", i + 1));
     }
+    text += &crate::status::backends_text(&answer.backends);
     std::io::stdout().write_all(human::clean(&text).as_bytes())?;
     Ok(())
 }

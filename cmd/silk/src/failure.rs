@@ -142,15 +142,35 @@ pub enum Failure {
     /// A snapshot that containerd says exists, and does not.
     #[error("containerd says that snapshot {0} exists, and then that it does not; the third try gave the same")]
     Vanished(Digest),
-    /// The image that could not be pulled.
-    #[error("cannot pull {image}: {source}")]
+    /// What the image's layers are to be learned from is not streamed, or was damaged.
+    #[error(transparent)]
+    Learn(#[from] silk_pull::LayerError),
+    /// Nowhere to publish to.
+    #[error(
+        "nothing to publish to: {} sets neither share.redis.address nor share.referrers.publish",
+        config.display()
+    )]
+    NoBackend {
+        /// The configuration.
+        config: PathBuf,
+    },
+    /// Places that did not take all that was to be published.
+    #[error("not all of it is published: {}", why.join("; "))]
+    Unpublished {
+        /// A sentence a place.
+        why: Vec<String>,
+    },
+    /// The image that a command could not do its work on.
+    #[error("cannot {doing} {image}: {source}")]
     Image {
+        /// The command.
+        doing: &'static str,
         /// Its reference.
         image: String,
         /// The cause.
         source: Box<Self>,
     },
-    /// The layer that could not be pulled.
+    /// The layer at fault.
     #[error("layer {number} of {count} ({blob}): {source}")]
     Layer {
         /// 1 is the base.
@@ -198,6 +218,9 @@ pub enum ConfigFault {
     /// It is no such file.
     #[error("{0}")]
     Parse(#[from] Box<toml::de::Error>),
+    /// Its `[share]` contradicts itself.
+    #[error("{0}")]
+    Share(#[from] silk_share::ShareError),
 }
 
 fn list(platforms: &[Platform]) -> String {
@@ -225,19 +248,23 @@ impl Failure {
         }
     }
 
-    /// In the words of an image's pull, unless they already are.
+    /// In words of what was to be done to an image, unless they already are.
     #[must_use]
-    pub fn of_image(self, image: &str) -> Self {
+    pub fn of_image(self, doing: &'static str, image: &str) -> Self {
         match self {
             Self::Told(_) | Self::Interrupted(_) | Self::Unreachable { .. } => self,
-            source => Self::Image { image: image.to_owned(), source: Box::new(source) },
+            source => Self::Image { doing, image: image.to_owned(), source: Box::new(source) },
         }
     }
 
     /// 1: failed; 2: wrong arguments; 3: no daemon; 128 and the signal's number.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config { .. } | Self::Namespace(_) | Self::NoSuchLayer { .. } | Self::NoPlatform { .. } => 2.into(),
+            Self::Config { .. }
+            | Self::Namespace(_)
+            | Self::NoSuchLayer { .. }
+            | Self::NoPlatform { .. }
+            | Self::NoBackend { .. } => 2.into(),
             Self::Unreachable { .. } | Self::NoSnapshotter(_) | Self::Late { .. } => 3.into(),
             Self::Interrupted(Signal::Interrupt) => 130.into(),
             Self::Interrupted(Signal::Terminate) => 143.into(),

@@ -6,13 +6,16 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod config;
 mod control;
 mod explain;
 mod failure;
 mod fsck;
 mod gc;
 mod human;
+mod index;
 mod interrupt;
+mod profile;
 mod pull;
 mod status;
 mod table;
@@ -59,9 +62,11 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { globals, command } = arguments;
     match command {
         Command::Pull(arguments) => pull::run(&globals, &arguments).await,
+        Command::Index(arguments) => index::run(&globals, &arguments).await,
         Command::Status(arguments) => status::run(&globals, &arguments).await,
         Command::Explain(arguments) => explain::run(&globals, &arguments).await,
         Command::Fsck(arguments) => fsck::run(&globals, &arguments).await,
         Command::Gc(arguments) => gc::run(&globals, &arguments).await,
+        Command::Profile(arguments) => profile::run(&globals, &arguments).await,
     }
 }

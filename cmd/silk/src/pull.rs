@@ -8,7 +8,6 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -16,21 +15,16 @@ use clap::Args;
 use serde::Deserialize;
 use silk_registry::{Reference, Registry};
 
-use crate::{
-    cli::Globals,
-    control::Control,
-    failure::{ConfigFault, Failure},
-    human, interrupt,
-};
+use crate::{cli::Globals, config, control::Control, failure::Failure, human, interrupt};
 
 mod content;
 mod fetch;
-mod image;
+pub mod image;
 mod labels;
 mod lease;
 mod node;
 mod platform;
-mod progress;
+pub mod progress;
 mod unpack;
 
 pub use image::Malformed;
@@ -42,7 +36,6 @@ use node::Node;
 use progress::{Board, Display};
 use unpack::Unpack;
 
-const CONFIG: &str = "/etc/silk/config.toml";
 /// Two calls that containerd answers within milliseconds, one of which waits for its garbage collection.
 const PUT_AWAY: Duration = Duration::from_secs(10);
 
@@ -73,7 +66,8 @@ pub struct Arguments {
 /// Pulls and prints.
 pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure> {
     let began = Instant::now();
-    let registry = registry(globals.config.as_deref(), arguments)?;
+    let config: ConfigFile = config::load(globals.config.as_deref())?;
+    let registry = config::registry(config.registry, &arguments.image, arguments.plain_http)?;
     let node = lease::create(Node::new(&globals.containerd, &globals.namespace)?).await?;
     let pull = Pull { globals, arguments, registry, node };
     let outcome = tokio::select! {
@@ -81,11 +75,18 @@ pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure
         signal = interrupt::wait() => Err(Failure::Interrupted(signal)),
     };
     pull.put_away(outcome.is_ok()).await;
-    let summary = outcome.map_err(|failure| failure.of_image(&arguments.image.to_string()))?;
+    let summary = outcome.map_err(|failure| failure.of_image("pull", &arguments.image.to_string()))?;
     if !arguments.quiet {
         writeln!(std::io::stdout(), "pulled {} in {}: {summary}", arguments.image, human::duration(began.elapsed()))?;
     }
     Ok(())
+}
+
+/// What is read of silkd's configuration; the rest is silkd's to check.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ConfigFile {
+    registry: silk_registry::Config,
 }
 
 struct Pull<'a> {
@@ -147,25 +148,4 @@ impl Pull<'_> {
         };
         eprintln!("warning: what the pull made stays until its lease ends, in 24 h: {}", human::clean(&failure));
     }
-}
-
-/// What silk reads of silkd's configuration; the rest is silkd's to check.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ConfigFile {
-    registry: silk_registry::Config,
-}
-
-fn registry(named: Option<&Path>, arguments: &Arguments) -> Result<Registry, Failure> {
-    let path = named.unwrap_or(Path::new(CONFIG));
-    let fault = |cause: ConfigFault| Failure::Config { path: path.to_owned(), cause };
-    let mut config = match std::fs::read_to_string(path) {
-        Ok(text) => toml::from_str::<ConfigFile>(&text).map_err(|e| fault(Box::new(e).into()))?.registry,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => silk_registry::Config::default(),
-        Err(e) => return Err(fault(e.into())),
-    };
-    if arguments.plain_http {
-        config.plain_http.push(arguments.image.host().to_owned());
-    }
-    Ok(Registry::new(config)?)
 }

@@ -3,7 +3,7 @@
 use std::{io::Write as _, time::Duration};
 
 use clap::Args;
-use silk_api::control::{Image, Layer, StatusResponse};
+use silk_api::control::{Backend, Image, Layer, StatusResponse};
 
 use crate::{
     cli::Globals,
@@ -62,7 +62,30 @@ fn text(status: &StatusResponse) -> String {
         human::bytes(status.layer_bytes),
         human::bytes(status.unused_bytes)
     );
+    text += &backends_text(&status.backends);
     status.images.iter().for_each(|image| text += &image_text(image));
+    text
+}
+
+/// A line for each place where what is known of images is shared, and one for its last trouble.
+pub fn backends_text(backends: &[Backend]) -> String {
+    let time = |seconds| human::duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    let mut text = String::new();
+    for backend in backends {
+        let Backend { name, up, seconds, why, hits, misses, refused, published, dropped, trouble, trouble_seconds } =
+            backend;
+        let state = match up {
+            true => format!("up for {}", time(*seconds)),
+            false => format!("away for {}: {why}", time(*seconds)),
+        };
+        text += &format!("shared through {name}, {state}\n");
+        text += &format!(
+            "  {hits} found, {misses} not there, {refused} refused; {published} published, {dropped} dropped\n"
+        );
+        if !trouble.is_empty() {
+            text += &format!("  last trouble, {} ago: {trouble}\n", time(*trouble_seconds));
+        }
+    }
     text
 }
 

@@ -5,8 +5,8 @@
 use std::{process::Output, sync::Arc, sync::Mutex};
 
 use silk_api::control::{
-    ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, StatusRequest,
-    StatusResponse,
+    Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, Profile,
+    ProfileRequest, PutProfileRequest, StatusRequest, StatusResponse,
     control_server::{Control, ControlServer},
 };
 use silk_model::Digest;
@@ -53,6 +53,7 @@ impl Control for Silkd {
                 image: Some(image()),
                 verdict: "here".into(),
                 layers: vec!["one".into(), "two".into()],
+                backends: vec![Backend { name: "redis x".into(), up: true, seconds: 1.0, ..Backend::default() }],
             })),
             name => Err(Status::not_found(format!("silk has not seen {name}"))),
         }
@@ -67,6 +68,18 @@ impl Control for Silkd {
         let reports = [report("a", true), report("b", false)];
         let wanted: Vec<_> = reports.into_iter().filter(|r| only.is_empty() || r.diff_id == only).map(Ok).collect();
         Ok(Response::new(tokio_stream::iter(wanted)))
+    }
+
+    async fn get_profile(&self, _: Request<ProfileRequest>) -> Result<Response<Profile>, Status> {
+        Err(Status::not_found("no start of it was seen"))
+    }
+
+    async fn put_profile(&self, _: Request<PutProfileRequest>) -> Result<Response<Profile>, Status> {
+        Err(Status::invalid_argument("no profile"))
+    }
+
+    async fn drop_profile(&self, _: Request<ProfileRequest>) -> Result<Response<Profile>, Status> {
+        Err(Status::not_found("no start of it was seen"))
     }
 
     async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcResponse>, Status> {
@@ -117,8 +130,10 @@ async fn explain_numbers_the_layers() {
     let setup = start();
     let (code, out, _) = setup.run(&["explain", "app"]).await;
     let (a, b) = (Digest::of(b"a").short(), Digest::of(b"b").short());
-    let expected = format!("docker.io/library/app:latest: here\n  1/2 {a}  one\n  2/2 {b}  two\n");
-    assert_eq!((code, out), (Some(0), expected));
+    let expected = format!(
+        "docker.io/library/app:latest: here\n  1/2 {a}  one\n  2/2 {b}  two\nshared through redis x, up for 1.00 s\n"
+    );
+    assert!(code == Some(0) && out.starts_with(&expected), "{out}");
     let (code, _, err) = setup.run(&["explain", "other"]).await;
     assert_eq!(code, Some(1));
     assert!(err.contains("silk has not seen docker.io/library/other:latest"), "{err}");

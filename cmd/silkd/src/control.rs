@@ -1,28 +1,33 @@
 //! The operator's service: translates what the rooms know into messages.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 use silk_api::control::{
-    ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, StatusRequest,
-    StatusResponse, control_server::Control,
+    Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, Profile,
+    ProfileRequest, PutProfileRequest, StatusRequest, StatusResponse, control_server::Control,
 };
 use silk_model::Digest;
 use silk_mount::{Rung, Variant};
-use silk_pull::{ImageStatus, LayerStatus};
+use silk_pull::{Arrived, ImageStatus, LayerStatus};
+use silk_share::{BackendStatus, Share, State};
 use silk_store::Finding;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use crate::{janitor::Janitor, views::died};
+use crate::{janitor::Janitor, profiles, views::died};
 
 /// Serves `silk.control.v1.Control`.
 #[derive(Debug, Clone)]
-pub struct Service(Arc<Janitor>);
+pub struct Service(Arc<Janitor>, Arc<Share>);
 
 impl Service {
-    /// Everything it needs, the janitor has.
-    pub fn new(janitor: Arc<Janitor>) -> Self {
-        Self(janitor)
+    /// What it needs beside these two, the janitor has.
+    pub fn new(janitor: Arc<Janitor>, share: Arc<Share>) -> Self {
+        Self(janitor, share)
+    }
+
+    fn backends(&self) -> Vec<Backend> {
+        self.1.status().into_iter().map(backend).collect()
     }
 
     fn images(&self, only: &str) -> Vec<Image> {
@@ -57,7 +62,7 @@ impl Service {
     ) -> Layer {
         let whole = status.state == "whole";
         let (variant, mountpoint) = mounted.unzip();
-        let (demand_bytes, background_bytes) = status.arrived;
+        let Arrived { demand, profile, background } = status.arrived;
         Layer {
             diff_id: status.spec.diff_id.to_string(),
             blob_digest: status.spec.blob.to_string(),
@@ -76,10 +81,23 @@ impl Service {
             mountpoint: mountpoint.map(|p| p.display().to_string()).unwrap_or_default(),
             variant: variant.map(|v| variant_name(&v).to_owned()).unwrap_or_default(),
             snapshots: users.get(&status.spec.diff_id).copied().unwrap_or(0),
-            demand_bytes,
-            background_bytes,
+            demand_bytes: demand,
+            profile_bytes: profile,
+            background_bytes: background,
         }
     }
+}
+
+fn backend(status: BackendStatus) -> Backend {
+    let seconds = |since: SystemTime| since.elapsed().unwrap_or_default().as_secs_f64();
+    let BackendStatus { name, state, hits, misses, refused, published, dropped, trouble } = status;
+    let (up, since, why) = match state {
+        State::Up { since } => (true, since, String::new()),
+        State::Away { since, why } => (false, since, why),
+    };
+    let (trouble_seconds, trouble) = trouble.map(|(at, what)| (seconds(at), what)).unwrap_or_default();
+    let seconds = seconds(since);
+    Backend { name, up, seconds, why, hits, misses, refused, published, dropped, trouble, trouble_seconds }
 }
 
 fn variant_name(variant: &Variant) -> &'static str {
@@ -120,19 +138,22 @@ fn sentence(layer: &Layer, rung: Rung) -> String {
              lies in the layers below"
         ),
         ("filling", _) => {
-            let Layer { names_from, demand_bytes, background_bytes, .. } = layer;
-            let known =
-                if names_from.is_empty() { "earlier on this node".to_owned() } else { format!("from {names_from}") };
+            let Layer { demand_bytes, profile_bytes, background_bytes, .. } = layer;
             format!(
-                "served by silkd through FUSE while its bytes arrive, {demand_bytes} because they were read and \
-                 {background_bytes} before: its names and index were learned {known}; shown by {place}"
+                "served by silkd through FUSE while its bytes arrive, {demand_bytes} because they were read, \
+                 {profile_bytes} because a start is known to touch them and {background_bytes} before; shown by {place}"
             )
         }
         ("pulling", _) => format!("on its way from {}", layer.source),
         ("waiting", _) => "waits for its turn".to_owned(),
         (state, _) => state.to_owned(),
     };
-    format!("{how} ({} of {} bytes, {} bytes of tar)", layer.blob_received, layer.blob_size, layer.data_bytes)
+    let known = match layer.names_from.as_str() {
+        _ if !layer.names => String::new(),
+        "" => "; names and index: learned or proved on this node".to_owned(),
+        from => format!("; names and index: from {from}"),
+    };
+    format!("{how}{known} ({} of {} bytes, {} bytes of tar)", layer.blob_received, layer.blob_size, layer.data_bytes)
 }
 
 fn verdict(image: &Image) -> String {
@@ -169,6 +190,7 @@ impl Control for Service {
             unused_bytes: unused,
             quota_bytes: store.config().cache_bytes,
             images: self.images(&request.get_ref().image),
+            backends: self.backends(),
         }))
     }
 
@@ -182,7 +204,8 @@ impl Control for Service {
         };
         let rung = self.0.views.views.mounts().rung();
         let layers = image.layers.iter().map(|layer| sentence(layer, rung)).collect();
-        Ok(Response::new(ExplainResponse { verdict: verdict(&image), layers, image: Some(image) }))
+        let (verdict, backends) = (verdict(&image), self.backends());
+        Ok(Response::new(ExplainResponse { verdict, layers, image: Some(image), backends }))
     }
 
     type FsckStream = Pin<Box<dyn Stream<Item = Result<FsckReport, Status>> + Send>>;
@@ -233,6 +256,19 @@ impl Control for Service {
         .map_err(|e| Status::internal(died(&e).1))?
         .map_err(|e| Status::internal(e.to_string()))?;
         Ok(Response::new(GcResponse { layers: gone.layers, bytes: gone.bytes }))
+    }
+
+    async fn get_profile(&self, request: Request<ProfileRequest>) -> Result<Response<Profile>, Status> {
+        profiles::get(&self.0.puller, &request.get_ref().image).await.map(Response::new)
+    }
+
+    async fn put_profile(&self, request: Request<PutProfileRequest>) -> Result<Response<Profile>, Status> {
+        let PutProfileRequest { image, profile } = request.get_ref();
+        profiles::put(&self.0.puller, image, profile).await.map(Response::new)
+    }
+
+    async fn drop_profile(&self, request: Request<ProfileRequest>) -> Result<Response<Profile>, Status> {
+        profiles::drop(&self.0.puller, &request.get_ref().image).await.map(Response::new)
     }
 }
 

@@ -19,7 +19,7 @@ use tonic::transport::Server;
 
 use crate::{
     config::Config, contents::ContentStore, control, janitor::Janitor, layers::Rooms, notify::notify, served::Served,
-    socket, views::StoreViews,
+    socket, starts::Starts, views::StoreViews,
 };
 
 /// Requests that are being answered when the stop comes have this long. A Stat that waits for a pull does not end by
@@ -50,10 +50,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let registry = Registry::new(config.registry).context("the configuration of registries")?;
     let contents = Arc::new(ContentStore::new(connect(&config.containerd.address)));
     let share = Arc::new(Share::new(&config.share, vec![]).context("the configuration of what is shared")?);
-    let seams = Seams { contents, show: Arc::clone(&views) as Arc<_>, share };
+    let seams = Seams { contents, show: Arc::clone(&views) as Arc<_>, share: Arc::clone(&share) };
     let puller = Puller::new(config.pull, registry, lazies, seams).context("cannot read known images")?;
     let wake = Arc::new(Notify::new());
-    let rooms = Rooms { puller: Arc::clone(&puller), views: Arc::clone(&views), wake: Arc::clone(&wake) };
+    let starts = Starts::new(Arc::clone(&views), Arc::clone(&puller), connect(&config.containerd.address));
+    let rooms = Rooms { puller: Arc::clone(&puller), views: Arc::clone(&views), starts, wake: Arc::clone(&wake) };
     let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
     let service =
         Service::new(Arc::clone(&snapshots), Arc::new(rooms)).with_containerd(connect(&config.containerd.address));
@@ -65,7 +66,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let server = Server::builder()
         .add_service(service.into_server())
-        .add_service(ControlServer::new(control::Service::new(janitor)))
+        .add_service(ControlServer::new(control::Service::new(janitor, share)))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             let _ = stopped.wait_for(|s| *s).await;
         });

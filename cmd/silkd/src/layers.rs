@@ -7,7 +7,10 @@ use silk_pull::{ImageError, Puller, State as Pull};
 use silk_snapshotter::{Caller, Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State, Usage};
 use tokio::sync::Notify;
 
-use crate::views::{StoreViews, died};
+use crate::{
+    starts::Starts,
+    views::{StoreViews, died},
+};
 
 /// The rooms behind the snapshots.
 #[derive(Debug)]
@@ -16,6 +19,8 @@ pub struct Rooms {
     pub puller: Arc<Puller>,
     /// Layers that can be mounted.
     pub views: Arc<StoreViews>,
+    /// Watches containers start.
+    pub starts: Arc<Starts>,
     /// Wakes the janitor.
     pub wake: Arc<Notify>,
 }
@@ -103,6 +108,10 @@ impl Layers for Rooms {
             tracing::warn!(%error, "the order of eviction is not noted");
         }
         Ok(lowers)
+    }
+
+    fn used(&self, chain: &RemoteChain, key: &str, active: bool) {
+        self.starts.begins(chain, key, active);
     }
 
     fn usage(&self, diff_id: &Digest) -> Option<Usage> {

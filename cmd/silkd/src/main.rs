@@ -10,8 +10,10 @@ mod docs;
 mod janitor;
 mod layers;
 mod notify;
+mod profiles;
 mod served;
 mod socket;
+mod starts;
 mod views;
 
 use std::path::PathBuf;

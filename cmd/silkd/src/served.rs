@@ -146,6 +146,7 @@ impl Source for Files {
 
     fn read(&self, slot: Slot, offset: u64, len: u32, reply: Reply) {
         let Some(diff_id) = self.layer(slot) else { return reply.error(Errno::NOENT) };
+        self.lazies.note_read(&diff_id, offset, len as usize);
         if let Some(lazy) = self.lazies.get(&diff_id) {
             return lazy.read(
                 offset,

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use silk_layer::toc::Toc;
 use silk_model::{Class, Digest};
-use silk_mount::{LayerError, LayerFiles, Rung, ViewError, Views};
+use silk_mount::{LayerError, LayerFiles, Pages, Rung, ViewError, Views};
 use silk_pull::{Lazies, Show, ShowError};
 use silk_store::Store;
 
@@ -27,6 +27,11 @@ impl StoreViews {
     /// Mount points of a chain given base first; the result is top first, as overlayfs wants it. Blocks.
     pub fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, ViewError> {
         self.views.lowers(&Files(self), diff_ids)
+    }
+
+    /// See [`Views::pages`].
+    pub fn pages(&self, chain: &[Digest]) -> Option<(Pages, bool)> {
+        self.views.pages(&Files(self), chain)
     }
 
     /// Takes a layer's mounts away and does `then`, unless the layer is in use by then; `None` if it is. Containers that

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use bytes::Bytes;
 use silk_model::{Class, Digest};
 use silk_registry::Repository;
 use silk_share::{Found, Image, LayerKnowledge};
@@ -11,6 +12,7 @@ use super::{Puller, pull::Source};
 use crate::{ImageSpec, LayerSpec, lazy::Road};
 
 type Learned = HashMap<Digest, Found<()>>;
+type FoundProfiles = Vec<Found<Bytes>>;
 
 impl Puller {
     /// Opens the layers whose names and index are known; returns the others.
@@ -29,18 +31,27 @@ impl Puller {
             }
             let layers = missing.iter().filter_map(|(_, m)| spec.layers.iter().find(|l| l.diff_id == m.diff_id));
             let layers: Vec<_> = layers.cloned().collect();
-            let learned = self.ask(spec, repository, &layers).await;
+            let starting = self.lazies.starting();
+            let (learned, profiles) = self.ask(spec, repository, &layers).await;
             let opened = self.open(spec, repository, layers, learned).await;
+            if !opened.is_empty() {
+                self.fetch_start(spec, repository, profiles, starting);
+            }
             missing.retain(|(_, layer)| !opened.contains(&layer.diff_id));
         }
         missing
     }
 
-    /// Asks others about the layers that this node does not know.
-    async fn ask(&self, spec: &ImageSpec, repository: &Repository, layers: &[LayerSpec]) -> Learned {
+    /// Asks others about the layers that this node does not know. Without such, nothing is found: that must not wait.
+    async fn ask(
+        &self,
+        spec: &ImageSpec,
+        repository: &Repository,
+        layers: &[LayerSpec],
+    ) -> (Learned, Option<FoundProfiles>) {
         let unknown: Vec<_> = layers.iter().filter(|l| !self.store.is_known(&l.diff_id, &l.blob)).cloned().collect();
         if unknown.is_empty() || self.seams.share.is_alone() {
-            return Learned::new();
+            return (Learned::new(), None);
         }
         let image = Image { repository: Some(repository.clone()), manifest: spec.manifest };
         let blobs: Vec<_> = unknown.iter().map(|l| l.blob).collect();
@@ -54,7 +65,7 @@ impl Puller {
                 Err((_, why)) => tracing::warn!(image = spec.reference, why, "what a peer knows could not be kept"),
             }
         }
-        learned
+        (learned, Some(knowledge.profiles))
     }
 
     async fn learn(&self, layer: &LayerSpec, found: &Found<LayerKnowledge>) -> Result<(), (Class, String)> {
@@ -63,7 +74,7 @@ impl Puller {
             return Err((Class::Corrupt, format!("it is of {diff_id}, the image's layer is {}", layer.diff_id)));
         }
         let known = Known { diff_id: *diff_id, blob: layer.blob, toc: toc.to_vec(), index: index.to_vec() };
-        let (store, from) = (Arc::clone(&self.store), found.source.clone());
+        let (store, from) = (Arc::clone(&self.store), found.origin());
         let learned = tokio::task::spawn_blocking(move || store.learn(&known, &from)).await;
         learned.map_err(|e| (Class::Internal, e.to_string()))?.map_err(|e| (e.class(), e.to_string()))
     }

@@ -6,7 +6,7 @@ use silk_model::Digest;
 use silk_store::LayerRecord;
 
 use super::{Claim, Image, Puller, State, lock, rate, record_rate};
-use crate::{ImageSpec, LayerSpec, Refused};
+use crate::{Arrived, ImageSpec, LayerSpec, Refused};
 
 /// Refusals that are remembered for `silk explain`.
 const REFUSALS: usize = 64;
@@ -76,8 +76,8 @@ pub struct LayerStatus {
     pub rate: f64,
     /// What the store knows of it.
     pub record: Option<LayerRecord>,
-    /// While filling: uncompressed bytes that came because a reader waited, and before anybody asked.
-    pub arrived: (u64, u64),
+    /// While filling: uncompressed bytes that came.
+    pub arrived: Arrived,
     /// What keeps bytes from coming.
     pub trouble: Option<String>,
 }
@@ -166,7 +166,7 @@ impl Puller {
             source: String::new(),
             rate: 0.0,
             record: record.clone(),
-            arrived: (0, 0),
+            arrived: Arrived::default(),
             trouble: None,
         };
         if let Some(record) = record.filter(|r| r.whole) {
@@ -184,8 +184,8 @@ impl Puller {
             status.trouble = lazy.trouble();
         } else if let Some(job) = self.layers.get(&spec.diff_id) {
             status.state = "waiting";
-            status.received = job.received.load(Ordering::Relaxed);
-            status.written = job.written.load(Ordering::Relaxed);
+            status.received = job.counts.received();
+            status.written = job.counts.written();
             if let Some((source, time)) = job.under_way() {
                 status.state = "pulling";
                 status.rate = rate(status.received, time);

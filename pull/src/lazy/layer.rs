@@ -72,9 +72,21 @@ pub struct Lazy {
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) demand: AtomicU64,
+    pub(super) profile: AtomicU64,
     pub(super) background: AtomicU64,
     /// Compressed bytes received.
     pub(super) received: AtomicU64,
+}
+
+/// Uncompressed bytes that arrived, by what asked for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Arrived {
+    /// A reader waited for them.
+    pub demand: u64,
+    /// A start was known to touch them.
+    pub profile: u64,
+    /// Nobody had asked.
+    pub background: u64,
 }
 
 #[derive(Debug, Default)]
@@ -189,9 +201,11 @@ impl Lazy {
         self.partial.bytes_here()
     }
 
-    /// Uncompressed bytes that came because a reader waited for them, and those that came before anybody asked.
-    pub fn arrived(&self) -> (u64, u64) {
-        (self.counts.demand.load(Ordering::Relaxed), self.counts.background.load(Ordering::Relaxed))
+    /// Uncompressed bytes that came, by what asked for them.
+    pub fn arrived(&self) -> Arrived {
+        let Counts { demand, profile, background, .. } = &self.counts;
+        let [demand, profile, background] = [demand, profile, background].map(|count| count.load(Ordering::Relaxed));
+        Arrived { demand, profile, background }
     }
 
     /// Compressed bytes received.
@@ -289,6 +303,23 @@ impl Lazy {
             }
         }
         runs
+    }
+
+    /// Marks the first run of segments in `spans` that is neither here nor coming. Nothing while there is trouble: the
+    /// background is more patient.
+    pub(super) fn take_first(&self, spans: Range<usize>) -> Option<Range<usize>> {
+        let mut work = self.work();
+        if work.state != Trust::Index || work.trouble.is_some() {
+            return None;
+        }
+        let index = self.partial.index();
+        let free = |work: &Work, s: usize| !self.partial.has(s) && !work.coming.contains(&s);
+        let first = spans.clone().find(|span| free(&work, *span))?;
+        let mut end = index.segment(first).end;
+        while end < spans.end && free(&work, end) {
+            end = index.segment(end).end;
+        }
+        self.take(&mut work, first..end).into_iter().next()
     }
 
     /// Answers the reads that waited for a span only.

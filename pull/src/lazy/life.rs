@@ -8,7 +8,7 @@ use silk_layer::{
 };
 use tokio::{sync::watch, time::sleep_until};
 
-use super::{Lazy, Road, range::Wanted};
+use super::{Arrived, Lazy, Road, range::Wanted};
 use crate::LayerError;
 
 /// Spans that are scanned in one go: some milliseconds of a core.
@@ -121,9 +121,9 @@ impl Lazy {
             if !lied {
                 road.show.renew(&diff_id, false);
             }
-            let (demand, background) = lazy.arrived();
+            let Arrived { demand, profile, background } = lazy.arrived();
             tracing::info!(
-                %diff_id, demand, background, seconds = began.elapsed().as_secs_f64(), "a layer is whole and proved"
+                %diff_id, demand, profile, background, seconds = began.elapsed().as_secs_f64(), "a layer is whole and proved"
             );
             if let Err(error) = store.settle(&[diff_id]) {
                 tracing::warn!(%diff_id, %error, "a layer could not be synced: fetched again after a host crash");

@@ -20,6 +20,8 @@ const PIECES: usize = 8;
 pub(super) enum Wanted {
     /// A reader waits.
     Now,
+    /// Nobody yet, but a start is known to touch it.
+    Soon,
     /// Nobody yet.
     Later,
 }
@@ -90,6 +92,7 @@ impl Lazy {
                     if !self.partial.has(span) {
                         let count = match wanted {
                             Wanted::Now => &self.counts.demand,
+                            Wanted::Soon => &self.counts.profile,
                             Wanted::Later => &self.counts.background,
                         };
                         count.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! Who may fetch, over all layers that fill behind their readers: what a reader waits for at once, everything else beside it on
-//! fewer connections.
+//! Who may fetch, over all layers that fill behind their readers: what a reader waits for at once, then what starts are known to
+//! touch, and everything else beside the readers on fewer connections.
 //!
 //! The rest never stops for readers: a start is a chain of small reads, each a round trip, which leave most of the link idle, and
 //! the sooner everything is here the fewer of them miss. But each connection takes an equal share of the link, so the
@@ -31,10 +31,15 @@ const BESIDE_READERS: usize = 3;
 /// After a reader was served, it is counted as there for this long: a start reads in bursts with less than this between them.
 const LINGERS: Duration = Duration::from_millis(100);
 
+/// What starts touch holds back the rest no longer than this: some hundred megabytes on a slow link.
+const START: Duration = Duration::from_secs(10);
+
 /// Admits ranges.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     demands: Arc<Semaphore>,
+    /// What starts touch. Demand has permits of its own and never queues behind these.
+    starts: Arc<Semaphore>,
     /// Scans of what has come: one at a time for every two cores.
     scans: Arc<Semaphore>,
     most: usize,
@@ -51,6 +56,20 @@ struct Traffic {
     served: Option<Instant>,
     /// Ranges that nobody waits for.
     others: usize,
+    /// Images whose starts' bytes are not all on their way yet, and until when the rest waits for that.
+    starting: usize,
+    starts_end: Option<Instant>,
+}
+
+/// An image's start is to be fetched: the rest holds back while this lives.
+#[derive(Debug)]
+pub(crate) struct Starting(Arc<Scheduler>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.traffic().starting -= 1;
+        self.0.ended.notify_waiters();
+    }
 }
 
 /// The right to fetch and decode one range, or to scan.
@@ -71,9 +90,10 @@ impl Scheduler {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Arc::new(Self {
             demands: Arc::new(Semaphore::new(DEMANDS)),
+            starts: Arc::new(Semaphore::new(config.ranges_at_once.max(1))),
             scans: Arc::new(Semaphore::new(cores.div_ceil(2))),
             most: config.ranges_at_once.max(1),
-            traffic: Mutex::new(Traffic { readers: 0, served: None, others: 0 }),
+            traffic: Mutex::new(Traffic { readers: 0, served: None, others: 0, starting: 0, starts_end: None }),
             ended: Notify::new(),
         })
     }
@@ -84,6 +104,20 @@ impl Scheduler {
         let mut admitted = Admitted { _permit: None, of: Some((Arc::clone(self), Whose::Reader)) };
         admitted._permit = Arc::clone(&self.demands).acquire_owned().await.ok();
         admitted
+    }
+
+    /// To be called before the image's layers are opened, so that no other range comes first.
+    pub(crate) fn starting(self: &Arc<Self>) -> Starting {
+        let mut traffic = self.traffic();
+        traffic.starting += 1;
+        traffic.starts_end = Some(Instant::now() + START);
+        drop(traffic);
+        Starting(Arc::clone(self))
+    }
+
+    /// A start is known to touch it.
+    pub(crate) async fn start(self: &Arc<Self>) -> Admitted {
+        Admitted { _permit: Arc::clone(&self.starts).acquire_owned().await.ok(), of: None }
     }
 
     /// Nobody waits for it.
@@ -102,6 +136,9 @@ impl Scheduler {
     fn try_background(self: &Arc<Self>) -> Result<Admitted, Instant> {
         let mut traffic = self.traffic();
         let now = Instant::now();
+        if let Some(end) = traffic.starts_end.filter(|end| traffic.starting > 0 && *end > now) {
+            return Err(end);
+        }
         let lingers = traffic.served.map(|served| served + LINGERS).filter(|end| *end > now);
         let most = if traffic.readers > 0 || lingers.is_some() { self.most.min(BESIDE_READERS) } else { self.most };
         if traffic.others >= most {

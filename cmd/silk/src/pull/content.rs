@@ -14,7 +14,11 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
-use super::{image::Descriptor, labels, node::Node};
+use super::{
+    image::{Descriptor, Keep},
+    labels,
+    node::Node,
+};
 use crate::failure::Failure;
 
 /// Bytes a message: each one is answered before the next, so few large ones; containerd takes up to 16 MiB.
@@ -156,6 +160,20 @@ impl Store {
             let _ = self.node.call("throw a write away", client.abort(AbortRequest { r#ref: name })).await;
         }
         outcome
+    }
+}
+
+impl Keep for Store {
+    async fn document(
+        &self,
+        descriptor: &Descriptor,
+        fetch: impl Future<Output = Result<Bytes, Failure>>,
+    ) -> Result<Bytes, Failure> {
+        self.document(descriptor, fetch).await
+    }
+
+    async fn label(&self, digest: &Digest, labels: BTreeMap<String, String>) -> Result<(), Failure> {
+        self.label(digest, labels).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! From a reference to the layers to pull: index, manifest and configuration, all put into containerd's content store.
+//! From a reference to the layers: index, manifest and configuration, on the way put into containerd's content store.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,6 @@ use silk_model::{Digest, DigestError, chain_ids};
 use silk_registry::{MANIFEST_TYPES, Reference, Repository, Selector};
 
 use super::{
-    content::Store,
     labels::{self, is_config, is_index, is_layer, is_manifest},
     platform::Platform,
 };
@@ -108,11 +107,46 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-/// Asks the registry, and writes what it finds into containerd.
+/// Where an image's documents go.
+pub trait Keep {
+    /// A document: the one kept already, else the one that `fetch` gets.
+    async fn document(
+        &self,
+        descriptor: &Descriptor,
+        fetch: impl Future<Output = Result<Bytes, Failure>>,
+    ) -> Result<Bytes, Failure>;
+
+    /// Labels a document that is kept.
+    async fn label(&self, digest: &Digest, labels: BTreeMap<String, String>) -> Result<(), Failure>;
+}
+
+/// Keeps no document.
+#[derive(Debug)]
+pub struct Nowhere;
+
+impl Keep for Nowhere {
+    async fn document(
+        &self,
+        descriptor: &Descriptor,
+        fetch: impl Future<Output = Result<Bytes, Failure>>,
+    ) -> Result<Bytes, Failure> {
+        let bytes = fetch.await?;
+        match Digest::of(&bytes) {
+            found if found == descriptor.digest => Ok(bytes),
+            found => Err(Failure::WrongDigest { expected: descriptor.digest, found }),
+        }
+    }
+
+    async fn label(&self, _: &Digest, _: BTreeMap<String, String>) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// Asks the registry, and keeps what it finds.
 pub async fn resolve(
     reference: &Reference,
     repository: &Repository,
-    store: &Store,
+    store: &impl Keep,
     wanted: &Platform,
 ) -> Result<Image, Failure> {
     let top = repository.manifest(&reference.selector(), MANIFEST_TYPES).await?;
@@ -149,7 +183,7 @@ struct Documents {
 async fn unfold(
     reference: &Reference,
     repository: &Repository,
-    store: &Store,
+    store: &impl Keep,
     documents: Documents,
 ) -> Result<Image, Failure> {
     let Documents { target, manifest, bytes } = documents;

@@ -39,6 +39,8 @@ pub enum Stage {
     Unpacking,
     /// It was here before this pull.
     Here,
+    /// There is nothing left to learn of it.
+    Known,
     /// Usable.
     Done,
 }
@@ -68,6 +70,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Will it change no more?
+    fn is_settled(&self) -> bool {
+        matches!(self.stage, Stage::Here | Stage::Known | Stage::Done)
+    }
+
     fn advance(&mut self, received: u64, source: &str) {
         let began = *self.began.get_or_insert_with(Instant::now);
         self.received = received.min(self.size);
@@ -110,18 +117,35 @@ impl Row {
 #[derive(Debug)]
 pub struct Board {
     rows: Mutex<Vec<Row>>,
-    control: Control,
     manifest: Digest,
     reference: String,
-    /// silkd answers; then the diff IDs of the layers that it had before the pull.
-    before: Option<HashSet<String>>,
+    /// Where it has part in this and answers.
+    silkd: Option<Silkd>,
     /// To be said once.
     note: Mutex<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Silkd {
+    control: Control,
+    /// Diff IDs of the layers that it had before the pull.
+    before: HashSet<String>,
 }
 
 impl Board {
     /// Asks silkd what it has; where it does not answer, the pull does without.
     pub async fn new(image: &Image, control: Control) -> Arc<Self> {
+        let status = tokio::time::timeout(PATIENCE, control.status("")).await;
+        let silkd = status.ok().and_then(Result::ok).map(|status| {
+            let layers = status.images.into_iter().flat_map(|image| image.layers);
+            let before = layers.filter(|layer| layer.state == "whole").map(|layer| layer.diff_id).collect();
+            Silkd { control, before }
+        });
+        Arc::new(Self { silkd, ..Self::alone(image) })
+    }
+
+    /// For what silkd has no part in.
+    pub fn alone(image: &Image) -> Self {
         let row = |layer: &super::image::Layer| Row {
             digest: layer.descriptor.digest,
             diff_id: layer.diff_id,
@@ -134,19 +158,13 @@ impl Board {
             took: None,
             exists: false,
         };
-        let status = tokio::time::timeout(PATIENCE, control.status("")).await;
-        let before = status.ok().and_then(Result::ok).map(|status| {
-            let layers = status.images.into_iter().flat_map(|image| image.layers);
-            layers.filter(|layer| layer.state == "whole").map(|layer| layer.diff_id).collect()
-        });
-        Arc::new(Self {
+        Self {
             rows: Mutex::new(image.layers.iter().map(row).collect()),
-            control,
             manifest: image.manifest.digest,
             reference: image.reference.to_string(),
-            before,
+            silkd: None,
             note: Mutex::default(),
-        })
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Row>> {
@@ -157,7 +175,7 @@ impl Board {
     pub fn exists(&self, index: usize) {
         let row = &mut self.lock()[index];
         row.exists = true;
-        if self.before.is_none() {
+        if self.silkd.is_none() {
             row.end(Stage::Here);
         }
     }
@@ -165,6 +183,14 @@ impl Board {
     /// Bytes of the layer's blob are in containerd.
     pub fn fetching(&self, index: usize, bytes: u64, source: &str) {
         self.lock()[index].advance(bytes, source);
+    }
+
+    /// Bytes of the layer's blob have arrived, unless it is done with.
+    pub fn arrived(&self, index: usize, bytes: u64, source: &str) {
+        let row = &mut self.lock()[index];
+        if !row.is_settled() {
+            row.advance(bytes, source);
+        }
     }
 
     /// All of it is, and was before unless `fetched`.
@@ -187,10 +213,15 @@ impl Board {
         self.lock()[index].end(Stage::Done);
     }
 
+    /// The layer has been learned, or was before.
+    pub fn learned(&self, index: usize, now: bool) {
+        self.lock()[index].end(if now { Stage::Done } else { Stage::Known });
+    }
+
     /// Asks silkd how far it is with the layers that it has taken on.
     pub async fn refresh(&self) {
-        let Some(before) = &self.before else { return };
-        let asked = |row: &Row| row.exists && !matches!(row.stage, Stage::Here | Stage::Done);
+        let Some(Silkd { before, .. }) = &self.silkd else { return };
+        let asked = |row: &Row| row.exists && !row.is_settled();
         if !self.lock().iter().any(asked) {
             return;
         }
@@ -209,9 +240,6 @@ impl Board {
 
     /// Asks silkd why it left the image to containerd, if it did.
     pub async fn ask_why(&self) {
-        if self.before.is_none() {
-            return;
-        }
         if let Some(Some(image)) = self.ask().await
             && image.state == "refused"
         {
@@ -222,7 +250,8 @@ impl Board {
 
     /// The image as silkd knows it; none when silkd does not answer.
     async fn ask(&self) -> Option<Option<control::Image>> {
-        let status = tokio::time::timeout(PATIENCE, self.control.status(&self.manifest.to_string())).await;
+        let Silkd { control, .. } = self.silkd.as_ref()?;
+        let status = tokio::time::timeout(PATIENCE, control.status(&self.manifest.to_string())).await;
         let mut images = status.ok()?.ok()?.images;
         // The same manifest may be there under several names.
         let named = images.iter().position(|image| image.reference == self.reference);
@@ -238,11 +267,13 @@ impl Board {
     pub fn summary(&self) -> String {
         let rows = self.lock();
         let bytes = rows.iter().map(|row| row.size).sum();
-        let here = match rows.iter().filter(|row| row.stage == Stage::Here).count() {
-            0 => String::new(),
-            here => format!(" ({here} here already)"),
+        let count = |stage| rows.iter().filter(|row| row.stage == stage).count();
+        let before = match (count(Stage::Here), count(Stage::Known)) {
+            (0, 0) => String::new(),
+            (0, known) => format!(" ({known} known already)"),
+            (here, _) => format!(" ({here} here already)"),
         };
-        format!("{}, {}{here}", human::count(rows.len(), "layer"), human::bytes(bytes))
+        format!("{}, {}{before}", human::count(rows.len(), "layer"), human::bytes(bytes))
     }
 }
 

@@ -16,6 +16,22 @@ struct Status {
     unused_bytes: u64,
     quota_bytes: u64,
     images: Vec<Image>,
+    backends: Vec<Backend>,
+}
+
+#[derive(Debug, Serialize)]
+struct Backend {
+    name: String,
+    up: bool,
+    seconds: f64,
+    why: String,
+    hits: u64,
+    misses: u64,
+    refused: u64,
+    published: u64,
+    dropped: u64,
+    trouble: String,
+    trouble_seconds: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -49,6 +65,7 @@ struct Layer {
     snapshots: u32,
     names_from: String,
     demand_bytes: u64,
+    profile_bytes: u64,
     background_bytes: u64,
 }
 
@@ -70,9 +87,30 @@ impl From<control::StatusResponse> for Status {
             unused_bytes,
             quota_bytes,
             images,
+            backends,
         } = answer;
         let images = images.into_iter().map(Image::from).collect();
-        Self { version, rung, rung_reason, root, layer_bytes, unused_bytes, quota_bytes, images }
+        let backends = backends.into_iter().map(Backend::from).collect();
+        Self { version, rung, rung_reason, root, layer_bytes, unused_bytes, quota_bytes, images, backends }
+    }
+}
+
+impl From<control::Backend> for Backend {
+    fn from(backend: control::Backend) -> Self {
+        let control::Backend {
+            name,
+            up,
+            seconds,
+            why,
+            hits,
+            misses,
+            refused,
+            published,
+            dropped,
+            trouble,
+            trouble_seconds,
+        } = backend;
+        Self { name, up, seconds, why, hits, misses, refused, published, dropped, trouble, trouble_seconds }
     }
 }
 
@@ -105,6 +143,7 @@ impl From<control::Layer> for Layer {
             snapshots,
             names_from,
             demand_bytes,
+            profile_bytes,
             background_bytes,
         } = layer;
         Self {
@@ -126,6 +165,7 @@ impl From<control::Layer> for Layer {
             snapshots,
             names_from,
             demand_bytes,
+            profile_bytes,
             background_bytes,
         }
     }

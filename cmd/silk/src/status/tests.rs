@@ -22,6 +22,7 @@ fn answer() -> StatusResponse {
         snapshots: 1,
         names_from: String::new(),
         demand_bytes: 0,
+        profile_bytes: 0,
         background_bytes: 0,
     };
     StatusResponse {
@@ -32,6 +33,25 @@ fn answer() -> StatusResponse {
         layer_bytes: 1_200_000_000,
         unused_bytes: 0,
         quota_bytes: 0,
+        backends: vec![
+            Backend {
+                name: "redis 10.0.0.5:6379".into(),
+                up: true,
+                seconds: 185.0,
+                hits: 12,
+                misses: 3,
+                ..Backend::default()
+            },
+            Backend {
+                name: "referrers".into(),
+                seconds: 2.5,
+                why: "registry a did not answer".into(),
+                dropped: 1,
+                trouble: "no right to push".into(),
+                trouble_seconds: 70.0,
+                ..Backend::default()
+            },
+        ],
         images: vec![
             Image {
                 reference: "docker.io/library/app:1".into(),
@@ -60,6 +80,11 @@ fn the_table() {
 silkd 0.1.0 in /var/lib/silk
 layers are shown by EROFS from files (Linux 6.12)
 1.2 GB of layers on disk, 0 B of them unused (no limit)
+shared through redis 10.0.0.5:6379, up for 3 min 5 s
+  12 found, 3 not there, 0 refused; 0 published, 0 dropped
+shared through referrers, away for 2.50 s: registry a did not answer
+  0 found, 0 not there, 0 refused; 0 published, 1 dropped
+  last trouble, 1 min 10 s ago: no right to push
 
 docker.io/library/app:1  pulling for 1.50 s
   manifest sha256:m, namespace k8s.io
@@ -87,7 +112,12 @@ fn the_json_has_the_names_of_the_service() {
     assert_eq!(value["images"][1]["layers"], serde_json::json!([]));
     // Every field of the service, by the text that defines it.
     let proto = include_str!("../../../../api/proto/silk/control/v1/control.proto");
-    for (message, object) in [("StatusResponse", &value), ("Image", &value["images"][0]), ("Layer", layer)] {
+    for (message, object) in [
+        ("StatusResponse", &value),
+        ("Image", &value["images"][0]),
+        ("Layer", layer),
+        ("Backend", &value["backends"][0]),
+    ] {
         let body = proto.split(&format!("message {message} {{")).nth(1).unwrap().split('}').next().unwrap();
         let fields: Vec<_> = body.lines().filter_map(|line| line.split_once(" = ")?.0.split(' ').next_back()).collect();
         assert!(fields.len() > 5, "{message}: {fields:?}");

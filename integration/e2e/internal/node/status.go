@@ -7,7 +7,13 @@ import (
 
 // Status is what `silk status --json` prints, as far as the tests look.
 type Status struct {
-	Rung   string `json:"rung"`
+	Rung string `json:"rung"`
+	// Backends are where silkd shares what it knows.
+	Backends []struct {
+		Name string `json:"name"`
+		Up   bool   `json:"up"`
+		Hits uint64 `json:"hits"`
+	} `json:"backends"`
 	Images []struct {
 		Reference string `json:"reference"`
 		State     string `json:"state"`
@@ -20,6 +26,10 @@ type Status struct {
 			Error      string `json:"error"`
 			NamesFrom  string `json:"names_from"`
 			Mountpoint string `json:"mountpoint"`
+
+			ProfileBytes    uint64 `json:"profile_bytes"`
+			DemandBytes     uint64 `json:"demand_bytes"`
+			BackgroundBytes uint64 `json:"background_bytes"`
 		} `json:"layers"`
 	} `json:"images"`
 }

@@ -31,7 +31,7 @@ impl Bars {
                 continue;
             }
             bar.set_message(human::clean(&message(row)));
-            let ended = matches!(row.stage, Stage::Here | Stage::Done);
+            let ended = row.is_settled();
             bar.set_position(if ended { row.size.max(1) } else { row.received });
             if ended {
                 bar.abandon();
@@ -59,6 +59,7 @@ pub(super) fn message(row: &Row) -> String {
         Stage::Fetched => format!("{size}  waits for the layer below"),
         Stage::Unpacking => format!("{size}  unpacking"),
         Stage::Here => format!("{size}  here already"),
+        Stage::Known => format!("{size}  known already"),
         Stage::Done => match row.took {
             Some(took) => format!("{size}  {}  in {}", human::rate(row.rate), human::duration(took)),
             None => format!("{size}  done"),

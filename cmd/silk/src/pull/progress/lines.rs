@@ -39,6 +39,7 @@ impl Lines {
                     format!("pulling {size} from {}", row.source)
                 }
                 Stage::Here => format!("here already, {size}"),
+                Stage::Known => format!("known already, {size}"),
                 Stage::Done => match row.took {
                     Some(took) => format!("done, {size} in {}", human::duration(took)),
                     None => format!("done, {size}"),
@@ -59,8 +60,9 @@ impl Lines {
 
     fn sum(&self, rows: &[Row], now: Instant) -> String {
         let (received, size) = rows.iter().fold((0, 0), |(r, s), row| (r + row.received, s + row.size));
-        let done = rows.iter().filter(|row| matches!(row.stage, Stage::Here | Stage::Done)).count();
-        let moved: u64 = rows.iter().filter(|row| row.stage != Stage::Here).map(|row| row.received).sum();
+        let done = rows.iter().filter(|row| row.is_settled()).count();
+        let moved: u64 =
+            rows.iter().filter(|row| !matches!(row.stage, Stage::Here | Stage::Known)).map(|row| row.received).sum();
         let seconds = now.duration_since(self.began).as_secs_f64();
         let rate = if seconds > 0.0 { moved as f64 / seconds } else { 0.0 };
         let rate = if rate >= 1.0 { format!(" at {}", human::rate(rate)) } else { String::new() };

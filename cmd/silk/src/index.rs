@@ -1,0 +1,146 @@
+//! `silk index`: learns an image's layers from its registry and publishes what a node would have learned when it pulled them.
+//!
+//! Talks to the registry and to the places of `[share]` alone: no containerd, no silkd. The layers go along silkd's own
+//! road, within its window of memory, and nothing of them is kept but names and index ([`learn`]); what is there already
+//! is not read again ([`places`]).
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde::Deserialize;
+use silk_pull::{LayerSpec, Learner};
+use silk_registry::Reference;
+use silk_share::Share;
+
+use crate::{
+    cli::Globals,
+    config,
+    failure::{ConfigFault, Failure},
+    human, interrupt,
+    pull::{
+        Malformed, Platform,
+        image::{self, Image, Nowhere},
+        progress::{Board, Display},
+    },
+};
+
+mod learn;
+mod places;
+
+use learn::Learning;
+use places::Places;
+
+/// What a place may take to say what it has of an image. A pull is not kept waiting here, and a builder may be far from
+/// the fleet's Redis.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Learn an image's layers ahead of time, and publish what a node needs to mount them before their bytes are there
+///
+/// Reads each layer from the registry once and keeps nothing on disk; needs neither containerd nor silkd. Publishes to
+/// what [share] of the configuration names: Redis, and with share.referrers.publish the image's repository. Layers that
+/// all of them know are not read.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The image: python:3.13, registry.example/app@sha256:...
+    pub image: Reference,
+    /// Of this platform, when the image is made for several [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    /// Also read layers that are known already
+    #[arg(long)]
+    pub force: bool,
+    /// Talk to the registry without TLS
+    #[arg(long)]
+    pub plain_http: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// What is read of silkd's configuration; the rest is silkd's to check.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ConfigFile {
+    registry: silk_registry::Config,
+    pull: silk_pull::Config,
+    share: silk_share::Config,
+}
+
+/// Learns, publishes and prints.
+pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure> {
+    let began = Instant::now();
+    let outcome = tokio::select! {
+        outcome = index(globals, arguments) => outcome,
+        signal = interrupt::wait() => Err(Failure::Interrupted(signal)),
+    };
+    let summary = outcome.map_err(|failure| failure.of_image("index", &arguments.image.to_string()))?;
+    if !arguments.quiet {
+        let took = human::duration(began.elapsed());
+        writeln!(std::io::stdout(), "indexed {} in {took}: {summary}", arguments.image)?;
+    }
+    Ok(())
+}
+
+/// Says what was learned.
+async fn index(globals: &Globals, arguments: &Arguments) -> Result<String, Failure> {
+    let Arguments { image: reference, platform, force, plain_http, quiet } = arguments;
+    let named = globals.config.as_deref();
+    let ConfigFile { registry, pull, share } = config::load(named)?;
+    let share = open(share).map_err(|cause| Failure::Config { path: config::path(named), cause })?;
+    if share.is_alone() {
+        return Err(Failure::NoBackend { config: config::path(named) });
+    }
+    let repository = config::registry(registry, reference, *plain_http)?.repository(reference).await?;
+    let wanted = platform.clone().unwrap_or_else(Platform::of_this_machine);
+    let image = image::resolve(reference, &repository, &Nowhere, &wanted).await?;
+    let layers = layers(&image)?;
+    let mut places = Places::open(share, &repository, image.manifest.digest).await?;
+    if !force {
+        places.look_up(&layers).await;
+    }
+    let board = Board::alone(&image);
+    let mut display = Display::new(*quiet, std::io::stderr().is_terminal(), &board);
+    let learner = Learner::new(pull);
+    let learning = Learning::new(&learner, &repository, &layers, &board);
+    let outcome = tokio::select! {
+        outcome = learning.run(&mut places) => outcome,
+        never = display.show(&board) => match never {},
+    };
+    display.draw(&board);
+    drop(display);
+    if !quiet {
+        std::io::stdout().write_all(human::clean(&places.report(&layers)).as_bytes())?;
+    }
+    outcome?;
+    places.outcome()?;
+    Ok(board.summary())
+}
+
+/// The places of `[share]` that are published to.
+fn open(mut config: silk_share::Config) -> Result<Share, ConfigFault> {
+    // What is there counts as nodes with this configuration would believe it, whoever may have written it.
+    config.referrers.discover = config.referrers.publish;
+    config.referrers.trust_unsigned = config.key_file.is_none();
+    let patience = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
+    for deadline in [&mut config.referrers.deadline_millis, &mut config.redis.deadline_millis] {
+        // 0 is an error that is still to be found.
+        *deadline = if *deadline == 0 { 0 } else { patience.max(*deadline) };
+    }
+    Ok(Share::new(&config, Vec::new())?)
+}
+
+fn layers(image: &Image) -> Result<Vec<LayerSpec>, Failure> {
+    let layers = image.layers.iter().enumerate().map(|(i, layer)| {
+        let media_type = layer.descriptor.media_type.clone();
+        if !silk_layer::media::is_layer(&media_type) {
+            let why = Malformed::LayerType { number: i + 1, media_type };
+            return Err(Failure::Document { what: "manifest", digest: image.manifest.digest, why });
+        }
+        let (blob, size) = (layer.descriptor.digest, layer.descriptor.size);
+        Ok(LayerSpec { diff_id: layer.diff_id, blob, size, media_type })
+    });
+    layers.collect()
+}

@@ -1,0 +1,219 @@
+//! Watches containers start, and teaches what they touch: reads where layers are served by silkd, the page cache where the
+//! kernel shows them alone.
+//!
+//! A watch is one thread of idle priority that looks a few times and ends when a look brings nothing new. Only starts that
+//! read some layer first teach: elsewhere the pages of others are in memory, and reads do not come by. Whatever goes wrong
+//! here, the container knows nothing of it.
+
+use std::{
+    collections::HashSet,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use silk_api::{
+    Connect,
+    containerd::services::containers::v1::{GetContainerRequest, containers_client::ContainersClient},
+    namespaced,
+};
+use silk_layer::profile::{GRAIN, Seen, entrypoint};
+use silk_model::Digest;
+use silk_mount::Pages;
+use silk_pull::{Puller, Watch};
+use silk_snapshotter::RemoteChain;
+use tokio::{runtime::Handle, sync::OwnedSemaphorePermit, sync::Semaphore};
+
+use crate::views::StoreViews;
+
+/// When to look, in seconds after the container's snapshot was made. A look costs some 10 µs a file of the image.
+const LOOKS: [u64; 6] = [1, 2, 4, 8, 16, 30];
+
+/// A look that brings nothing new before this says nothing: the container may not have begun.
+const SETTLES: Duration = Duration::from_secs(4);
+
+/// Starts that are watched at once: others teach nothing.
+const WATCHES: usize = 4;
+
+/// How long containerd may take to name a container.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Grains that one watch takes: 4 GiB.
+const MOST: usize = silk_layer::profile::MAX_GRAINS as usize;
+
+/// What is needed to watch.
+#[derive(Debug)]
+pub struct Starts {
+    views: Arc<StoreViews>,
+    puller: Arc<Puller>,
+    containerd: Connect,
+    places: Arc<Semaphore>,
+}
+
+/// A layer of a container that is about to start.
+#[derive(Debug)]
+struct Layer {
+    diff_id: Digest,
+    /// Nobody read it before, so that every touch is seen.
+    fresh: bool,
+    /// What its mount has in memory; not where reads come by.
+    pages: Option<Pages>,
+}
+
+/// First touches, in order.
+#[derive(Debug, Default)]
+struct Touches {
+    seen: HashSet<(Digest, u64)>,
+    touches: Vec<(Digest, Range<u64>)>,
+}
+
+impl Touches {
+    fn add(&mut self, layer: Digest, bytes: Range<u64>) {
+        if self.known(layer, bytes.clone()) {
+            self.touches.push((layer, bytes));
+        }
+    }
+
+    /// Notes bytes; says whether any are new.
+    fn known(&mut self, layer: Digest, bytes: Range<u64>) -> bool {
+        let mut new = false;
+        for grain in bytes.start / GRAIN..bytes.end.div_ceil(GRAIN) {
+            if self.seen.len() < MOST {
+                new |= self.seen.insert((layer, grain));
+            }
+        }
+        new
+    }
+}
+
+impl Starts {
+    /// Asks this containerd what containers run.
+    pub fn new(views: Arc<StoreViews>, puller: Arc<Puller>, containerd: Connect) -> Arc<Self> {
+        Arc::new(Self { views, puller, containerd, places: Arc::new(Semaphore::new(WATCHES)) })
+    }
+
+    /// A snapshot was made on a chain. Returns within a millisecond; the watch goes on without the caller. Must be called on
+    /// a thread of the runtime.
+    pub fn begins(self: &Arc<Self>, chain: &RemoteChain, key: &str, active: bool) {
+        let layers: Vec<_> = (1..=chain.diff_ids.len()).filter_map(|end| self.layer(&chain.diff_ids[..end])).collect();
+        if !active || !chain.top || !layers.iter().any(|layer| layer.fresh) {
+            return;
+        }
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
+        let watch = self.views.lazies.watch(chain.diff_ids.iter().copied());
+        let (starts, chain, key, runtime) = (Arc::clone(self), chain.clone(), key.to_owned(), Handle::current());
+        let began = Instant::now();
+        let thread = std::thread::Builder::new().name("silk-starts".to_owned());
+        let spawned = thread.spawn(move || starts.watch(&chain, &key, (layers, watch, began), &runtime, place));
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "a start is not watched");
+        }
+    }
+
+    fn layer(&self, chain: &[Digest]) -> Option<Layer> {
+        let diff_id = *chain.last()?;
+        // A layer may lie in a chain twice.
+        if chain.iter().filter(|id| **id == diff_id).count() > 1 {
+            return None;
+        }
+        let served = self.views.lazies.get(&diff_id).is_some();
+        match self.views.pages(chain) {
+            Some((_, fresh)) if served => Some(Layer { diff_id, fresh, pages: None }),
+            Some((pages, fresh)) => Some(Layer { diff_id, fresh, pages: Some(pages) }),
+            None => None,
+        }
+    }
+
+    fn watch(
+        self: &Arc<Self>,
+        chain: &RemoteChain,
+        key: &str,
+        (layers, watch, began): (Vec<Layer>, Watch, Instant),
+        runtime: &Handle,
+        _place: OwnedSemaphorePermit,
+    ) {
+        if let Err(error) = silk_sys::resident::idle() {
+            tracing::debug!(%error, "starts are watched at an ordinary priority");
+        }
+        let mut touches = Touches::default();
+        for layer in layers.iter().filter(|layer| !layer.fresh) {
+            look(layer, &mut |layer, bytes| _ = touches.known(layer, bytes));
+        }
+        let mut container = None;
+        for look_at in LOOKS.map(Duration::from_secs) {
+            std::thread::sleep(look_at.saturating_sub(began.elapsed()));
+            if container.is_none() {
+                container = runtime.block_on(self.container(key));
+            }
+            let before = touches.touches.len();
+            watch.take().into_iter().for_each(|(layer, bytes)| touches.add(layer, bytes));
+            layers.iter().for_each(|layer| look(layer, &mut |layer, bytes| touches.add(layer, bytes)));
+            if touches.touches.len() == before && look_at >= SETTLES {
+                break;
+            }
+        }
+        let seen = Seen {
+            entrypoint: container.unwrap_or_default(),
+            touches: touches.touches,
+            complete: layers.iter().filter(|layer| layer.fresh).map(|layer| layer.diff_id).collect(),
+        };
+        drop((layers, watch));
+        runtime.block_on(self.puller.learn_start(&chain.image, &chain.image_ref, seen));
+    }
+
+    /// The name of a container's entrypoint, by the key of its snapshot: containerd's is `<namespace>/<number>/<key>`, and all
+    /// clients give a container and its snapshot one name.
+    async fn container(&self, key: &str) -> Option<String> {
+        let mut parts = key.splitn(3, '/');
+        let (namespace, _, id) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut client = ContainersClient::new(self.containerd.channel.clone());
+        let request = namespaced(namespace, GetContainerRequest { id: id.to_owned() });
+        let answer = tokio::time::timeout(ANSWER, client.get(request)).await.ok()?.ok()?.into_inner().container?;
+        (answer.snapshot_key == id).then_some(())?;
+        args(&answer.spec?.value).map(|args| entrypoint(&args))
+    }
+}
+
+/// Tells what is in memory of a layer.
+fn look(layer: &Layer, each: &mut dyn FnMut(Digest, Range<u64>)) {
+    let Some(pages) = &layer.pages else { return };
+    match pages.now() {
+        Ok(found) => found.into_iter().for_each(|(layer, bytes)| each(layer, bytes)),
+        Err(error) => tracing::debug!(diff_id = %layer.diff_id, %error, "what is in memory of a layer cannot be seen"),
+    }
+}
+
+/// `process.args` of an OCI runtime specification.
+fn args(spec: &[u8]) -> Option<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Spec {
+        process: Process,
+    }
+    #[derive(serde::Deserialize)]
+    struct Process {
+        args: Vec<String>,
+    }
+    Some(serde_json::from_slice::<Spec>(spec).ok()?.process.args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_found_in_a_specification() {
+        let spec = br#"{"ociVersion":"1.1.0","process":{"user":{},"args":["sh","-c","x"],"cwd":"/"},"root":{}}"#;
+        assert_eq!(args(spec), Some(vec!["sh".into(), "-c".into(), "x".into()]));
+        assert_eq!(args(b"{}"), None);
+    }
+
+    #[test]
+    fn only_first_touches_count() {
+        let (mut touches, layer) = (Touches::default(), Digest::of(b""));
+        touches.known(layer, 0..1);
+        for bytes in [0..10, 0..GRAIN + 1, GRAIN..GRAIN + 2, 5 * GRAIN..6 * GRAIN] {
+            touches.add(layer, bytes);
+        }
+        assert_eq!(touches.touches, [(layer, 0..GRAIN + 1), (layer, 5 * GRAIN..6 * GRAIN)]);
+    }
+}

@@ -1,0 +1,141 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/image"
+	"silk.invalid/integration/e2e/internal/node"
+)
+
+// What the start of a container touched on one node, where its image had streamed in, is fetched first on the next, where it
+// is mounted before it is here; that start, read through silkd, teaches as well.
+func TestStartsAreLearnedAndFetchedFirst(t *testing.T) {
+	registry := hub.Start(t)
+	fleet := node.StartRedis(t)
+	options := node.Options{Generation: node.Second, Extra: fleet.Config()}
+	teacher, pupil := withPods(t, registry, options), withPods(t, registry, options)
+	large := image.NewLayer(image.Gzip,
+		image.Entry{Name: "before", Body: noise(61, 12<<20)},
+		image.Entry{Name: "wanted", Body: noise(62, 2<<20)},
+		image.Entry{Name: "behind", Body: noise(63, 12<<20)})
+	app := runnable(t, large)
+	app.Cmd = []string{"/guest", "reread", "/wanted"}
+	bundle := app.Bundle()
+	ref := registry.Add("app", "1", bundle)
+	_, manifest, _ := strings.Cut(image.Digest(bundle.Root.Body), ":")
+
+	runs(t, teacher, ref)
+	var shown string
+	teacher.Eventually("the start was seen", func() (err error) {
+		shown, err = teacher.Silk("profile", "show", ref)
+		return err
+	})
+	if !strings.Contains(shown, "guest #") || !strings.Contains(shown, "1 start,") {
+		t.Errorf("the profile does not name the start:\n%s", shown)
+	}
+	teacher.Eventually("the fleet knows it", func() error {
+		if known, err := fleet.Do("EXISTS", "silk:1:profile:"+manifest); err != nil || known != "1" {
+			return fmt.Errorf("%s, %v", known, err)
+		}
+		return fleet.Knows(teacher, ref)
+	})
+
+	registry.SetRate(8 << 20)
+	if err := pupil.PullCRI(node.Context(t, "k8s.io"), ref); err != nil {
+		t.Fatal(err)
+	}
+	var profile, demand uint64
+	pupil.Eventually("the start's bytes come", func() (err error) {
+		profile, demand, _, err = arrived(pupil, ref)
+		if err == nil && profile < 2<<20 {
+			err = fmt.Errorf("%d bytes", profile)
+		}
+		return err
+	})
+	runs(t, pupil, ref)
+	_, demand, all, err := arrived(pupil, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if demand > 1<<20 || profile > 10<<20 {
+		t.Errorf("%d bytes by profile, %d on demand, of %d", profile, demand, all)
+	}
+	registry.SetRate(0)
+	pupil.Eventually("it is learned from", func() error {
+		shown, err := pupil.Silk("profile", "show", ref)
+		if err == nil && !strings.Contains(shown, "2 starts,") {
+			err = fmt.Errorf("%s", shown)
+		}
+		return err
+	})
+	exported(t, teacher, ref)
+}
+
+// exported takes a profile away and brings it back.
+func exported(t *testing.T, n *node.Node, ref string) {
+	file := filepath.Join(n.Dir, "profile")
+	before, err := n.Silk("profile", "show", "--ranges", ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, words := range [][]string{{"export", ref, file}, {"drop", ref}} {
+		if _, err := n.Silk(append([]string{"profile"}, words...)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said, err := n.Silk("profile", "show", ref); err == nil || !strings.Contains(err.Error(), "no start profile") {
+		t.Errorf("it is dropped, and still shown: %s (%v)", said, err)
+	}
+	if _, err := n.Silk("profile", "import", ref, file); err != nil {
+		t.Fatal(err)
+	}
+	after, err := n.Silk("profile", "show", "--ranges", ref)
+	if err != nil || after != before {
+		t.Errorf("it came back as\n%s(%v)\nand was\n%s", after, err, before)
+	}
+	if err := os.WriteFile(file, []byte("rubbish"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Silk("profile", "import", ref, file); err == nil || !strings.Contains(err.Error(), "no start profile of silk") {
+		t.Errorf("rubbish is taken: %v", err)
+	}
+}
+
+// runs starts a container that reads and says so.
+func runs(t *testing.T, n *node.Node, ref string) {
+	t.Helper()
+	ctx := node.Context(t, "k8s.io")
+	pod, sandbox, err := n.RunPod(ctx, "start")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.PullCRI(ctx, ref); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.RunContainer(ctx, pod, sandbox, ref); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// arrived sums what came of an image's layers while they fill.
+func arrived(n *node.Node, ref string) (profile, demand, all uint64, err error) {
+	status, err := n.Status()
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	for _, image := range status.Images {
+		for _, layer := range image.Layers {
+			if image.Reference == ref {
+				profile += layer.ProfileBytes
+				demand += layer.DemandBytes
+				all += layer.ProfileBytes + layer.DemandBytes + layer.BackgroundBytes
+			}
+		}
+	}
+	return profile, demand, all, nil
+}

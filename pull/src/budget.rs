@@ -1,0 +1,100 @@
+//! What layers on their way share, whoever wants them: memory for bytes in flight, and turns to decode.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use silk_registry::Blob;
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+use crate::{
+    Config, LayerError,
+    fetch::{self, Window},
+    inlet::{Inlet, Turn},
+    road::{self, Sink},
+};
+
+/// Layers that may be under way at once, those included whose sender is silent: each has a descriptor, two threads and up to
+/// three buffers.
+const OPEN: usize = 64;
+
+/// How much may be under way.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    config: Config,
+    window: Window,
+    /// One permit a layer that is decoded. First come, first served: images queue their layers largest first. A layer whose
+    /// sender is silent gives its turn up for that time.
+    turns: Arc<Semaphore>,
+    /// One permit a layer that is under way at all, silent ones too.
+    open: Arc<Semaphore>,
+}
+
+/// A layer's place among those that are under way.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _open: OwnedSemaphorePermit,
+    turn: OwnedSemaphorePermit,
+}
+
+/// How far a layer is, for whoever looks.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    received: Arc<AtomicU64>,
+    written: Arc<AtomicU64>,
+}
+
+impl Counts {
+    /// Compressed bytes received.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Uncompressed bytes that have gone through.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
+impl Budget {
+    pub(crate) fn new(config: Config) -> Self {
+        let window = Window::new(&config);
+        let turns = Arc::new(Semaphore::new(config.decoders()));
+        Self { config, window, turns, open: Arc::new(Semaphore::new(OPEN)) }
+    }
+
+    /// Waits for a place.
+    pub(crate) async fn place(&self) -> Result<Place, LayerError> {
+        let closed = |_| LayerError::Panicked;
+        let open = Arc::clone(&self.open).acquire_owned().await.map_err(closed)?;
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(closed)?;
+        Ok(Place { _open: open, turn })
+    }
+
+    /// Moves a layer along the road into what `sink` makes on the layer's own thread. Goes on when it is dropped.
+    pub(crate) async fn stream<S: Sink>(
+        &self,
+        place: Place,
+        blob: Blob,
+        counts: Counts,
+        sink: impl FnOnce() -> Result<S, LayerError> + Send + 'static,
+    ) -> Result<S::Kept, LayerError>
+    where
+        S::Kept: Send + 'static,
+    {
+        let Place { _open: open, turn } = place;
+        let size = blob.size();
+        let job = road::Job { blob: blob.digest(), blob_size: size, limit: self.config.decoded_limit(size) };
+        let pieces = fetch::start(blob, size, self.window.clone(), Arc::clone(&counts.received));
+        let turn = Turn { permit: Some(turn), turns: Arc::clone(&self.turns), runtime: Handle::current() };
+        let streamed = tokio::task::spawn_blocking(move || {
+            let _open = open;
+            road::run(job, Inlet::new(pieces, turn), sink()?, &counts.written)
+        });
+        streamed.await.unwrap_or(Err(LayerError::Panicked))
+    }
+}

@@ -1,0 +1,146 @@
+//! Start profiles of images: taken in from others, fetched by, learned from starts, told to others. Nothing here is waited for
+//! by a pull, and nothing that fails here makes one fail.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use silk_layer::profile::{Profile, Seen, decode, encode};
+use silk_model::Digest;
+use silk_registry::Repository;
+use silk_share::{Found, Image};
+use silk_store::StoreError;
+
+use super::Puller;
+use crate::{ImageSpec, lazy::Starting};
+
+impl Puller {
+    /// Fetches what starts of the image touch, in the background. `found` is what others know, if they were asked.
+    pub(super) fn fetch_start(
+        self: &Arc<Self>,
+        spec: &Arc<ImageSpec>,
+        repository: &Repository,
+        found: Option<Vec<Found<Bytes>>>,
+        starting: Starting,
+    ) {
+        let (puller, spec) = (Arc::clone(self), Arc::clone(spec));
+        let image = Image { repository: Some(repository.clone()), manifest: spec.manifest };
+        tokio::spawn(async move {
+            let theirs = found.as_ref().map(|found| puller.believed(&image, found)).unwrap_or_default();
+            let mut profile = puller.kept(&spec.manifest).await;
+            profile.join(&theirs);
+            if profile.starts.is_empty() && found.is_none() && !puller.seams.share.is_alone() {
+                profile = puller.ask_profile(&image).await;
+            }
+            puller.lazies.fetch_start(&profile, &spec.diff_ids(), starting).await;
+            puller.keep(spec.manifest, move |kept| kept.join(&profile)).await;
+        });
+    }
+
+    /// What others know of an image's starts.
+    async fn ask_profile(&self, image: &Image) -> Profile {
+        let found = self.seams.share.image(image, &[]).await.profiles;
+        self.believed(image, &found)
+    }
+
+    /// What makes sense of what others say. Whoever says other things is not believed again.
+    fn believed(&self, image: &Image, found: &[Found<Bytes>]) -> Profile {
+        let mut profile = Profile::default();
+        for found in found {
+            match decode(&found.value) {
+                Ok(theirs) => profile.join(&theirs),
+                Err(error) => self.seams.share.distrust(image, found, &error.to_string()),
+            }
+        }
+        profile
+    }
+
+    /// Learns from a start of the image's container, and tells others.
+    pub async fn learn_start(self: &Arc<Self>, manifest: &Digest, reference: &str, seen: Seen) {
+        if seen.touches.is_empty() {
+            return;
+        }
+        tracing::info!(
+            image = reference,
+            entrypoint = seen.entrypoint,
+            ranges = seen.touches.len(),
+            "a start was seen"
+        );
+        let image = Image { repository: self.repository(reference).await.ok(), manifest: *manifest };
+        // Others may have learned since: what is published takes the place of what was there.
+        let theirs = if self.seams.share.is_alone() { Profile::default() } else { self.ask_profile(&image).await };
+        let learned = self.keep(*manifest, move |kept| {
+            kept.join(&theirs);
+            kept.learn(&seen);
+        });
+        if let Some(profile) = learned.await {
+            self.seams.share.publish_profile(&image, encode(&profile).into());
+        }
+    }
+
+    /// Joins a profile from elsewhere with the image's own, and tells others.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn import_profile(
+        self: &Arc<Self>,
+        manifest: &Digest,
+        reference: &str,
+        profile: Profile,
+    ) -> Result<Profile, StoreError> {
+        let puller = Arc::clone(self);
+        let manifest = *manifest;
+        let kept = blocking(move || puller.profiles.change(&manifest, |kept| kept.join(&profile))).await?;
+        let image = Image { repository: self.repository(reference).await.ok(), manifest };
+        self.seams.share.publish_profile(&image, encode(&kept).into());
+        Ok(kept)
+    }
+
+    /// Forgets what starts of an image touch, here and where it was told. Says whether anything was known here.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn drop_profile(self: &Arc<Self>, manifest: &Digest, reference: &str) -> Result<bool, StoreError> {
+        let (puller, manifest) = (Arc::clone(self), *manifest);
+        let known = blocking(move || {
+            let known = !puller.profiles.get(&manifest)?.starts.is_empty();
+            puller.profiles.change(&manifest, |kept| kept.starts.clear())?;
+            Ok(known)
+        });
+        let known = known.await?;
+        let image = Image { repository: self.repository(reference).await.ok(), manifest };
+        self.seams.share.publish_profile(&image, encode(&Profile::default()).into());
+        Ok(known)
+    }
+
+    /// What starts of an image touch.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn profile(self: &Arc<Self>, manifest: &Digest) -> Result<Profile, StoreError> {
+        let (puller, manifest) = (Arc::clone(self), *manifest);
+        blocking(move || puller.profiles.get(&manifest)).await
+    }
+
+    async fn kept(self: &Arc<Self>, manifest: &Digest) -> Profile {
+        self.profile(manifest).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a start profile cannot be read");
+            Profile::default()
+        })
+    }
+
+    async fn keep(
+        self: &Arc<Self>,
+        manifest: Digest,
+        change: impl FnOnce(&mut Profile) + Send + 'static,
+    ) -> Option<Profile> {
+        let puller = Arc::clone(self);
+        let kept = blocking(move || puller.profiles.change(&manifest, change)).await;
+        kept.inspect_err(|error| tracing::warn!(%error, "a start profile is not kept")).ok()
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}

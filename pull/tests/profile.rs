@@ -1,0 +1,132 @@
+//! What a start is known to touch comes first, and readers join it.
+
+#![allow(clippy::unwrap_used)] // a test's helper panics where the test would
+
+mod common;
+
+use std::{ops::Range, time::Duration};
+
+use common::{Node, noise, tar};
+use silk_layer::profile::{GRAIN, Profile, Seen};
+use silk_model::Digest;
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed};
+
+/// An image of two layers of noise, pulled by a node that teaches others.
+async fn taught(registry: &Fake) -> (Node, Pushed, [Vec<u8>; 2]) {
+    let tars = [1, 2].map(|seed| tar(&[("noise", &noise(seed, 24_000_000))]));
+    let image = tars.iter().fold(ImageSpec::new(), |image, tar| image.layer(tar, Compression::Plain));
+    let pushed = registry.push_image("library/app:1", &image);
+    let teacher = Node::new();
+    teacher.pull(&pushed).await.unwrap();
+    (teacher, pushed, tars)
+}
+
+fn profile(touches: &[(Digest, Range<u64>)]) -> Profile {
+    let mut profile = Profile::default();
+    profile.learn(&Seen { touches: touches.to_vec(), ..Seen::default() });
+    profile
+}
+
+/// Which bytes of blobs were asked for, since `skip` requests.
+fn asked(registry: &Fake, skip: usize) -> Vec<(Digest, Range<u64>)> {
+    let requests = registry.matching("GET .*/blobs/").into_iter().skip(skip);
+    let range = |request: &silk_testkit::Request| {
+        let (from, to) = request.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
+        let blob = request.path.rsplit('/').next()?.parse().ok()?;
+        Some((blob, from.parse().ok()?..to.parse::<u64>().ok()? + 1))
+    };
+    requests.filter_map(|request| range(&request)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_is_fetched_first_and_in_its_order() {
+    let registry = Fake::start().await;
+    let (teacher, pushed, tars) = taught(&registry).await;
+    let [one, two] = [0, 1].map(|nr| pushed.layers[nr].clone());
+    // Neighbours in the last place, far behind each other in the others.
+    let touches = [
+        (two.diff_id, 20_000_000..20_000_001),
+        (one.diff_id, 9_000_000..9_100_000),
+        (two.diff_id, 3_000_000..3_000_001),
+        (two.diff_id, 4_200_000..4_200_001),
+    ];
+    let node = Node::with(|config| config.ranges_at_once = 1);
+    node.learn_from(&teacher, &pushed);
+    let kept = node.puller.import_profile(&pushed.manifest_digest, &pushed.reference, profile(&touches)).await;
+    assert_eq!(node.puller.profile(&pushed.manifest_digest).await.unwrap(), kept.unwrap());
+    let before = registry.count("GET .*/blobs/");
+    registry.fault("GET .*/blobs/", Fault::Slow(60_000_000), ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    let lazies = [&one, &two].map(|layer| node.lazies.get(&layer.diff_id).unwrap());
+    for (layer, tar) in [&one, &two].into_iter().zip(&tars) {
+        node.whole(&layer.diff_id).await;
+        assert_eq!(node.data(&layer.diff_id), *tar);
+    }
+    let asked = asked(&registry, before);
+    // One range at a time: only the last may be overtaken by those that come after the start.
+    for (nr, (blob, at)) in [(two.blob_digest, 20_000_000), (one.blob_digest, 9_050_000)].into_iter().enumerate() {
+        assert!(asked[nr].0 == blob && asked[nr].1.contains(&at), "{nr}: {:?}", asked[nr]);
+        assert!(asked[nr].1.end - asked[nr].1.start < 3 << 20, "{nr}: {:?}", asked[nr]);
+    }
+    let last = asked[2..5].iter().find(|(blob, range)| *blob == two.blob_digest && range.contains(&3_000_000));
+    assert!(last.is_some_and(|(_, range)| range.contains(&4_200_000)), "neighbours come together: {:?}", &asked[2..5]);
+    let arrived = lazies.map(|lazy| lazy.arrived());
+    assert!(arrived.iter().all(|a| a.profile >= 100_000 && a.demand == 0), "{arrived:?}");
+    assert!(arrived.iter().map(|a| a.profile).sum::<u64>() < 10 << 20, "{arrived:?}");
+    for (arrived, tar) in arrived.iter().zip(&tars) {
+        assert_eq!(arrived.profile + arrived.background, tar.len() as u64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_joins_what_comes_by_profile() {
+    let registry = Fake::start().await;
+    let (teacher, pushed, tars) = taught(&registry).await;
+    let layer = pushed.layers[1].clone();
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    let touches = [(layer.diff_id, 10_000_000..10_000_001)];
+    node.puller.import_profile(&pushed.manifest_digest, &pushed.reference, profile(&touches)).await.unwrap();
+    let before = registry.count("GET .*/blobs/");
+    registry.fault("GET .*/blobs/", Fault::NoAnswer, 1);
+    node.pull(&pushed).await.unwrap();
+    registry.wait_for("GET .*/blobs/", before + 1).await;
+    let lazy = node.lazies.get(&layer.diff_id).unwrap();
+    let bytes = node.read(&layer.diff_id, 10_000_000, 1000).await.unwrap();
+    assert_eq!(bytes, tars[1][10_000_000..10_001_000]);
+    assert_eq!(lazy.arrived().demand, 0, "nothing was fetched for the reader alone");
+    assert!(lazy.arrived().profile > 0);
+    node.whole(&layer.diff_id).await;
+    let mut ranges: Vec<_> =
+        asked(&registry, before).into_iter().filter(|(blob, _)| *blob == layer.blob_digest).collect();
+    ranges.sort_by_key(|(_, range)| range.start);
+    ranges.dedup();
+    assert!(ranges.windows(2).all(|pair| pair[0].1.end <= pair[1].1.start), "fetched twice: {ranges:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_teach_what_a_start_touches() {
+    let node = Node::new();
+    let [one, two, other] = [1, 2, 3].map(|nr: u8| Digest::of(&[nr]));
+    node.lazies.note_read(&one, 0, 10);
+    let watch = node.lazies.watch([one, two]);
+    for (layer, offset, len) in [(&two, 5 * GRAIN, 4096), (&other, 0, 1), (&one, 0, 1), (&two, 5 * GRAIN + 4096, 4096)]
+    {
+        node.lazies.note_read(layer, offset, len);
+    }
+    node.lazies.note_read(&one, GRAIN, 3 * GRAIN as usize);
+    let touches = watch.take();
+    assert_eq!(touches, [(two, 5 * GRAIN..5 * GRAIN + 4096), (one, 0..1), (one, GRAIN..4 * GRAIN)]);
+    assert_eq!(watch.take(), []);
+    drop(watch);
+    let manifest = Digest::of(b"manifest");
+    let seen = Seen { entrypoint: "app".into(), touches, complete: [one, two].into() };
+    node.puller.learn_start(&manifest, "localhost:1/app:1", seen.clone()).await;
+    let mut learned = Profile::default();
+    learned.learn(&seen);
+    assert_eq!(node.puller.profile(&manifest).await.unwrap(), learned);
+    let node = tokio::time::timeout(Duration::from_secs(60), async { node.restart() }).await.unwrap();
+    assert_eq!(node.puller.profile(&manifest).await.unwrap(), learned, "kept");
+    assert!(node.puller.drop_profile(&manifest, "localhost:1/app:1").await.unwrap());
+    assert!(!node.puller.drop_profile(&manifest, "localhost:1/app:1").await.unwrap());
+}
