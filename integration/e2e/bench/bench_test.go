@@ -42,11 +42,11 @@ func TestColumns(t *testing.T) {
 	for _, c := range all {
 		names = append(names, c.name)
 	}
-	if got := strings.Join(names, " "); got != "overlayfs overlayfs-tuned erofs silk silk-redis silk-referrers stargz" {
+	if got := strings.Join(names, " "); got != "overlayfs overlayfs-tuned erofs silk silk-redis silk-referrers silk-redis-profile silk-referrers-profile stargz" {
 		t.Errorf("all columns are %s", got)
 	}
-	if _, err := pickColumns("silk-redis-profile", ""); err != nil {
-		t.Error(err)
+	if some, err := pickColumns("silk,overlayfs", ""); err != nil || len(some) != 2 || some[0].name != "silk" {
+		t.Errorf("of two columns, %v, %v", some, err)
 	}
 	if _, err := pickColumns("silk,nobody", ""); err == nil {
 		t.Error("an unknown column is taken")

@@ -155,7 +155,6 @@ func (s fsSettings) measure(t scope.Scope, subject subject) (all []timing, err e
 // grounds are overlayfs, and silk on each rung; overlayfs comes first.
 func (s fsSettings) grounds(t scope.Scope, subject subject) (all []ground) {
 	origin := hub.StartShaped(t, shape.Profile{})
-	b := &bench{Scope: t, origin: origin}
 	ref := origin.Add(subject.name, "latest", subject.bundle)
 	add := func(name string, c column, rung string) {
 		n := node.Start(t, c.options("", rung))
@@ -164,7 +163,7 @@ func (s fsSettings) grounds(t scope.Scope, subject subject) (all []ground) {
 			t.Fatal(err)
 		}
 		if c.silk() {
-			n.Eventually("the image is whole", func() error { return whole(n, b.reference(subject)) })
+			n.Eventually("the image is whole", func() error { return whole(n, ref) })
 		}
 		image, err := n.Client.GetImage(ctx, ref)
 		if err != nil {

@@ -70,7 +70,7 @@ func pullMain(arguments []string) error {
 	var s settings
 	flags := flag.NewFlagSet("hack/bench", flag.ExitOnError)
 	flags.StringVar(&s.images, "images", "", "recipes under hack/images, with commas between (all)")
-	flags.StringVar(&s.columns, "columns", "", "columns, with commas between (all but the -profile ones)")
+	flags.StringVar(&s.columns, "columns", "", "columns, with commas between (all)")
 	flags.StringVar(&s.proxies, "snapshotter", "", "a proxy snapshotter that runs already, as NAME=/path/to/socket; several with commas between")
 	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each image and column")
 	flags.BoolVar(&s.quick, "quick", false, "two images, overlayfs and silk, one round")
@@ -126,7 +126,9 @@ func (s settings) run() error {
 		b.origin = hub.StartShaped(t, s.network)
 		b.origin.TakesPushes = true
 		for _, subject := range subjects {
-			b.origin.Add(subject.name, "latest", subject.bundle)
+			for _, column := range chosen {
+				b.origin.Add(repository(subject, column), "latest", subject.bundle)
+			}
 		}
 		b.measureAll(&report)
 	})
