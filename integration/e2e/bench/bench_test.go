@@ -2,6 +2,7 @@ package main
 
 import (
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,11 +42,11 @@ func TestColumns(t *testing.T) {
 	for _, c := range all {
 		names = append(names, c.name)
 	}
-	if got := strings.Join(names, " "); got != "overlayfs overlayfs-tuned erofs silk silk-redis silk-referrers stargz" {
+	if got := strings.Join(names, " "); got != "overlayfs overlayfs-tuned erofs silk silk-redis silk-referrers silk-redis-profile silk-referrers-profile stargz" {
 		t.Errorf("all columns are %s", got)
 	}
-	if _, err := pickColumns("silk-redis-profile", ""); err != nil {
-		t.Error(err)
+	if some, err := pickColumns("silk,overlayfs", ""); err != nil || len(some) != 2 || some[0].name != "silk" {
+		t.Errorf("of two columns, %v, %v", some, err)
 	}
 	if _, err := pickColumns("silk,nobody", ""); err == nil {
 		t.Error("an unknown column is taken")
@@ -67,5 +68,41 @@ func TestPairs(t *testing.T) {
 	}
 	if len(all) != 6 || len(seen) != 6 {
 		t.Errorf("%d pairs, %d of them different", len(all), len(seen))
+	}
+}
+
+// All workers together do everything, once.
+func TestShares(t *testing.T) {
+	var all []entry
+	for i := range 23 {
+		all = append(all, entry{path: string(rune('a' + i)), directory: i%5 == 0})
+	}
+	seen := map[string]int{}
+	for number := range 4 {
+		s := share{number: number, of: 4}
+		s.take(all)
+		for _, e := range append(s.files, s.directories...) {
+			seen[e.path]++
+		}
+		if len(s.files) < 4 || len(s.directories) < 1 {
+			t.Errorf("worker %d has %d files and %d directories", number, len(s.files), len(s.directories))
+		}
+	}
+	for _, e := range all {
+		if seen[e.path] != 1 {
+			t.Errorf("%s is done %d times", e.path, seen[e.path])
+		}
+	}
+}
+
+// A listing comes back as it was written.
+func TestListing(t *testing.T) {
+	path := t.TempDir() + "/listing"
+	want := []entry{{"a b", 0, true}, {"a b/ü", 7, false}, {"empty", 0, false}}
+	if err := writeListing(path, want); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readListing(path); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v", got, err)
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"silk.invalid/integration/e2e/internal/node"
@@ -21,10 +22,8 @@ type column struct {
 	tuned bool
 	// fleet is how nodes tell each other what they know: "", "redis" or "referrers". With one, another node has pulled the image before.
 	fleet string
-	// profile makes that other node start a container too, so that what a start touches is known.
+	// profile makes that other node start a container too, so that what a start touches is known; without, it is kept from being known.
 	profile bool
-	// asked is whether the column is measured only when it is named.
-	asked bool
 }
 
 func (c column) silk() bool { return c.snapshotter == "silk" }
@@ -40,18 +39,16 @@ var columns = []column{
 	{name: "silk", snapshotter: "silk", says: "silk, the first pull of the image anywhere"},
 	{name: "silk-redis", snapshotter: "silk", fleet: "redis", says: "silk on an empty node, after another node pulled the image; told through Redis"},
 	{name: "silk-referrers", snapshotter: "silk", fleet: "referrers", says: "the same, told through OCI referrers"},
-	{name: "silk-redis-profile", snapshotter: "silk", fleet: "redis", profile: true, asked: true,
+	{name: "silk-redis-profile", snapshotter: "silk", fleet: "redis", profile: true,
 		says: "silk-redis, and the other node has started a container of it"},
-	{name: "silk-referrers-profile", snapshotter: "silk", fleet: "referrers", profile: true, asked: true,
+	{name: "silk-referrers-profile", snapshotter: "silk", fleet: "referrers", profile: true,
 		says: "silk-referrers, and the other node has started a container of it"},
 }
 
-// pickColumns finds the columns of a comma-separated list; empty is all that need not be asked for. A name=socket is a proxy snapshotter.
+// pickColumns finds the columns of a comma-separated list; empty is all. A name=socket is a proxy snapshotter.
 func pickColumns(list, proxies string) (picked []column, err error) {
-	for _, c := range columns {
-		if list == "" && !c.asked {
-			picked = append(picked, c)
-		}
+	if list == "" {
+		picked = slices.Clone(columns)
 	}
 	for _, name := range split(list) {
 		found := false

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"time"
 
 	"silk.invalid/integration/e2e/internal/image"
 	"silk.invalid/integration/e2e/internal/node"
@@ -15,7 +15,7 @@ import (
 
 // fleet is what nodes of one column share. Each column has its own, so that none learns from another.
 type fleet struct {
-	kind   string
+	column
 	redis  *node.Redis
 	key    string
 	taught map[string]bool
@@ -24,7 +24,7 @@ type fleet struct {
 // fleet returns the column's; a column without one gets an empty one.
 func (b *bench) fleet(c column) *fleet {
 	if b.fleets[c.name] == nil {
-		f := &fleet{kind: c.fleet, taught: map[string]bool{}}
+		f := &fleet{column: c, taught: map[string]bool{}}
 		if c.fleet == "redis" {
 			f.redis = node.StartRedis(b)
 		}
@@ -39,16 +39,29 @@ func (b *bench) fleet(c column) *fleet {
 	return b.fleets[c.name]
 }
 
-// settings is the part of silkd's configuration that makes a node a member.
-func (f *fleet) settings() string {
-	switch f.kind {
+// settings is the part of silkd's configuration that makes a node a member, which may publish or not where that is a choice.
+func (f *fleet) settings(publish bool) string {
+	switch f.fleet {
 	case "redis":
 		return f.redis.Config()
 	case "referrers":
-		return fmt.Sprintf("[share]\nkey_file = %q\n[share.referrers]\ndiscover = true\npublish = true\n", f.key)
+		return fmt.Sprintf("[share]\nkey_file = %q\n[share.referrers]\ndiscover = true\npublish = %v\n", f.key, publish)
 	default:
 		return ""
 	}
+}
+
+// join prepares the fleet for another node, and returns the node's settings. A start on an earlier one may have taught what it touched:
+// where that is not to be known it is forgotten, or was never published.
+func (f *fleet) join(s subject) (settings string, err error) {
+	if f.redis != nil && !f.profile {
+		_, err = f.redis.Do("DEL", profileKey(s))
+	}
+	return f.settings(f.profile), err
+}
+
+func profileKey(s subject) string {
+	return "silk:1:profile:" + strings.TrimPrefix(image.Digest(s.bundle.Root.Body), "sha256:")
 }
 
 // teach has another node pull an image once, and waits until the fleet knows what it learned.
@@ -57,24 +70,25 @@ func (b *bench) teach(s subject, c column) error {
 	if c.fleet == "" || f.taught[s.name] {
 		return nil
 	}
-	ref := b.reference(s)
+	ref := reference(b.origin, s, c)
 	failed := scope.Run(func(t scope.Scope) {
-		n := node.Start(t, c.options(f.settings(), b.rung))
+		n := node.Start(t, c.options(f.settings(true), b.rung))
 		ctx := node.Context(t, "bench")
 		if err := pull(ctx, n, ref, c.snapshotter); err != nil {
 			t.Fatal(err)
 		}
 		n.Eventually("the teacher's image is whole", func() error { return whole(n, ref) })
 		if c.profile {
+			// It runs until the fleet knows what its start touched.
 			end, err := run(ctx, n, ref, c.snapshotter, "teacher")
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Profiles are taken a few times until a start calms down.
-			time.Sleep(10 * time.Second)
-			if err := end(); err != nil {
-				t.Fatal(err)
-			}
+			t.Cleanup(func() {
+				if err := end(); err != nil {
+					t.Error(err)
+				}
+			})
 		}
 		n.Eventually("the fleet knows the image", func() error { return b.known(f, n, s) })
 	})
@@ -93,17 +107,28 @@ func whole(n *node.Node, ref string) error {
 	return err
 }
 
+// known says what the fleet does not know yet.
 func (b *bench) known(f *fleet, n *node.Node, s subject) error {
-	if f.kind == "redis" {
-		return f.redis.Knows(n, b.reference(s))
+	if f.redis != nil {
+		if err := f.redis.Knows(n, reference(b.origin, s, f.column)); err != nil || !f.profile {
+			return err
+		}
+		if known, err := f.redis.Do("EXISTS", profileKey(s)); err != nil || known != "1" {
+			return fmt.Errorf("the profile: %q, %v", known, err)
+		}
+		return nil
 	}
 	var told bytes.Buffer
-	for _, referrer := range b.origin.Referrers(s.name, image.Digest(s.bundle.Root.Body)) {
+	for _, referrer := range b.origin.Referrers(repository(s, f.column), image.Digest(s.bundle.Root.Body)) {
 		told.Write(referrer.Body)
 	}
-	for _, layer := range s.bundle.LayerDigests {
-		if !bytes.Contains(told.Bytes(), []byte(layer)) {
-			return fmt.Errorf("no referrer tells of layer %s", layer)
+	wanted := slices.Clone(s.bundle.LayerDigests)
+	if f.profile {
+		wanted = append(wanted, "application/vnd.silk.knowledge.profile.v1")
+	}
+	for _, what := range wanted {
+		if !bytes.Contains(told.Bytes(), []byte(what)) {
+			return fmt.Errorf("no referrer tells of %s", what)
 		}
 	}
 	return nil

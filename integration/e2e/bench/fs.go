@@ -131,6 +131,9 @@ func (s fsSettings) measure(t scope.Scope, subject subject) (all []timing, err e
 					return all, err
 				}
 				for _, task := range tasks {
+					if interrupted.Load() {
+						return all, errors.New("interrupted")
+					}
 					one := timing{image: subject.name, ground: ground.name, task: task, workers: workers, round: round}
 					if err := one.measure(ground.dir, listing); err != nil {
 						return all, fmt.Errorf("%s of %s: %w", task, ground.name, err)
@@ -152,7 +155,6 @@ func (s fsSettings) measure(t scope.Scope, subject subject) (all []timing, err e
 // grounds are overlayfs, and silk on each rung; overlayfs comes first.
 func (s fsSettings) grounds(t scope.Scope, subject subject) (all []ground) {
 	origin := hub.StartShaped(t, shape.Profile{})
-	b := &bench{Scope: t, origin: origin}
 	ref := origin.Add(subject.name, "latest", subject.bundle)
 	add := func(name string, c column, rung string) {
 		n := node.Start(t, c.options("", rung))
@@ -161,7 +163,7 @@ func (s fsSettings) grounds(t scope.Scope, subject subject) (all []ground) {
 			t.Fatal(err)
 		}
 		if c.silk() {
-			n.Eventually("the image is whole", func() error { return whole(n, b.reference(subject)) })
+			n.Eventually("the image is whole", func() error { return whole(n, ref) })
 		}
 		image, err := n.Client.GetImage(ctx, ref)
 		if err != nil {

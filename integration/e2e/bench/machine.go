@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -111,7 +112,19 @@ func (t *turn) take() error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+	locked := make(chan error, 1)
+	go func() { locked <- unix.Flock(int(file.Fd()), unix.LOCK_EX) }()
+	for waiting := true; waiting; {
+		select {
+		case err = <-locked:
+			waiting = false
+		case <-time.After(200 * time.Millisecond):
+			if interrupted.Load() {
+				return errors.New("interrupted while waiting for " + t.path)
+			}
+		}
+	}
+	if err != nil {
 		file.Close()
 		return fmt.Errorf("lock %s: %w", t.path, err)
 	}

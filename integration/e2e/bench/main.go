@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,10 +36,26 @@ func main() {
 		worker(os.Args[2:])
 		return
 	}
+	heedSignals()
 	if len(os.Args) > 1 && os.Args[1] == "fs" {
 		exit(fsMain(os.Args[2:]))
 	}
 	exit(pullMain(os.Args[1:]))
+}
+
+// interrupted is set by Ctrl-C and by SIGTERM: what is being measured ends, everything that was started is taken down, and what was
+// measured is reported. A second one ends the program at once.
+var interrupted atomic.Bool
+
+func heedSignals() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		<-signals
+		interrupted.Store(true)
+		<-signals
+		os.Exit(130)
+	}()
 }
 
 func exit(err error) {
@@ -53,7 +70,7 @@ func pullMain(arguments []string) error {
 	var s settings
 	flags := flag.NewFlagSet("hack/bench", flag.ExitOnError)
 	flags.StringVar(&s.images, "images", "", "recipes under hack/images, with commas between (all)")
-	flags.StringVar(&s.columns, "columns", "", "columns, with commas between (all but the -profile ones)")
+	flags.StringVar(&s.columns, "columns", "", "columns, with commas between (all)")
 	flags.StringVar(&s.proxies, "snapshotter", "", "a proxy snapshotter that runs already, as NAME=/path/to/socket; several with commas between")
 	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each image and column")
 	flags.BoolVar(&s.quick, "quick", false, "two images, overlayfs and silk, one round")
@@ -109,7 +126,9 @@ func (s settings) run() error {
 		b.origin = hub.StartShaped(t, s.network)
 		b.origin.TakesPushes = true
 		for _, subject := range subjects {
-			b.origin.Add(subject.name, "latest", subject.bundle)
+			for _, column := range chosen {
+				b.origin.Add(repository(subject, column), "latest", subject.bundle)
+			}
 		}
 		b.measureAll(&report)
 	})
@@ -121,16 +140,12 @@ func (s settings) run() error {
 
 // measureAll measures in rounds, each in a random order. A measurement that fails is told and left out; after an interrupt none begins.
 func (b *bench) measureAll(r *report) {
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
 	random := rand.New(rand.NewPCG(r.settings.seed, 0))
 	for round := range r.settings.rounds {
 		for _, pair := range pairs(random, r.subjects, r.columns) {
-			select {
-			case <-stop:
+			if interrupted.Load() {
 				b.Error("interrupted")
 				return
-			default:
 			}
 			if r.has(pair, round) {
 				continue

@@ -68,7 +68,11 @@ func (b *bench) measure(s subject, c column) (f figures, err error) {
 	f = figures{Image: s.name, Column: c.name}
 	f.Busy = busy()
 	failed := scope.Run(func(t scope.Scope) {
-		n := node.Start(t, c.options(b.fleet(c).settings(), b.rung))
+		settings, err := b.fleet(c).join(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := node.Start(t, c.options(settings, b.rung))
 		if err := cold(s.bundle); err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +82,7 @@ func (b *bench) measure(s subject, c column) (f figures, err error) {
 		}
 		if c.socket != "" {
 			// The snapshotter outlives this containerd.
-			if err := n.Client.ImageService().Delete(ctx, b.reference(s), images.SynchronousDelete()); err != nil {
+			if err := n.Client.ImageService().Delete(ctx, reference(b.origin, s, c), images.SynchronousDelete()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -89,7 +93,12 @@ func (b *bench) measure(s subject, c column) (f figures, err error) {
 	return f, nil
 }
 
-func (b *bench) reference(s subject) string { return b.origin.Host + "/" + s.name + ":latest" }
+// repository is the image's for one column: what a column's nodes push beside the image is not for others.
+func repository(s subject, c column) string { return c.name + "/" + s.name }
+
+func reference(origin *hub.Hub, s subject, c column) string {
+	return origin.Host + "/" + repository(s, c) + ":latest"
+}
 
 func (b *bench) traffic() traffic { return traffic{b.origin.Requests(), b.origin.Total()} }
 
@@ -98,7 +107,7 @@ func (t traffic) since(before traffic) traffic {
 }
 
 func (b *bench) pullAndRun(ctx context.Context, n *node.Node, s subject, c column, f *figures) error {
-	ref := b.reference(s)
+	ref := reference(b.origin, s, c)
 	before, start := b.traffic(), time.Now()
 	if err := pull(ctx, n, ref, c.snapshotter); err != nil {
 		return err

@@ -48,20 +48,7 @@ func work(arguments []string) error {
 		return err
 	}
 	s := share{dir: arguments[1], number: number, of: of}
-	for i, e := range all {
-		if e.directory && i%of == number {
-			s.directories = append(s.directories, e)
-		}
-	}
-	at := 0
-	for _, e := range all {
-		if !e.directory {
-			if at%of == number {
-				s.files = append(s.files, e)
-			}
-			at++
-		}
-	}
+	s.take(all)
 	fmt.Println("prepared")
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
 		return err
@@ -87,6 +74,21 @@ type share struct {
 	number, of  int
 	directories []entry
 	files       []entry
+}
+
+// take chooses every so-manieth directory, and file.
+func (s *share) take(all []entry) {
+	directories, files := 0, 0
+	for _, e := range all {
+		list, at := &s.files, &files
+		if e.directory {
+			list, at = &s.directories, &directories
+		}
+		if *at%s.of == s.number {
+			*list = append(*list, e)
+		}
+		*at++
+	}
 }
 
 // jobs are what a tree is used for.
