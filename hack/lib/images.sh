@@ -47,7 +47,8 @@ debian_rootfs() {
 recipe_hash() {
     {
         cat /etc/os-release "${BASH_SOURCE[0]}"
-        find "$RECIPES/debian" "$RECIPES/$1" ${2:+"$RECIPES/$2"} -type f -print0 | sort -z | xargs -0 sha256sum
+        # Relative names: every clone on a machine finds what another has built.
+        (cd "$RECIPES" && find debian "$1" ${2:+"$2"} -type f -print0 | sort -z | xargs -0 sha256sum)
     } | sha256sum | cut -c1-16
 }
 
