@@ -343,7 +343,9 @@ impl Lazy {
         }
         if let Err(error) = outcome {
             let in_a_row = work.trouble.as_ref().map_or(0, |t| t.in_a_row) + 1;
-            let wait = BACKOFF.start.saturating_mul(1 << (in_a_row - 1).min(16)).min(BACKOFF.end);
+            // A reader that comes now is to see some tries before its time is over.
+            let longest = BACKOFF.end.min(self.read_wait / 4);
+            let wait = BACKOFF.start.saturating_mul(1 << (in_a_row - 1).min(16)).min(longest);
             tracing::warn!(image = self.image, blob = %self.spec.blob, %error, in_a_row, "a range of a layer did not arrive");
             let cause: Arc<str> = error.to_string().into();
             // Spans come in order: the first that did not is the one that is wrong.
