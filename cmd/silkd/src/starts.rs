@@ -19,7 +19,7 @@ use silk_api::{
 };
 use silk_layer::profile::{GRAIN, Seen, entrypoint};
 use silk_model::Digest;
-use silk_mount::Pages;
+use silk_mount::{Pages, Rung};
 use silk_pull::{Puller, Watch};
 use silk_snapshotter::RemoteChain;
 use tokio::{runtime::Handle, sync::OwnedSemaphorePermit, sync::Semaphore};
@@ -100,7 +100,8 @@ impl Starts {
             return;
         }
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
-        let watch = self.views.lazies.watch(chain.diff_ids.iter().copied());
+        let served = layers.iter().filter(|layer| layer.pages.is_none()).map(|layer| layer.diff_id);
+        let watch = self.views.lazies.watch(served);
         let (starts, chain, key, runtime) = (Arc::clone(self), chain.clone(), key.to_owned(), Handle::current());
         let began = Instant::now();
         let thread = std::thread::Builder::new().name("silk-starts".to_owned());
@@ -116,19 +117,16 @@ impl Starts {
         if chain.iter().filter(|id| **id == diff_id).count() > 1 {
             return None;
         }
-        let served = self.views.lazies.get(&diff_id).is_some();
-        match self.views.pages(chain) {
-            Some((_, fresh)) if served => Some(Layer { diff_id, fresh, pages: None }),
-            Some((pages, fresh)) => Some(Layer { diff_id, fresh, pages: Some(pages) }),
-            None => None,
-        }
+        let served = self.views.lazies.get(&diff_id).is_some() || self.views.views.mounts().rung() == Rung::Tree;
+        let (pages, fresh) = self.views.pages(chain)?;
+        Some(Layer { diff_id, fresh, pages: (!served).then_some(pages) })
     }
 
     fn watch(
         self: &Arc<Self>,
         chain: &RemoteChain,
         key: &str,
-        (layers, watch, began): (Vec<Layer>, Watch, Instant),
+        (mut layers, watch, began): (Vec<Layer>, Watch, Instant),
         runtime: &Handle,
         _place: OwnedSemaphorePermit,
     ) {
@@ -136,8 +134,8 @@ impl Starts {
             tracing::debug!(%error, "starts are watched at an ordinary priority");
         }
         let mut touches = Touches::default();
-        for layer in layers.iter().filter(|layer| !layer.fresh) {
-            look(layer, &mut |layer, bytes| _ = touches.known(layer, bytes));
+        for layer in layers.iter_mut().filter(|layer| !layer.fresh) {
+            layer.look(&mut |layer, bytes| _ = touches.known(layer, bytes));
         }
         let mut container = None;
         for look_at in LOOKS.map(Duration::from_secs) {
@@ -147,15 +145,16 @@ impl Starts {
             }
             let before = touches.touches.len();
             watch.take().into_iter().for_each(|(layer, bytes)| touches.add(layer, bytes));
-            layers.iter().for_each(|layer| look(layer, &mut |layer, bytes| touches.add(layer, bytes)));
+            layers.iter_mut().for_each(|layer| layer.look(&mut |layer, bytes| touches.add(layer, bytes)));
             if touches.touches.len() == before && look_at >= SETTLES {
                 break;
             }
         }
+        let all = touches.seen.len() < MOST;
         let seen = Seen {
             entrypoint: container.unwrap_or_default(),
             touches: touches.touches,
-            complete: layers.iter().filter(|layer| layer.fresh).map(|layer| layer.diff_id).collect(),
+            complete: layers.iter().filter(|layer| layer.fresh && all).map(|layer| layer.diff_id).collect(),
         };
         drop((layers, watch));
         runtime.block_on(self.puller.learn_start(&chain.image, &chain.image_ref, seen));
@@ -174,12 +173,17 @@ impl Starts {
     }
 }
 
-/// Tells what is in memory of a layer.
-fn look(layer: &Layer, each: &mut dyn FnMut(Digest, Range<u64>)) {
-    let Some(pages) = &layer.pages else { return };
-    match pages.now() {
-        Ok(found) => found.into_iter().for_each(|(layer, bytes)| each(layer, bytes)),
-        Err(error) => tracing::debug!(diff_id = %layer.diff_id, %error, "what is in memory of a layer cannot be seen"),
+impl Layer {
+    /// Tells what is in memory of it.
+    fn look(&mut self, each: &mut dyn FnMut(Digest, Range<u64>)) {
+        let Some(pages) = &self.pages else { return };
+        match pages.now() {
+            Ok(found) => found.into_iter().for_each(|(layer, bytes)| each(layer, bytes)),
+            Err(error) => {
+                self.fresh = false;
+                tracing::debug!(diff_id = %self.diff_id, %error, "what is in memory of a layer cannot be seen");
+            }
+        }
     }
 }
 

@@ -10,13 +10,13 @@ use std::{
     },
 };
 
-use silk_layer::profile::GRAIN;
+use silk_layer::profile::{GRAIN, MAX_GRAINS};
 use silk_model::Digest;
 
 use super::Lazies;
 
-/// First reads of a grain that one watch takes: 1 GiB read in the smallest pieces.
-const MAX: usize = 1 << 14;
+/// First reads of a grain that one watch takes: those of a profile.
+const MAX: usize = MAX_GRAINS as usize;
 
 /// All who watch.
 #[derive(Debug, Default)]
