@@ -7,7 +7,7 @@
 pub(crate) mod bytes;
 mod codec;
 
-pub use codec::{HEADER_LEN, MAGIC, MAX_UNFOLDED, TocError, VERSION, decode, encode};
+pub use codec::{HEADER_LEN, MAGIC, MAX_UNFOLDED, TocError, VERSION, check, decode, encode};
 
 use serde::{Deserialize, Serialize};
 

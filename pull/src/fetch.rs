@@ -26,7 +26,7 @@ use crate::Config;
 
 /// Pieces that may wait between the network and the decoder once their range's permits are given back. A piece is what one
 /// read of the socket gave: 160 KiB on average, 680 KiB at most, so this is about the memory of one decoder.
-const PIECES: usize = 8;
+pub(crate) const PIECES: usize = 8;
 
 /// How long a blob waits for memory of the window before it goes without.
 const PATIENCE: Duration = Duration::from_secs(1);

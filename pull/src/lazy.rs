@@ -171,7 +171,7 @@ impl Lazies {
     pub fn stop(&self, diff_id: &Digest) -> Option<Arc<Lazy>> {
         let Entry { lazy, task } = self.layers().remove(diff_id)?;
         task.inspect(AbortHandle::abort);
-        lazy.abandoned();
+        lazy.abandon();
         Some(lazy)
     }
 
@@ -221,15 +221,16 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
             Err(error) => {
                 let error = lazy.refuse(error.class(), &error);
                 tracing::error!(%error, "reads fail");
-                lazy.streamed(Err(error));
+                lazy.not_streamed(&error);
                 tokio::time::sleep(STREAM_AGAIN).await;
             }
         }
     }
-    let path = store.layer_path(&diff_id).join("data");
-    let opened = File::open(&path).map_err(|e| lazy.refuse(Class::Internal, &e));
+    match File::open(store.layer_path(&diff_id).join("data")) {
+        Ok(file) => lazy.streamed(file),
+        Err(error) => lazy.not_streamed(&lazy.refuse(Class::Internal, &error)),
+    }
     road.lazies.remove(&diff_id);
-    lazy.streamed(opened.as_ref().map_err(Clone::clone));
     // Not before: it waits for the reads that have just been answered.
     let forgotten = tokio::task::spawn_blocking(move || road.show.forget(&diff_id)).await;
     if let Err(error) = forgotten {

@@ -1,7 +1,5 @@
 //! Dropping the data of layers that no snapshot uses.
 
-use std::sync::PoisonError;
-
 use silk_model::Digest;
 
 use crate::{Store, StoreError, drop_data, remove_dir};
@@ -61,10 +59,10 @@ impl Store {
     /// # Errors
     /// What the file system says.
     pub fn drop_partials(&self, in_use: impl Fn(&Digest) -> bool) -> Result<(), StoreError> {
-        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let writing = self.writing();
         for (id, record) in self.list() {
             let dir = self.layer_path(&id);
-            if !record.whole && !in_use(&id) && !writing.contains_key(&id) && dir.join("present").exists() {
+            if !record.whole && !in_use(&id) && !writing.contains(&id) && dir.join("present").exists() {
                 drop_data(&dir)?;
             }
         }
@@ -86,8 +84,8 @@ impl Store {
     /// Forgets the layers without data that were unused longest, beyond the configured number.
     pub(crate) fn forget_oldest(&self) -> Result<(), StoreError> {
         // A layer that is on its way again is about to be whole.
-        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let absent = |(id, r): &(Digest, crate::LayerRecord)| !r.whole && !writing.contains_key(id);
+        let writing = self.writing();
+        let absent = |(id, r): &(Digest, crate::LayerRecord)| !r.whole && !writing.contains(id);
         let mut known: Vec<_> = self.list().into_iter().filter(absent).map(|(id, r)| (r.last_used, id)).collect();
         if known.len() <= self.config.known_layers {
             return Ok(());

@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod claim;
 mod config;
 mod error;
 mod evict;
@@ -30,7 +31,7 @@ mod slots;
 mod writer;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -69,7 +70,7 @@ pub struct Store {
     /// Held while a record is read, changed and written, so that no change undoes another.
     changing: Mutex<()>,
     /// Layers that have a writer.
-    writing: Mutex<HashMap<Digest, ()>>,
+    writing: Mutex<HashSet<Digest>>,
 }
 
 impl Store {
@@ -148,6 +149,12 @@ impl Store {
         let path = self.layer_path(diff_id).join("toc");
         let bytes = self.read_known(diff_id, "toc")?;
         silk_layer::toc::decode(&bytes).map_err(|source| StoreError::Toc { path, source })
+    }
+
+    /// Is a layer's table of contents the one that was written?
+    pub(crate) fn check_toc(&self, diff_id: &Digest) -> Result<(), StoreError> {
+        let path = self.layer_path(diff_id).join("toc");
+        silk_layer::toc::check(&self.read_known(diff_id, "toc")?).map_err(|source| StoreError::Toc { path, source })
     }
 
     /// Notes that a layer was used now, for the order of eviction.

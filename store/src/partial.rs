@@ -18,7 +18,7 @@ use std::{
     os::unix::fs::FileExt,
     path::PathBuf,
     sync::{
-        Arc, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -29,7 +29,7 @@ use silk_layer::{
 };
 use silk_model::{Class, Digest};
 
-use crate::{Facts, LayerRecord, Store, StoreError, drop_data, known, record, writer};
+use crate::{Facts, LayerRecord, Store, StoreError, claim::Claim, drop_data, known, record, writer};
 
 /// What `present` starts with, the version included.
 const MAGIC: &[u8; 8] = b"silkprs1";
@@ -54,6 +54,7 @@ pub struct Partial {
     fresh: bool,
     /// Its bytes were given up: others may write the layer anew.
     closed: AtomicBool,
+    claim: Mutex<Option<Claim>>,
 }
 
 impl Store {
@@ -63,27 +64,32 @@ impl Store {
     /// [`StoreError::Absent`] when names or index are not known, one of class `Corrupt` when they are damaged (they are
     /// forgotten), [`StoreError::Busy`] when the layer is being written.
     pub fn partial(self: &Arc<Self>, diff_id: Digest) -> Result<Partial, StoreError> {
-        if self.writing.lock().unwrap_or_else(PoisonError::into_inner).insert(diff_id, ()).is_some() {
-            return Err(StoreError::Busy(diff_id));
-        }
-        let opened = self.open_partial(diff_id);
-        if let Err(error) = &opened {
+        let claim = self.claim(diff_id)?;
+        let (index, digest) = self.sound_index(&diff_id).or_else(|error| {
             if error.class() == Class::Corrupt {
                 tracing::warn!(%diff_id, %error, "what was known of a layer is damaged: it is learned anew");
                 self.unlearn(&diff_id)?;
             }
-            self.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&diff_id);
-        }
-        opened
+            Err(error)
+        })?;
+        self.open_partial(claim, index, &digest)
     }
 
-    fn open_partial(self: &Arc<Self>, diff_id: Digest) -> Result<Partial, StoreError> {
-        let (index, digest) = self.read_index(&diff_id)?;
-        let size = self.toc(&diff_id)?.size;
-        known::fits(&diff_id, size, &index)?;
+    /// The index and its file's digest, if names and index are as they were written and fit the layer.
+    fn sound_index(&self, diff_id: &Digest) -> Result<(Index, Digest), StoreError> {
+        let (index, digest) = self.read_index(diff_id)?;
+        // Whole is enough: it was decoded when it was learned, and is again where its tree is made.
+        self.check_toc(diff_id)?;
+        let size = self.record(diff_id).ok_or(StoreError::Absent(*diff_id))?.facts.size;
+        known::fits(diff_id, size, &index)?;
+        Ok((index, digest))
+    }
+
+    fn open_partial(self: &Arc<Self>, claim: Claim, index: Index, digest: &Digest) -> Result<Partial, StoreError> {
+        let diff_id = claim.diff_id;
         let dir = self.layer_path(&diff_id);
         let (data_path, present_path) = (dir.join("data"), dir.join("present"));
-        let head = header(&self.boot, &digest);
+        let head = header(&self.boot, digest);
         let marks = match fs::read(&present_path) {
             Ok(bytes) if is_of(&bytes, &head, index.len()) => Some(bytes),
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("read", &present_path, e)),
@@ -95,13 +101,23 @@ impl Store {
         }
         let open = |path: &PathBuf| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let data = open(&data_path).map_err(|e| StoreError::io("open", &data_path, e))?;
-        data.set_len(writer::padded(size)).map_err(|e| StoreError::io("extend", &data_path, e))?;
+        data.set_len(writer::padded(index.size)).map_err(|e| StoreError::io("extend", &data_path, e))?;
         let here = (0..index.len()).map(|_| AtomicBool::new(false)).collect();
         let present = open(&present_path).map_err(|e| StoreError::io("open", &present_path, e))?;
-        let (bytes_here, closed) = (AtomicU64::new(0), AtomicBool::new(false));
-        let (store, index) = (Arc::clone(self), Arc::new(index));
-        let partial =
-            Partial { store, diff_id, index, data, data_path, present, present_path, here, bytes_here, fresh, closed };
+        let partial = Partial {
+            store: Arc::clone(self),
+            diff_id,
+            index: Arc::new(index),
+            data,
+            data_path,
+            present,
+            present_path,
+            here,
+            bytes_here: AtomicU64::new(0),
+            fresh,
+            closed: AtomicBool::new(false),
+            claim: Mutex::new(Some(claim)),
+        };
         partial.believe(&head, marks.as_deref())?;
         Ok(partial)
     }
@@ -159,7 +175,7 @@ impl Partial {
 
     /// Is the span here? Reads no disk.
     pub fn has(&self, span: usize) -> bool {
-        self.here[span].load(Ordering::Acquire)
+        self.here[span].load(Ordering::Acquire) && !self.closed.load(Ordering::Acquire)
     }
 
     /// Uncompressed bytes that are here.
@@ -252,24 +268,12 @@ impl Partial {
         }
         let forgotten = if lied { self.store.unlearn(&self.diff_id) } else { Ok(()) };
         let dropped = forgotten.and_then(|()| drop_data(&self.store.layer_path(&self.diff_id)));
-        self.release();
+        drop(self.claim.lock().unwrap_or_else(PoisonError::into_inner).take());
         dropped
     }
 
     fn check_open(&self) -> Result<(), StoreError> {
         if self.closed.load(Ordering::Acquire) { Err(StoreError::Absent(self.diff_id)) } else { Ok(()) }
-    }
-
-    fn release(&self) {
-        self.store.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.diff_id);
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !*self.closed.get_mut() {
-            self.release();
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::Arc,
 };
 
 use silk_layer::{
@@ -14,7 +14,7 @@ use silk_layer::{
 };
 use silk_model::Digest;
 
-use crate::{Facts, LayerRecord, Store, StoreError, drop_data, record};
+use crate::{Facts, LayerRecord, Store, StoreError, claim::Claim, drop_data, record};
 
 /// Runs of zeros are looked for in pieces of this size, aligned to it: the file system's block, below which a hole saves
 /// nothing.
@@ -29,8 +29,7 @@ pub fn padded(size: u64) -> u64 {
 /// The only way bytes enter the store. Dropped before [`LayerWriter::finish`], it deletes what it wrote.
 #[derive(Debug)]
 pub struct LayerWriter {
-    store: Arc<Store>,
-    diff_id: Digest,
+    claim: Claim,
     dir: PathBuf,
     file: File,
     path: PathBuf,
@@ -44,27 +43,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::Busy`] when it has a writer; what the file system says.
     pub fn writer(self: &Arc<Self>, diff_id: Digest) -> Result<LayerWriter, StoreError> {
-        if self.writing.lock().unwrap_or_else(PoisonError::into_inner).insert(diff_id, ()).is_some() {
-            return Err(StoreError::Busy(diff_id));
-        }
-        let open = || {
-            let dir = self.layer_path(&diff_id);
-            fs::create_dir_all(&dir).map_err(|e| StoreError::io("create", &dir, e))?;
-            // Never truncate in place: an overlay of an evicted layer may still read the old file.
-            drop_data(&dir)?;
-            let path = dir.join("data");
-            let file = File::create_new(&path).map_err(|e| StoreError::io("create", &path, e))?;
-            Ok((dir, path, file))
-        };
-        match open() {
-            Ok((dir, path, file)) => {
-                Ok(LayerWriter { store: Arc::clone(self), diff_id, dir, file, path, size: 0, done: false })
-            }
-            Err(e) => {
-                self.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&diff_id);
-                Err(e)
-            }
-        }
+        let claim = self.claim(diff_id)?;
+        let dir = self.layer_path(&diff_id);
+        fs::create_dir_all(&dir).map_err(|e| StoreError::io("create", &dir, e))?;
+        // Never truncate in place: an overlay of an evicted layer may still read the old file.
+        drop_data(&dir)?;
+        let path = dir.join("data");
+        let file = File::create_new(&path).map_err(|e| StoreError::io("create", &path, e))?;
+        Ok(LayerWriter { claim, dir, file, path, size: 0, done: false })
     }
 }
 
@@ -92,8 +78,8 @@ impl LayerWriter {
     /// error nothing of the layer is left.
     pub fn finish(mut self, toc: &Toc, index: &Index, facts: Facts) -> Result<(), StoreError> {
         let found = index.diff_id();
-        if found != self.diff_id {
-            return Err(StoreError::WrongDiffId { expected: self.diff_id, found });
+        if found != self.claim.diff_id {
+            return Err(StoreError::WrongDiffId { expected: self.claim.diff_id, found });
         }
         self.file.set_len(padded(self.size)).map_err(|e| StoreError::io("extend", &self.path, e))?;
         write_new(&self.dir.join("toc"), &toc::encode(toc))?;
@@ -101,13 +87,13 @@ impl LayerWriter {
         let record = LayerRecord {
             whole: true,
             durable: false,
-            boot: self.store.boot,
+            boot: self.claim.store.boot,
             last_used: record::now(),
             from: String::new(),
             facts,
         };
-        let changing = self.store.changing();
-        self.store.persist(&[(self.diff_id, record)])?;
+        let changing = self.claim.store.changing();
+        self.claim.store.persist(&[(self.claim.diff_id, record)])?;
         drop(changing);
         self.done = true;
         Ok(())
@@ -117,13 +103,12 @@ impl LayerWriter {
 impl Drop for LayerWriter {
     fn drop(&mut self) {
         if !self.done {
-            let known = self.store.record(&self.diff_id).is_some();
+            let known = self.claim.store.record(&self.claim.diff_id).is_some();
             let cleaned = if known { drop_data(&self.dir) } else { crate::remove_dir(&self.dir) };
             if let Err(error) = cleaned {
-                tracing::warn!(diff_id = %self.diff_id, %error, "left a half-made layer behind: deleted at the next start");
+                tracing::warn!(diff_id = %self.claim.diff_id, %error, "left a half-made layer behind: deleted at the next start");
             }
         }
-        self.store.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.diff_id);
     }
 }
 

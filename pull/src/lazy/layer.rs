@@ -20,7 +20,7 @@ use std::{
 use silk_model::Class;
 use silk_registry::Blob;
 use silk_share::Found;
-use silk_store::Partial;
+use silk_store::{Partial, StoreError, read_at};
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
@@ -102,16 +102,21 @@ struct Work {
     wrong: HashMap<usize, u32>,
     /// It was wrong too often.
     fault: Option<Arc<str>>,
-    state: Trust,
+    ground: Ground,
 }
 
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-enum Trust {
-    /// Spans are fetched by the index.
+/// Where reads get their bytes from.
+#[derive(Debug, Default)]
+enum Ground {
+    /// Spans, fetched by the index.
     #[default]
-    Index,
-    /// The index is no good: the layer is being streamed, readers wait for all of it.
-    Streamed(String),
+    Spans,
+    /// The index is no good, and why: the layer is being streamed, readers wait for all of it.
+    Stream(String),
+    /// The stream that took the place of the spans has ended.
+    Whole(File),
+    /// Nobody fills the layer any more.
+    Nowhere,
 }
 
 /// What readers need of their layer's keeper.
@@ -188,7 +193,7 @@ impl Lazy {
 
     /// Do reads fetch what they need? Otherwise the layer is being streamed, and cannot be mounted now.
     pub(super) fn is_indexed(&self) -> bool {
-        self.work().state == Trust::Index
+        matches!(self.work().ground, Ground::Spans)
     }
 
     /// The registry or mirror that its bytes come from.
@@ -216,10 +221,10 @@ impl Lazy {
     /// What keeps bytes from coming now, if anything does.
     pub fn trouble(&self) -> Option<String> {
         let work = self.work();
-        match (&work.trouble, &work.state) {
+        match (&work.trouble, &work.ground) {
             (Some(trouble), _) => Some(trouble.cause.to_string()),
-            (None, Trust::Streamed(why)) => Some(why.clone()),
-            (None, Trust::Index) => None,
+            (None, Ground::Stream(why)) => Some(why.clone()),
+            (None, Ground::Spans | Ground::Whole(_) | Ground::Nowhere) => None,
         }
     }
 
@@ -228,24 +233,29 @@ impl Lazy {
     pub fn read(self: &Arc<Self>, offset: u64, len: usize, answer: Answer) {
         let bytes = offset..(offset + len as u64);
         if self.is_here(&bytes) {
-            return self.answer(&bytes, answer);
+            return self.answer(bytes, answer);
         }
         let mut work = self.work();
-        // Again, now that no span can be marked without its waiting reads being looked at.
-        if self.is_here(&bytes) {
-            drop(work);
-            return self.answer(&bytes, answer);
-        }
-        work.waiting.push(Waiting { bytes: bytes.clone(), until: Instant::now() + self.read_wait, answer });
-        if work.state != Trust::Index || work.trouble.as_ref().is_some_and(|t| Instant::now() < t.next_try) {
-            drop(work);
-            return self.happened();
-        }
-        let runs = self.demand(&mut work, &bytes);
+        let runs = match &work.ground {
+            // Again, now that no span can be marked without its waiting reads being looked at.
+            Ground::Spans if self.is_here(&bytes) => {
+                drop(work);
+                return self.answer(bytes, answer);
+            }
+            Ground::Spans if work.trouble.as_ref().is_none_or(|t| t.next_try <= Instant::now()) => {
+                self.demand(&mut work, &bytes)
+            }
+            Ground::Spans | Ground::Stream(_) => Vec::new(),
+            Ground::Whole(file) => return answer_from(file, &bytes, answer, self),
+            Ground::Nowhere => return answer(Err(self.abandoned())),
+        };
+        work.waiting.push(Waiting { bytes, until: Instant::now() + self.read_wait, answer });
         drop(work);
         for run in runs {
             self.spawn(run, Wanted::Now, None);
         }
+        // Its keeper counts the time until it is refused.
+        self.happened();
     }
 
     fn is_here(&self, bytes: &Range<u64>) -> bool {
@@ -253,10 +263,13 @@ impl Lazy {
         bytes.start >= end || self.partial.hole(bytes.start..end).is_none()
     }
 
-    fn answer(&self, bytes: &Range<u64>, answer: Answer) {
+    /// Answers with spans that are here.
+    fn answer(self: &Arc<Self>, bytes: Range<u64>, answer: Answer) {
         let mut out = vec![0; (bytes.end - bytes.start) as usize];
         match self.partial.read(bytes.start, &mut out) {
             Ok(len) => answer(Ok(&out[..len])),
+            // They were given up a moment ago, together with the index: no span counts as here now.
+            Err(StoreError::Absent(_)) => self.read(bytes.start, out.len(), answer),
             Err(error) => answer(Err(self.refuse(error.class(), &error))),
         }
     }
@@ -309,7 +322,7 @@ impl Lazy {
     /// background is more patient.
     pub(super) fn take_first(&self, spans: Range<usize>) -> Option<Range<usize>> {
         let mut work = self.work();
-        if work.state != Trust::Index || work.trouble.is_some() {
+        if !matches!(work.ground, Ground::Spans) || work.trouble.is_some() {
             return None;
         }
         let index = self.partial.index();
@@ -323,14 +336,14 @@ impl Lazy {
     }
 
     /// Answers the reads that waited for a span only.
-    pub(super) fn has_come(&self, span: usize) {
+    pub(super) fn has_come(self: &Arc<Self>, span: usize) {
         let mut work = self.work();
         work.coming.remove(&span);
         work.trouble = None;
         let ready = work.waiting.extract_if(.., |w| self.is_here(&w.bytes)).collect::<Vec<_>>();
         drop(work);
         for Waiting { bytes, answer, .. } in ready {
-            self.answer(&bytes, answer);
+            self.answer(bytes, answer);
         }
         self.happened();
     }
@@ -430,29 +443,36 @@ impl Lazy {
 
     /// The index is not to be trusted: readers wait for the stream that takes its place.
     pub(super) fn stream_instead(&self, why: &str) {
-        self.work().state = Trust::Streamed(why.to_owned());
+        self.work().ground = Ground::Stream(why.to_owned());
+    }
+
+    /// The stream did not end well: those who wait are told.
+    pub(super) fn not_streamed(&self, error: &ReadError) {
+        let waiting = std::mem::take(&mut self.work().waiting);
+        waiting.into_iter().for_each(|w| (w.answer)(Err(error.clone())));
+    }
+
+    /// The stream ended with the layer's data file: reads are answered from it.
+    pub(super) fn streamed(&self, file: File) {
+        let mut work = self.work();
+        for Waiting { bytes, answer, .. } in std::mem::take(&mut work.waiting) {
+            answer_from(&file, &bytes, answer, self);
+        }
+        work.ground = Ground::Whole(file);
     }
 
     /// Nobody fills the layer any more.
-    pub(super) fn abandoned(&self) {
-        self.streamed(Err(self.refuse(Class::NotFound, &"nothing uses it any more")));
+    pub(super) fn abandon(&self) {
+        let waiting = {
+            let mut work = self.work();
+            work.ground = Ground::Nowhere;
+            std::mem::take(&mut work.waiting)
+        };
+        waiting.into_iter().for_each(|w| (w.answer)(Err(self.abandoned())));
     }
 
-    /// The stream ended: with the layer's data file, or not.
-    pub(super) fn streamed(&self, outcome: Result<&File, ReadError>) {
-        let waiting = std::mem::take(&mut self.work().waiting);
-        for Waiting { bytes, answer, .. } in waiting {
-            let read = outcome.clone().and_then(|file| {
-                let mut out = vec![0; (bytes.end - bytes.start) as usize];
-                let len = silk_store::read_at(file, bytes.start, &mut out);
-                out.truncate(*len.as_ref().unwrap_or(&0));
-                len.map(|_| out).map_err(|e| self.refuse(Class::Internal, &e))
-            });
-            match read {
-                Ok(out) => answer(Ok(&out)),
-                Err(error) => answer(Err(error)),
-            }
-        }
+    fn abandoned(&self) -> ReadError {
+        self.refuse(Class::NotFound, &"nothing uses it any more")
     }
 
     pub(super) fn happened(&self) {
@@ -461,5 +481,14 @@ impl Lazy {
 
     fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers from a whole layer's data file.
+fn answer_from(file: &File, bytes: &Range<u64>, answer: Answer, lazy: &Lazy) {
+    let mut out = vec![0; (bytes.end - bytes.start) as usize];
+    match read_at(file, bytes.start, &mut out) {
+        Ok(len) => answer(Ok(&out[..len])),
+        Err(error) => answer(Err(lazy.refuse(Class::Internal, &error))),
     }
 }

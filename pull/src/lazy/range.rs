@@ -11,9 +11,7 @@ use silk_store::StoreError;
 use tokio::sync::mpsc;
 
 use super::{Lazy, pieces::PieceReader, scheduler::Admitted};
-
-/// Pieces between the network and a decoder; see [`crate::fetch`].
-const PIECES: usize = 8;
+use crate::fetch::PIECES;
 
 /// What asked for bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,8 @@
 //! An image whose blobs do not arrive, while containerd pulls another one with the same layers and asks for nothing new.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Node, caller, noise, tar};
+use crate::node::{Node, caller, noise, tar};
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed};
 
 /// An image of two layers, the upper of which was pushed broken.

@@ -1,8 +1,5 @@
 //! A node without containerd: a store in a temporary directory and a puller on it.
 
-#![allow(clippy::unwrap_used)] // a test's helper panics where the test would
-#![allow(dead_code)] // each test file uses a part
-
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},

@@ -1,10 +1,8 @@
 //! Images from a registry with scripted faults into a real store: what arrives, what does not, and what is said about it.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Node, caller, noise, tar};
+use crate::node::{Node, caller, noise, tar};
 use silk_model::{Class, Digest};
 use silk_pull::{Broken, Refused, State};
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec};

@@ -1,12 +1,8 @@
 //! What a start is known to touch comes first, and readers join it.
 
-#![allow(clippy::unwrap_used)] // a test's helper panics where the test would
-
-mod common;
-
 use std::{ops::Range, time::Duration};
 
-use common::{Node, noise, tar};
+use crate::node::{Node, noise, tar};
 use silk_layer::profile::{GRAIN, Profile, Seen};
 use silk_model::Digest;
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed};

@@ -1,0 +1,9 @@
+//! Images from registries with scripted faults into real stores, without containerd and without mounts.
+
+#![allow(clippy::unwrap_used)] // a test's helper panics where the test would
+
+mod lazy;
+mod node;
+mod others;
+mod profile;
+mod road;
