@@ -2,4 +2,5 @@
 
 pub mod inflate;
 pub mod loop_device;
+pub mod priority;
 pub mod resident;

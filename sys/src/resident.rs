@@ -1,4 +1,4 @@
-//! Which pages of a file the kernel has in memory (`cachestat`, Linux 6.5), and the priority of a thread that looks at many.
+//! Which pages of a file the kernel has in memory (`cachestat`, Linux 6.5).
 //!
 //! Looking reads nothing and brings nothing into memory. Calls take microseconds and wait for no disk.
 
@@ -82,21 +82,6 @@ pub fn ranges(file: BorrowedFd<'_>, size: u64, most: usize) -> io::Result<Vec<Ra
     Ok(found)
 }
 
-/// From now on the calling thread runs, and uses disks, when nobody else wants to.
-///
-/// # Errors
-/// What the kernel says; the thread runs as before, or its disk's priority only is as before.
-pub fn idle() -> io::Result<()> {
-    /// `IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0)`, for `IOPRIO_WHO_PROCESS` 1.
-    const DISK_IDLE: libc::c_int = 3 << 13;
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: 0 is the calling thread; the kernel reads one structure, which lives until the call returns.
-    let scheduled = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const parameters) };
-    // SAFETY: no memory is passed.
-    let disk = unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, DISK_IDLE) };
-    if scheduled == 0 && disk == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -121,10 +106,5 @@ mod tests {
         assert!(ranges == found || ranges.iter().map(|r| r.end - r.start).sum::<u64>() >= 4 * PAGE, "{ranges:?}");
         assert_eq!(super::ranges(file.as_fd(), size, 1).unwrap().len(), 1);
         assert_eq!(pages(file.as_fd(), 0..0).unwrap(), 0);
-    }
-
-    #[test]
-    fn a_thread_becomes_idle() {
-        std::thread::spawn(|| idle().unwrap()).join().unwrap();
     }
 }

@@ -1,14 +1,17 @@
-//! Watches containers start, and teaches what they touch: reads where layers are served by silkd, the page cache where the
-//! kernel shows them alone.
+//! Watches containers start, and teaches what they touch: reads where layers are served by silkd; where the kernel shows them
+//! alone, what it tells of its reads, or else its page cache.
 //!
 //! A watch is one thread of idle priority that looks a few times and ends when a look brings nothing new. Only starts that
 //! read some layer first teach: elsewhere the pages of others are in memory, and reads do not come by. Whatever goes wrong
 //! here, the container knows nothing of it.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
+    io,
     ops::Range,
-    sync::Arc,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -19,14 +22,15 @@ use silk_api::{
 };
 use silk_layer::profile::{GRAIN, Seen, entrypoint};
 use silk_model::Digest;
-use silk_mount::{Pages, Rung};
+use silk_mount::{Device, Pages, Rung, Trace};
 use silk_pull::{Puller, Watch};
 use silk_snapshotter::RemoteChain;
-use tokio::{runtime::Handle, sync::OwnedSemaphorePermit, sync::Semaphore};
+use tokio::runtime::Handle;
 
 use crate::views::StoreViews;
 
-/// When to look, in seconds after the container's snapshot was made. A look costs some 10 µs a file of the image.
+/// When to look, in seconds after the container's snapshot was made. A look at the page cache costs some 10 µs a file of the
+/// image.
 const LOOKS: [u64; 6] = [1, 2, 4, 8, 16, 30];
 
 /// A look that brings nothing new before this says nothing: the container may not have begun.
@@ -47,7 +51,28 @@ pub struct Starts {
     views: Arc<StoreViews>,
     puller: Arc<Puller>,
     containerd: Connect,
-    places: Arc<Semaphore>,
+    /// Names of traces that nobody uses.
+    names: Arc<Mutex<Vec<String>>>,
+}
+
+/// A watch's place among those that may go on at once: the name of its trace.
+#[derive(Debug)]
+struct Name {
+    name: String,
+    names: Arc<Mutex<Vec<String>>>,
+}
+
+impl Name {
+    fn take(names: &Arc<Mutex<Vec<String>>>) -> Option<Self> {
+        let name = names.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        Some(Self { name, names: Arc::clone(names) })
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.name));
+    }
 }
 
 /// A layer of a container that is about to start.
@@ -87,9 +112,17 @@ impl Touches {
 }
 
 impl Starts {
-    /// Asks this containerd what containers run.
-    pub fn new(views: Arc<StoreViews>, puller: Arc<Puller>, containerd: Connect) -> Arc<Self> {
-        Arc::new(Self { views, puller, containerd, places: Arc::new(Semaphore::new(WATCHES)) })
+    /// Asks this containerd what containers run. `root` is silk's: one process uses it, so traces are named after it.
+    pub fn new(root: &Path, views: Arc<StoreViews>, puller: Arc<Puller>, containerd: Connect) -> io::Result<Arc<Self>> {
+        let id = root.metadata()?;
+        let names: Vec<_> = (0..WATCHES).map(|nr| format!("silk-{:x}-{:x}-{nr}", id.dev(), id.ino())).collect();
+        for name in &names {
+            if let Err(error) = Trace::end(name) {
+                tracing::debug!(%error, "the kernel does not tell of reads");
+                break;
+            }
+        }
+        Ok(Arc::new(Self { views, puller, containerd, names: Arc::new(Mutex::new(names)) }))
     }
 
     /// A snapshot was made on a chain. Returns within a millisecond; the watch goes on without the caller. Must be called on
@@ -99,13 +132,13 @@ impl Starts {
         if !active || !chain.top || !layers.iter().any(|layer| layer.fresh) {
             return;
         }
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
+        let Some(name) = Name::take(&self.names) else { return };
         let served = layers.iter().filter(|layer| layer.pages.is_none()).map(|layer| layer.diff_id);
         let watch = self.views.lazies.watch(served);
         let (starts, chain, key, runtime) = (Arc::clone(self), chain.clone(), key.to_owned(), Handle::current());
         let began = Instant::now();
         let thread = std::thread::Builder::new().name("silk-starts".to_owned());
-        let spawned = thread.spawn(move || starts.watch(&chain, &key, (layers, watch, began), &runtime, place));
+        let spawned = thread.spawn(move || starts.watch(&chain, &key, (layers, watch, began), &runtime, name));
         if let Err(error) = spawned {
             tracing::warn!(%error, "a start is not watched");
         }
@@ -128,14 +161,17 @@ impl Starts {
         key: &str,
         (mut layers, watch, began): (Vec<Layer>, Watch, Instant),
         runtime: &Handle,
-        _place: OwnedSemaphorePermit,
+        name: Name,
     ) {
-        if let Err(error) = silk_sys::resident::idle() {
+        let mut seer = Seer::new(&name.name, &layers, self.views.views.mounts().rung());
+        if let Err(error) = silk_sys::priority::idle() {
             tracing::debug!(%error, "starts are watched at an ordinary priority");
         }
         let mut touches = Touches::default();
-        for layer in layers.iter_mut().filter(|layer| !layer.fresh) {
-            layer.look(&mut |layer, bytes| _ = touches.known(layer, bytes));
+        if seer.trace.is_none() {
+            for layer in layers.iter_mut().filter(|layer| !layer.fresh) {
+                layer.look(&mut |layer, bytes| _ = touches.known(layer, bytes));
+            }
         }
         let mut container = None;
         for look_at in LOOKS.map(Duration::from_secs) {
@@ -145,7 +181,7 @@ impl Starts {
             }
             let before = touches.touches.len();
             watch.take().into_iter().for_each(|(layer, bytes)| touches.add(layer, bytes));
-            layers.iter_mut().for_each(|layer| layer.look(&mut |layer, bytes| touches.add(layer, bytes)));
+            seer.look(&mut layers, &mut |layer, bytes| touches.add(layer, bytes));
             if touches.touches.len() == before && look_at >= SETTLES {
                 break;
             }
@@ -156,7 +192,7 @@ impl Starts {
             touches: touches.touches,
             complete: layers.iter().filter(|layer| layer.fresh && all).map(|layer| layer.diff_id).collect(),
         };
-        drop((layers, watch));
+        drop((layers, watch, seer));
         runtime.block_on(self.puller.learn_start(&chain.image, &chain.image_ref, seen));
     }
 
@@ -170,6 +206,55 @@ impl Starts {
         let answer = tokio::time::timeout(ANSWER, client.get(request)).await.ok()?.ok()?.into_inner().container?;
         (answer.snapshot_key == id).then_some(())?;
         args(&answer.spec?.value).map(|args| entrypoint(&args))
+    }
+}
+
+/// Looks at mounts that the kernel shows alone.
+#[derive(Debug)]
+struct Seer {
+    /// Where the kernel tells of reads.
+    trace: Option<Trace>,
+    /// The layers, by their mounts' devices.
+    devices: HashMap<Device, usize>,
+}
+
+impl Seer {
+    fn new(name: &str, layers: &[Layer], rung: Rung) -> Self {
+        let devices = layers.iter().enumerate().filter_map(|(nr, layer)| {
+            let pages = layer.pages.as_ref()?;
+            Some((pages.device().ok()?, nr))
+        });
+        let devices: HashMap<_, _> = devices.collect();
+        let trace = (rung == Rung::File && !devices.is_empty()).then(|| Trace::start(name)).and_then(|trace| {
+            trace.inspect_err(|error| tracing::debug!(%error, "the kernel does not tell of reads")).ok()
+        });
+        Self { trace, devices }
+    }
+
+    /// Tells what was read since the last look, in order if the kernel tells it.
+    fn look(&mut self, layers: &mut [Layer], each: &mut dyn FnMut(Digest, Range<u64>)) {
+        let Some(trace) = &mut self.trace else {
+            layers.iter_mut().for_each(|layer| layer.look(each));
+            return;
+        };
+        let (reads, all) = trace.take().unwrap_or_else(|error| {
+            tracing::debug!(%error, "what the kernel reads cannot be seen");
+            (Vec::new(), false)
+        });
+        if !all {
+            layers.iter_mut().for_each(|layer| layer.fresh = false);
+        }
+        for read in reads {
+            let Some(layer) = self.devices.get(&read.device).map(|nr| &mut layers[*nr]) else { continue };
+            let Some(pages) = &layer.pages else { continue };
+            match pages.behind(read.nid, read.bytes) {
+                Ok(found) => found.into_iter().for_each(|(layer, bytes)| each(layer, bytes)),
+                Err(error) => {
+                    tracing::debug!(diff_id = %layer.diff_id, %error, "a read of a layer is not understood");
+                    layer.fresh = false;
+                }
+            }
+        }
     }
 }
 
