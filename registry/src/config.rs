@@ -45,7 +45,8 @@ pub struct Config {
     /// registry's restart.
     pub retry_delay_ms: u64,
     /// Blob bodies that are received from one registry host at a time; more wait. At 80 MiB/s a
-    /// connection two fill a 1 Gbit/s link and eight one of 5 Gbit/s; more would look like abuse to a shared registry. Manifests and probes are short and do not count.
+    /// connection two fill a 1 Gbit/s link and eight one of 5 Gbit/s; more would look like abuse to a shared registry. Reads that a container waits for may have a quarter as many more.
+    /// Manifests and probes are short and do not count.
     pub connections_per_registry: u32,
     /// Offer HTTP/2 to registries. Off by default: it carries all streams of a host over one TCP connection, where
     /// one lost packet halts every layer and one congestion window limits them; HTTP/1.1 gives each stream its own.

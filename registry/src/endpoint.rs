@@ -21,7 +21,7 @@ use reqwest::{
     redirect,
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
 use tracing::{debug, info};
@@ -51,6 +51,9 @@ const MIN_UPLOAD: usize = 128 << 10;
 /// A host that could not be connected to is tried after the others for this long.
 const REST: Duration = Duration::from_secs(30);
 
+/// One connection more for so many: a reader's range must not queue behind those of others that take ten times as long.
+const URGENT: usize = 4;
+
 /// One host, with its connections, tokens and permits, shared by all pulls.
 pub(crate) struct Endpoint {
     host: Host,
@@ -65,7 +68,9 @@ pub(crate) struct Endpoint {
     head_timeout: Duration,
     stall_timeout: Duration,
     /// One for each blob body that is being received.
-    pub permits: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
+    /// More of them, for what somebody waits for.
+    urgent: Arc<Semaphore>,
 }
 
 /// A request, but for the host it goes to.
@@ -128,6 +133,7 @@ impl Endpoint {
                 headers.append(name, value);
             }
         }
+        let connections = config.connections_per_registry as usize;
         Ok(Self {
             auth: Auth::new(credentials, host.authority.clone()),
             client,
@@ -137,9 +143,25 @@ impl Endpoint {
             lacks_referrers: AtomicBool::new(false),
             head_timeout: connect_timeout + config.response_timeout(),
             stall_timeout: config.stall_timeout(),
-            permits: Arc::new(Semaphore::new(config.connections_per_registry as usize)),
+            permits: Arc::new(Semaphore::new(connections)),
+            urgent: Arc::new(Semaphore::new(connections.div_ceil(URGENT))),
             host,
         })
+    }
+
+    /// Waits for the right to receive one blob's body.
+    pub(crate) async fn permit(&self, urgent: bool) -> OwnedSemaphorePermit {
+        let any = Arc::clone(&self.permits).acquire_owned();
+        let permit = if urgent {
+            tokio::select! {
+                biased;
+                permit = any => permit,
+                permit = Arc::clone(&self.urgent).acquire_owned() => permit,
+            }
+        } else {
+            any.await
+        };
+        permit.expect("the semaphores are never closed")
     }
 
     pub(crate) fn host(&self) -> &Host {

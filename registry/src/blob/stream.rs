@@ -28,11 +28,19 @@ pub struct BlobStream {
     attempts: Option<Attempts>,
     /// The next attempt is not to begin before.
     not_before: Option<Instant>,
+    urgent: bool,
 }
 
 impl BlobStream {
     pub(super) fn new(blob: Blob, range: Range<u64>) -> Self {
-        Self { blob, left: range, body: None, permit: None, attempts: None, not_before: None }
+        Self { blob, left: range, body: None, permit: None, attempts: None, not_before: None, urgent: false }
+    }
+
+    /// Somebody waits for these bytes: where all permits of a host are taken, it has some for such.
+    #[must_use]
+    pub fn urgent(mut self) -> Self {
+        self.urgent = true;
+        self
     }
 
     /// The offset in the blob of the next byte.
@@ -82,8 +90,7 @@ impl BlobStream {
         }
         if self.permit.as_ref().is_none_or(|(of, _)| *of != host) {
             self.permit = None;
-            let permits = self.blob.inner.repository.endpoints[host].permits.clone();
-            let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
+            let permit = self.blob.inner.repository.endpoints[host].permit(self.urgent).await;
             self.permit = Some((host, permit));
         }
         self.body = Some(self.blob.open(host, &self.left).await.map_err(|error| self.as_refused(error))?);

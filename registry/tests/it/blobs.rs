@@ -229,6 +229,9 @@ async fn bodies_at_a_time_are_limited_and_the_rest_wait() {
         tokio::task::yield_now().await;
     }
     assert_eq!(fake.requests().len(), 2);
+    let mut urgent = blob.read(3..1003).urgent();
+    assert_eq!(urgent.next().await.unwrap().unwrap(), content[3..1003], "somebody waits for it");
+    assert_eq!(fake.requests().len(), 3);
     drop(first);
     assert_eq!(third.await.unwrap().unwrap(), content[2..]);
     drop(second);
