@@ -18,7 +18,7 @@ use rustix::{
 };
 use silk_sys::loop_device::LoopDevice;
 
-use crate::{Ground, Rung, readahead};
+use crate::Rung;
 
 /// Blocks of the metadata images, and so of the loop devices below them.
 const BLOCK: u32 = 512;
@@ -58,29 +58,17 @@ pub(crate) fn mount_erofs(
     meta: &Path,
     devices: &[PathBuf],
     (target, place): (&Path, Place),
-    ground: Ground,
 ) -> Result<(), Refused> {
     match rung {
         Rung::File => {
             let files: Vec<_> = devices.iter().map(|d| Named::open(d)).collect::<io::Result<_>>()?;
             let source = Named::open(meta)?;
-            let before = readahead::known();
             attach(&source.name, files.iter().map(|f| f.name.as_path()), target, place)?;
-            // What is served lazily is fetched because it was read: reading further ahead would fetch what nobody wants.
-            if ground == Ground::Disk {
-                readahead::set_new(&before, meta);
-            }
         }
         Rung::Loop => {
-            let attached = |path: &Path| {
-                let device = LoopDevice::attach(&File::open(path)?, path, BLOCK)?;
-                if ground == Ground::Disk {
-                    readahead::set_loop(device.path(), path);
-                }
-                Ok(device)
-            };
+            let attached = |path: &Path| LoopDevice::attach(&File::open(path)?, path, BLOCK);
             let loops: Vec<_> = devices.iter().map(|d| attached(d)).collect::<io::Result<_>>()?;
-            let source: LoopDevice = attached(meta)?;
+            let source = attached(meta)?;
             attach(source.path(), loops.iter().map(LoopDevice::path), target, place)?;
             // The device has a page cache of its own, which the mount has just emptied and would fill page by page.
             // Advice that is not taken costs time only.

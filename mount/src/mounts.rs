@@ -188,7 +188,7 @@ impl Mounts {
                 .tree(name, meta, &layers)
                 .and_then(|tree| rustix::mount::mount_bind(&tree, &target).map_err(io::Error::from))
                 .map_err(kernel::Refused::from),
-            _ => kernel::mount_erofs(self.rung, meta, devices, (&target, place), ground),
+            _ => kernel::mount_erofs(self.rung, meta, devices, (&target, place)),
         };
         if let Err(refused) = mounted {
             let (rung, meta) = (self.rung, meta.to_owned());

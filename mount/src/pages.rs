@@ -1,15 +1,19 @@
-//! Which bytes of data files the kernel has in memory because somebody read them through a mount.
+//! Which bytes of data files somebody read through a mount.
 //!
 //! Nobody reads a layer's data but through the pages of its mount's files. So these tell, without anything having been in
 //! the readers' way, what was read of a mount since it was made, with what the kernel read ahead. The tree is walked by the
-//! metadata image; each file is opened, which reads no data.
+//! metadata image; each file is opened, which reads no data. Where the kernel tells of each read
+//! ([`Trace`](crate::Trace)), they come in order, and nothing is walked.
 
 use std::{
     collections::HashSet,
     fs::File,
     io,
     ops::{ControlFlow, Range},
-    os::{fd::AsFd as _, unix::fs::FileExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
     path::Path,
 };
 
@@ -20,6 +24,8 @@ use rustix::{
 use silk_layer::erofs::read::{Inode, Kind, Place, ReadAt, ReadError, Reader, Window};
 use silk_model::Digest;
 use silk_sys::resident;
+
+use crate::trace::Device;
 
 /// Inodes of a directory's files lie side by side: some thirty are read at once.
 const INODES: usize = 4096;
@@ -56,6 +62,41 @@ impl Pages {
         let meta = File::open(meta)?;
         let size = meta.metadata()?.len();
         Ok(Self { root: File::open(mountpoint)?, image: Reader::open(Image(meta), size)? })
+    }
+
+    /// The device number of the mount's file system.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn device(&self) -> io::Result<Device> {
+        let device = self.root.metadata()?.dev();
+        Ok((rustix::fs::major(device), rustix::fs::minor(device)))
+    }
+
+    /// The bytes of layers' tars that a range of a file holds, by its number in the metadata image.
+    ///
+    /// # Errors
+    /// What reading the image says.
+    pub fn behind(&self, nid: u64, bytes: Range<u64>) -> Result<Vec<(Digest, Range<u64>)>, ReadError> {
+        let inode = self.image.inode(&mut Window::new(128), nid)?;
+        if inode.kind != Kind::File {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        self.add(&inode, bytes.start..bytes.end.min(inode.size), &mut found)?;
+        Ok(found)
+    }
+
+    fn add(&self, inode: &Inode, bytes: Range<u64>, found: &mut Vec<(Digest, Range<u64>)>) -> Result<(), ReadError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        for piece in self.image.map(&mut Window::new(128), inode, bytes.start, bytes.end - bytes.start)? {
+            if let Place::Device(nr, at) = piece.place {
+                found.extend(self.image.devices().get(nr).map(|layer| (*layer, at..at + piece.len)));
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of layers' tars that are in memory now, in no order of time. Takes some 10 µs a file; blocks for the disk that the
@@ -105,13 +146,7 @@ impl Walk<'_> {
         };
         let ranges = resident::ranges(file.as_fd(), inode.size, MAX - self.found.len().min(MAX))?;
         for range in ranges {
-            let image = &self.pages.image;
-            let pieces = image.map(&mut Window::new(128), &inode, range.start, range.end - range.start)?;
-            for piece in pieces {
-                if let Place::Device(nr, at) = piece.place {
-                    self.found.extend(image.devices().get(nr).map(|layer| (*layer, at..at + piece.len)));
-                }
-            }
+            self.pages.add(&inode, range, &mut self.found)?;
         }
         Ok(())
     }

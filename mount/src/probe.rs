@@ -15,7 +15,7 @@ use silk_layer::{
 };
 use silk_model::Digest;
 
-use crate::{Ground, MountError, Rung, RungChoice, kernel};
+use crate::{MountError, Rung, RungChoice, kernel};
 
 /// Below `<root>/mnt`: no name of a view has a dot.
 pub(crate) const DIR: &str = ".probe";
@@ -86,7 +86,7 @@ fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn attempt(rung: Rung, dir: &Path, (image, device): (&Path, &PathBuf)) -> Result<(), kernel::Refused> {
     let target = dir.join("mnt");
-    kernel::mount_erofs(rung, image, std::slice::from_ref(device), (&target, kernel::Place::Free), Ground::Disk)?;
+    kernel::mount_erofs(rung, image, std::slice::from_ref(device), (&target, kernel::Place::Free))?;
     let read = fs::read(target.join("file"));
     kernel::unmount_all(&target)?;
     if read? == data()[512..] { Ok(()) } else { Err(io::Error::other("the probe's file reads wrong").into()) }

@@ -17,7 +17,7 @@ use silk_layer::{
     toc::Toc,
 };
 use silk_model::{Class, Digest, chain_ids};
-use silk_mount::{LayerError, LayerFiles, Mounts, RungChoice, Variant, View, ViewError, Views};
+use silk_mount::{LayerError, LayerFiles, Mounts, Rung, RungChoice, Trace, Variant, View, ViewError, Views};
 
 /// Layers in a directory, as a store has them.
 struct Layers {
@@ -236,6 +236,40 @@ fn privileged_pages_tell_what_was_read_to_the_page() {
         assert_eq!(again.now().unwrap(), []);
         assert_eq!(pages.now().unwrap().len(), 3);
     }
+}
+
+#[test]
+fn privileged_the_kernel_tells_what_is_read_in_order() {
+    let layers = Layers::new();
+    let content = "0123456789abcdef".repeat(256 * 64);
+    let tar = Tar::new().file("first", &content).file("second", &content).file("small", "all of it");
+    let chain = [layers.add(&tar)];
+    let views = layers.views(RungChoice::File);
+    if views.mounts().rung() != Rung::File {
+        return;
+    }
+    let point = views.lowers(&layers, &chain).unwrap().remove(0);
+    let (pages, _) = views.pages(&layers, &chain).unwrap();
+    let name = format!("silk-test-{}", std::process::id());
+    let mut trace = Trace::start(&name).unwrap();
+    assert_eq!(trace.take().unwrap(), (vec![], true));
+    for (file, page) in [("second", 40), ("first", 3), ("small", 0)] {
+        let file = fs::File::open(point.join(file)).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+        file.read_exact_at(&mut [0; 9], page * 4096).unwrap();
+    }
+    let (reads, all) = trace.take().unwrap();
+    assert!(all);
+    // Other mounts of the machine are traced too.
+    let ours = reads.iter().filter(|read| read.device == pages.device().unwrap());
+    let bytes: Vec<_> = ours.flat_map(|read| pages.behind(read.nid, read.bytes.clone()).unwrap()).collect();
+    let (first, size) = (512, content.len() as u64);
+    let (second, small) = (first + size + 512, first + 2 * (size + 512));
+    let page = |file: u64, nr: u64| (chain[0], file + nr * 4096..file + (nr + 1) * 4096);
+    assert_eq!(bytes, [page(second, 40), page(first, 3), (chain[0], small..small + 9)]);
+    assert_eq!(trace.take().unwrap().0.iter().filter(|r| r.device == pages.device().unwrap()).count(), 0);
+    drop(trace);
+    Trace::end(&name).unwrap();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use silk_api::{connect, control::control_server::ControlServer};
-use silk_mount::{Mounts, Trees, Views};
+use silk_mount::{Mounts, Rung, Trees, Views};
 use silk_pull::{Lazies, Puller, Seams};
 use silk_registry::Registry;
 use silk_share::Share;
@@ -39,6 +39,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let trees = served.as_ref().ok().map(|served| Arc::clone(served) as Arc<dyn Trees>);
     let mounts = Mounts::open(&root, config.mount.rung, trees).context("cannot prepare mounts")?;
+    if let (Rung::File | Rung::Loop, Ok(served)) = (mounts.rung(), &served) {
+        served.is_below_erofs();
+    }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %root.display(), rung = ?mounts.rung(), reason = mounts.reason(), "silkd starts");
     let views = Arc::new(StoreViews {
         store: Arc::clone(&store),
@@ -53,7 +56,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let seams = Seams { contents, show: Arc::clone(&views) as Arc<_>, share: Arc::clone(&share) };
     let puller = Puller::new(config.pull, registry, lazies, seams).context("cannot read known images")?;
     let wake = Arc::new(Notify::new());
-    let starts = Starts::new(Arc::clone(&views), Arc::clone(&puller), connect(&config.containerd.address));
+    let starts = Starts::new(&root, Arc::clone(&views), Arc::clone(&puller), connect(&config.containerd.address))
+        .with_context(|| format!("cannot look at {}", root.display()))?;
     let rooms = Rooms { puller: Arc::clone(&puller), views: Arc::clone(&views), starts, wake: Arc::clone(&wake) };
     let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
     let service =

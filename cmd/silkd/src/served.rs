@@ -55,6 +55,12 @@ impl Served {
         Ok(Self { at, files, session })
     }
 
+    /// Its files are read by the kernel's EROFS alone, which reads ahead by itself: what is read further ahead here is fetched,
+    /// and nobody wants it.
+    pub fn is_below_erofs(&self) {
+        self.session.read_ahead(128 << 10);
+    }
+
     /// The file that serves a layer's data. Names it when it has no name yet.
     ///
     /// # Errors
