@@ -13,7 +13,7 @@ pub struct Config {
     /// Percent of the file system to leave free: below it, unused layers are dropped whatever `cache_bytes` says. The
     /// default lies above the 15 percent at which kubelet starts to delete images.
     pub keep_free_percent: u8,
-    /// How many layers to remember after their data was dropped: names, about 20 bytes for each file, and index, 0.1 to 0.2
+    /// How many layers to remember after their data was dropped: names, about 20 bytes for each file, and index, 0.2 to 0.3
     /// percent of the data.
     pub known_layers: usize,
 }

@@ -16,7 +16,7 @@ use crate::{
 pub const MAX_SPAN: u64 = 2 << 20;
 
 /// What an entry with a window may cost: one byte for so many bytes of tar since the entry before. It is below 1 %, and
-/// 8 KiB for the MiB between two borders, three times what a window takes on average; a dearer one is left out until it is
+/// 4 KiB for the least distance of two borders, twice what a window takes on average; a dearer one is left out until it is
 /// far enough away.
 const PRICE: u64 = if cfg!(fuzzing) { 0 } else { 128 };
 
