@@ -76,17 +76,21 @@ func split(list string) []string {
 }
 
 // options describes an empty node for a column; settings is what silkd's configuration says of the fleet.
-func (c column) options(settings, rung string) node.Options {
+func (c column) options(settings, rung string, talks bool) node.Options {
+	log := "warn"
+	if talks {
+		log = "info,silk_pull=debug,silk_share=debug,silkd=debug,silk_snapshotter=debug,silk_mount=debug,silk_store=debug"
+	}
 	return node.Options{
 		Generation: node.Second, Alone: !c.silk(), Config: c.containerd(),
-		Settings: silkSettings + "[mount]\nrung = \"" + rung + "\"\n" + settings,
+		Settings: fmt.Sprintf(silkSettings, log) + "[mount]\nrung = \"" + rung + "\"\n" + settings,
 	}
 }
 
 // Everything that is not said is silkd's default.
 const silkSettings = `root = "{{.Dir}}/silk"
 address = "{{.Dir}}/silk.sock"
-log = "warn"
+log = %q
 [containerd]
 address = "{{.Dir}}/containerd.sock"
 `

@@ -72,7 +72,7 @@ func (b *bench) teach(s subject, c column) error {
 	}
 	ref := reference(b.origin, s, c)
 	failed := scope.Run(func(t scope.Scope) {
-		n := node.Start(t, c.options(f.settings(true), b.rung))
+		n := node.Start(t, c.options(f.settings(true), b.rung, false))
 		ctx := node.Context(t, "bench")
 		if err := pull(ctx, n, ref, c.snapshotter); err != nil {
 			t.Fatal(err)

@@ -157,7 +157,7 @@ func (s fsSettings) grounds(t scope.Scope, subject subject) (all []ground) {
 	origin := hub.StartShaped(t, shape.Profile{})
 	ref := origin.Add(subject.name, "latest", subject.bundle)
 	add := func(name string, c column, rung string) {
-		n := node.Start(t, c.options("", rung))
+		n := node.Start(t, c.options("", rung, false))
 		ctx := node.Context(t, "bench")
 		if err := pull(ctx, n, ref, c.snapshotter); err != nil {
 			t.Fatal(err)

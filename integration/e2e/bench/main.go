@@ -27,7 +27,7 @@ type settings struct {
 	seed                     uint64
 	rung, lock               string
 	network                  shape.Profile
-	out, name, record        string
+	out, name, record, logs  string
 	quick                    bool
 }
 
@@ -80,6 +80,7 @@ func pullMain(arguments []string) error {
 	flags.StringVar(&s.out, "out", "", "the folder for the report; only printed when not given")
 	flags.StringVar(&s.record, "record", "", "a file to which each measurement is added as a line of JSON; what it has already is not measured again")
 	flags.StringVar(&s.name, "machine", "", "the machine's name in the report's file name (the host's)")
+	flags.StringVar(&s.logs, "logs", "", "a folder for silkd's logs of all measurements, with every range that it fetched")
 	flags.StringVar(&s.builder, "builder", "../../hack/images/build", "builds images")
 	s.network = shape.Gigabit
 	flags.Int64Var(&s.network.All, "rate", s.network.All, "bytes a second that the registry sends in all; 0 is no limit")
@@ -121,7 +122,7 @@ func (s settings) run() error {
 		return err
 	}
 	err = scope.Run(func(t scope.Scope) {
-		b := &bench{Scope: t, fleets: map[string]*fleet{}, rung: s.rung, turn: &turn{path: s.lock}}
+		b := &bench{Scope: t, fleets: map[string]*fleet{}, rung: s.rung, logs: s.logs, turn: &turn{path: s.lock}}
 		defer b.turn.giveBack()
 		b.origin = hub.StartShaped(t, s.network)
 		b.origin.TakesPushes = true
@@ -150,13 +151,12 @@ func (b *bench) measureAll(r *report) {
 			if r.has(pair, round) {
 				continue
 			}
-			f, err := b.one(pair.subject, pair.column)
+			f, err := b.one(pair.subject, pair.column, round)
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "failed:", err)
 				b.Error(err)
 				continue
 			}
-			f.Round = round
 			r.figures = append(r.figures, f)
 			if err := record(r.settings.record, f); err != nil {
 				b.Error(err)
@@ -223,12 +223,12 @@ func pairs(random *rand.Rand, subjects []subject, columns []column) (all []pair)
 	return all
 }
 
-func (b *bench) one(s subject, c column) (figures, error) {
+func (b *bench) one(s subject, c column, round int) (figures, error) {
 	if err := b.turn.take(); err != nil {
 		return figures{}, err
 	}
 	if err := b.teach(s, c); err != nil {
 		return figures{}, err
 	}
-	return b.measure(s, c)
+	return b.measure(s, c, round)
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -60,19 +62,22 @@ type bench struct {
 	origin *hub.Hub
 	fleets map[string]*fleet
 	rung   string
-	turn   *turn
+	// logs is where daemons' logs are kept, if anywhere.
+	logs string
+	turn *turn
 }
 
 // measure takes the figures of an image on an empty node.
-func (b *bench) measure(s subject, c column) (f figures, err error) {
-	f = figures{Image: s.name, Column: c.name}
+func (b *bench) measure(s subject, c column, round int) (f figures, err error) {
+	f = figures{Image: s.name, Column: c.name, Round: round}
 	f.Busy = busy()
 	failed := scope.Run(func(t scope.Scope) {
 		settings, err := b.fleet(c).join(s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		n := node.Start(t, c.options(settings, b.rung))
+		n := node.Start(t, c.options(settings, b.rung, b.logs != ""))
+		t.Cleanup(func() { b.keepLog(n, f) })
 		if err := cold(s.bundle); err != nil {
 			t.Fatal(err)
 		}
@@ -91,6 +96,21 @@ func (b *bench) measure(s subject, c column) (f figures, err error) {
 		return f, fmt.Errorf("%s with %s: %w", s.name, c.name, failed)
 	}
 	return f, nil
+}
+
+// keepLog keeps what silkd said during a measurement, where somebody wants it.
+func (b *bench) keepLog(n *node.Node, f figures) {
+	if b.logs == "" || n.Silkd == nil {
+		return
+	}
+	name := fmt.Sprintf("%s-%s-%d.log", f.Image, f.Column, f.Round)
+	log, err := os.ReadFile(n.Silkd.Log)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(b.logs, name), log, 0o644)
+	}
+	if err != nil {
+		b.Error(err)
+	}
 }
 
 // repository is the image's for one column: what a column's nodes push beside the image is not for others.

@@ -1,6 +1,6 @@
 //! What is known of an image's layers, here and elsewhere: asked before a layer is streamed, told afterwards.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use silk_model::{Class, Digest};
@@ -31,9 +31,13 @@ impl Puller {
             }
             let layers = missing.iter().filter_map(|(_, m)| spec.layers.iter().find(|l| l.diff_id == m.diff_id));
             let layers: Vec<_> = layers.cloned().collect();
-            let starting = self.lazies.starting();
+            let began = Instant::now();
             let (learned, profiles) = self.ask(spec, repository, &layers).await;
+            let asked = began.elapsed().as_secs_f64();
+            let starting = self.lazies.starting();
             let opened = self.open(spec, repository, layers, learned).await;
+            let seconds = began.elapsed().as_secs_f64();
+            tracing::debug!(image = spec.reference, opened = opened.len(), asked, seconds, "known layers were opened");
             if !opened.is_empty() {
                 self.fetch_start(spec, repository, profiles, starting);
             }

@@ -1,6 +1,6 @@
 //! One try at an image: its layers, then their mounts.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use silk_model::{Class, Digest};
 use silk_registry::Repository;
@@ -17,12 +17,16 @@ impl Puller {
         spec: &Arc<ImageSpec>,
         count: usize,
     ) -> Result<(), ImageError> {
+        let began = Instant::now();
         self.pull_layers(image, spec, count).await?;
+        let here = began.elapsed().as_secs_f64();
         let (show, mut ids) = (Arc::clone(&self.seams.show), spec.diff_ids());
         ids.truncate(count);
         let shown = tokio::task::spawn_blocking(move || show.show(&ids))
             .await
             .unwrap_or_else(|panic| Err(ShowError { diff_id: None, class: Class::Internal, source: Box::new(panic) }));
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::debug!(image = spec.reference, count, here, seconds, "layers were brought and shown");
         shown.map_err(|error| ImageError::Show {
             image: spec.reference.clone(),
             layer: error

@@ -66,6 +66,9 @@ pub struct Lazy {
     /// Compressed bytes of a range that nobody waits for.
     range: u64,
     pub(super) counts: Counts,
+    made: Instant,
+    /// When somebody read it last: milliseconds since it was made, and one more; 0 is never.
+    last_read: AtomicU64,
 }
 
 /// Uncompressed bytes that arrived, by what asked for them.
@@ -183,6 +186,8 @@ impl Lazy {
             read_wait,
             range,
             counts: Counts::default(),
+            made: Instant::now(),
+            last_read: AtomicU64::new(0),
         })
     }
 
@@ -218,6 +223,12 @@ impl Lazy {
         self.counts.received.load(Ordering::Relaxed)
     }
 
+    /// When somebody read it last, to the millisecond.
+    pub(super) fn last_read(&self) -> Option<Instant> {
+        let millis = self.last_read.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.made + Duration::from_millis(millis))
+    }
+
     /// What keeps bytes from coming now, if anything does.
     pub fn trouble(&self) -> Option<String> {
         let work = self.work();
@@ -231,6 +242,7 @@ impl Lazy {
     /// Reads `len` bytes of the data file at `offset`; less only at its end. Answers at once when they are here, else when
     /// they have come or cannot.
     pub fn read(self: &Arc<Self>, offset: u64, len: usize, answer: Answer) {
+        self.last_read.store(self.made.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
         let bytes = offset..(offset + len as u64);
         if self.is_here(&bytes) {
             return self.answer(bytes, answer);

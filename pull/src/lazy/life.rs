@@ -6,6 +6,7 @@ use silk_layer::{
     tar::{Limits, Scanner},
     toc::Toc,
 };
+use silk_sys::priority;
 use tokio::{sync::watch, time::sleep_until};
 
 use super::{Arrived, Lazy, Road, range::Wanted};
@@ -61,6 +62,7 @@ impl Lazy {
             events.borrow_and_update();
             let wake = match self.next_run() {
                 Ok(Some(run)) => {
+                    admitted.spend(self.blob_bytes(&run));
                     self.spawn(run, Wanted::Later, Some(admitted));
                     continue;
                 }
@@ -95,6 +97,7 @@ impl Lazy {
     }
 
     fn scan_spans(&self, scanner: &mut Scanner, spans: Range<usize>) -> Result<(), LayerError> {
+        let _lowered = priority::lowered();
         let mut bytes = Vec::new();
         for span in spans {
             let range = self.partial.index().range(span);

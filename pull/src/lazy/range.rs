@@ -3,11 +3,13 @@
 use std::{
     ops::Range,
     sync::{Arc, atomic::Ordering},
+    time::Instant,
 };
 
 use silk_layer::index::{self, SpanError};
 use silk_model::Class;
 use silk_store::StoreError;
+use silk_sys::priority;
 use tokio::sync::mpsc;
 
 use super::{Lazy, pieces::PieceReader, scheduler::Admitted};
@@ -49,22 +51,38 @@ impl RangeError {
 }
 
 impl Lazy {
-    /// Fetches a run that was taken.
+    /// Fetches a run that was taken, on a task of its own.
     pub(super) fn spawn(self: &Arc<Self>, run: Range<usize>, wanted: Wanted, admitted: Option<Admitted>) {
-        let lazy = Arc::clone(self);
-        self.runtime.spawn(async move {
-            let _admitted = match admitted {
-                Some(admitted) => admitted,
-                None => lazy.scheduler.demand().await,
-            };
-            let outcome = lazy.fetch(run.clone(), wanted).await;
-            lazy.ended(run, outcome);
-        });
+        self.runtime.spawn(Arc::clone(self).run(run, wanted, admitted));
+    }
+
+    /// Fetches a run that was taken.
+    pub(super) async fn run(self: Arc<Self>, run: Range<usize>, wanted: Wanted, admitted: Option<Admitted>) {
+        let asked = Instant::now();
+        let _admitted = match admitted {
+            Some(admitted) => admitted,
+            None => self.scheduler.demand().await,
+        };
+        let began = Instant::now();
+        let outcome = self.fetch(run.clone(), wanted).await;
+        tracing::debug!(
+            diff_id = %self.spec.diff_id,
+            spans = ?run,
+            bytes = self.blob_bytes(&run),
+            ?wanted,
+            waited = (began - asked).as_secs_f64(),
+            seconds = began.elapsed().as_secs_f64(),
+            "a range was fetched"
+        );
+        self.ended(run, outcome);
     }
 
     async fn fetch(self: &Arc<Self>, run: Range<usize>, wanted: Wanted) -> Result<(), RangeError> {
         let (to, pieces) = mpsc::channel(PIECES);
         let mut stream = self.blob.read(self.partial.index().blob_range(run.clone()));
+        if wanted == Wanted::Now {
+            stream = stream.urgent();
+        }
         let lazy = Arc::clone(self);
         let decode = tokio::task::spawn_blocking(move || lazy.decode(run, wanted, PieceReader::new(pieces)));
         while let Some(piece) = stream.next().await.transpose() {
@@ -82,6 +100,8 @@ impl Lazy {
 
     /// Blocks until the run is decoded.
     fn decode(self: &Arc<Self>, run: Range<usize>, wanted: Wanted, input: PieceReader) -> Result<(), RangeError> {
+        // The container that is starting needs the processors first.
+        let _lowered = (wanted == Wanted::Later).then(priority::lowered);
         let mut spans = index::read(Arc::clone(self.partial.index()), run, input);
         let mut bytes = Vec::new();
         loop {

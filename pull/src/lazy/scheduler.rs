@@ -24,6 +24,10 @@ use crate::Config;
 /// Ranges that readers wait for, at once. More than a container's threads ask for; each holds a decoder and a span.
 const DEMANDS: usize = 8;
 
+/// Ranges that starts are known to touch, at once: they are small, so this many fill a link of 1 Gbit/s at 20 ms to the first
+/// byte, and are what a registry is asked for at once by default.
+const STARTS: usize = 8;
+
 /// Other ranges at once while readers are served: by arithmetic, the fewest that still fill a link of 1 Gbit/s at 80 MiB/s a
 /// connection, when each range begins with 20 ms of silence.
 const BESIDE_READERS: usize = 3;
@@ -31,6 +35,10 @@ const BESIDE_READERS: usize = 3;
 /// After a reader was served, it is counted as there for this long: a few round trips, so that a chain of reads counts as one
 /// reader. Chosen, not measured.
 const LINGERS: Duration = Duration::from_millis(100);
+
+/// The rest may fetch so many hundredths of what a start touches before that is over: the link would be idle meanwhile, but
+/// bytes that nobody wants are not to be most of what a start costs.
+const SPARE: u64 = 25;
 
 /// What starts touch holds back the rest no longer than this: some hundred megabytes on a slow link.
 const START: Duration = Duration::from_secs(10);
@@ -60,15 +68,30 @@ struct Traffic {
     /// Images whose starts' bytes are not all on their way yet, and until when the rest waits for that.
     starting: usize,
     starts_end: Option<Instant>,
+    /// Bytes that the rest may fetch all the same.
+    spare: u64,
 }
 
 /// An image's start is to be fetched: the rest holds back while this lives.
 #[derive(Debug)]
 pub(crate) struct Starting(Arc<Scheduler>);
 
+impl Starting {
+    /// What the start touches is here, so many compressed bytes: while it goes on, the rest has one connection.
+    pub(crate) fn has_come(&self, bytes: u64) {
+        self.0.traffic().spare += bytes / 100 * SPARE;
+        self.0.ended.notify_waiters();
+    }
+}
+
 impl Drop for Starting {
     fn drop(&mut self) {
-        self.0.traffic().starting -= 1;
+        let mut traffic = self.0.traffic();
+        traffic.starting -= 1;
+        if traffic.starting == 0 {
+            traffic.spare = 0;
+        }
+        drop(traffic);
         self.0.ended.notify_waiters();
     }
 }
@@ -86,15 +109,32 @@ enum Whose {
     Other,
 }
 
+impl Admitted {
+    /// It fetches so many bytes that nobody waits for.
+    pub(crate) fn spend(&self, bytes: u64) {
+        if let Some((scheduler, Whose::Other)) = &self.of {
+            let mut traffic = scheduler.traffic();
+            traffic.spare = traffic.spare.saturating_sub(bytes);
+        }
+    }
+}
+
 impl Scheduler {
     pub(crate) fn new(config: &Config) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Arc::new(Self {
             demands: Arc::new(Semaphore::new(DEMANDS)),
-            starts: Arc::new(Semaphore::new(config.ranges_at_once.max(1))),
+            starts: Arc::new(Semaphore::new(STARTS)),
             scans: Arc::new(Semaphore::new(cores.div_ceil(2))),
             most: config.ranges_at_once.max(1),
-            traffic: Mutex::new(Traffic { readers: 0, served: None, others: 0, starting: 0, starts_end: None }),
+            traffic: Mutex::new(Traffic {
+                readers: 0,
+                served: None,
+                others: 0,
+                starting: 0,
+                starts_end: None,
+                spare: 0,
+            }),
             ended: Notify::new(),
         })
     }
@@ -137,7 +177,8 @@ impl Scheduler {
     fn try_background(self: &Arc<Self>) -> Result<Admitted, Instant> {
         let mut traffic = self.traffic();
         let now = Instant::now();
-        if let Some(end) = traffic.starts_end.filter(|end| traffic.starting > 0 && *end > now) {
+        let starts = traffic.starts_end.filter(|end| traffic.starting > 0 && *end > now);
+        if let Some(end) = starts.filter(|_| traffic.spare == 0 || traffic.others > 0) {
             return Err(end);
         }
         let lingers = traffic.served.map(|served| served + LINGERS).filter(|end| *end > now);
@@ -178,6 +219,31 @@ impl Drop for Admitted {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_has_the_link_for_itself_and_leaves_the_rest_a_part() {
+        let scheduler = Scheduler::new(&Config::default());
+        let starting = scheduler.starting();
+        assert!(scheduler.try_background().is_err(), "it fetches");
+        starting.has_come(1000);
+        let one = scheduler.try_background().unwrap();
+        assert!(scheduler.try_background().is_err(), "one at a time");
+        one.spend(10 * SPARE - 1);
+        drop(one);
+        let last = scheduler.try_background().unwrap();
+        last.spend(1);
+        drop(last);
+        assert!(scheduler.try_background().is_err(), "all of its part is spent");
+        drop(starting);
+        let all: Vec<_> = (0..Config::default().ranges_at_once).map(|_| scheduler.try_background()).collect();
+        assert!(all.iter().all(Result::is_ok), "it is over");
+        // One that never ends does not keep the rest back for good.
+        drop(all);
+        let _starting = scheduler.starting();
+        let began = Instant::now();
+        drop(scheduler.background().await);
+        assert_eq!(began.elapsed(), START);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn readers_leave_the_rest_fewer_ranges_and_for_a_moment_only() {
