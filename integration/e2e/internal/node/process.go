@@ -1,12 +1,10 @@
 package node
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -81,20 +79,24 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
-
 // PeakMemory is the most resident memory that the process ever had, in bytes.
-func (p *Process) PeakMemory() (int64, error) {
+func (p *Process) PeakMemory() (int64, error) { return p.memory("VmHWM") }
+
+// Memory is the process' resident memory now, in bytes.
+func (p *Process) Memory() (int64, error) { return p.memory("VmRSS") }
+
+func (p *Process) memory(field string) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
 	if err != nil {
 		return 0, err
 	}
-	match := highWater.FindSubmatch(status)
-	if match == nil {
-		return 0, errors.New("no VmHWM in /proc/PID/status")
+	for line := range strings.Lines(string(status)) {
+		var kib int64
+		if _, err := fmt.Sscanf(line, field+": %d kB", &kib); err == nil {
+			return kib << 10, nil
+		}
 	}
-	kib, err := strconv.ParseInt(string(match[1]), 10, 64)
-	return kib << 10, err
+	return 0, fmt.Errorf("no %s in /proc/PID/status", field)
 }
 
 // CPU is what the process used so far, its threads and its children that ended included, in user space and in the kernel.
