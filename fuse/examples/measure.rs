@@ -119,7 +119,8 @@ fn serve(dir: &Path) -> Session {
     let data = File::open(dir.join("data")).unwrap();
     let tree = Arc::new(TreeFiles::open(File::open(dir.join("erofs")).unwrap(), vec![Slot(1)]).unwrap());
     let size = data.metadata().unwrap().len();
-    Session::mount(&dir.join("fuse"), Arc::new(Layer { data, size, tree }), Config::default()).unwrap()
+    let config = Config { xattrs: tree.has_xattrs(), ..Config::default() };
+    Session::mount(&dir.join("fuse"), Arc::new(Layer { data, size, tree }), config).unwrap()
 }
 
 fn mount_at(source: &Path, target: &Path, fs_type: &str, options: &str) {

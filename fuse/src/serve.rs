@@ -38,14 +38,15 @@ const INODES: usize = 16 << 10;
 /// Answers requests from a source.
 pub(crate) struct Server {
     source: Arc<dyn Source>,
+    xattrs: bool,
 }
 
 /// What a request is answered with.
 pub(crate) type Answer<T> = Result<T, Errno>;
 
 impl Server {
-    pub(crate) fn new(source: Arc<dyn Source>) -> Self {
-        Self { source }
+    pub(crate) fn new(source: Arc<dyn Source>, xattrs: bool) -> Self {
+        Self { source, xattrs }
     }
 
     /// An inode and its object. ESTALE for what is not there any more.
@@ -200,9 +201,9 @@ impl Filesystem for Server {
             | InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_POSIX_ACL;
-        for flag in wanted.iter() {
+            | InitFlags::FUSE_ASYNC_DIO;
+        let acl = if self.xattrs { InitFlags::FUSE_POSIX_ACL } else { InitFlags::empty() };
+        for flag in (wanted | acl).iter() {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "this kernel's FUSE does without");
             }
@@ -290,6 +291,10 @@ impl Filesystem for Server {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !self.xattrs {
+            // The kernel does not ask again, whatever file it is about.
+            return reply.error(Errno::ENOSYS);
+        }
         guard("getxattr", || match self.node(ino) {
             Ok((node, Object::Tree(tree))) => give(reply, size, tree.xattr(node, name)),
             _ => reply.error(Errno::ENODATA),

@@ -40,7 +40,8 @@ impl Session {
         let (device, new) = mount::new(&at)?;
         let mut fuser_config = fuser::Config::default();
         fuser_config.n_threads = Some(config.workers.max(1));
-        let session = fuser::Session::from_fd(Server::new(source), device, SessionACL::All, fuser_config);
+        let session =
+            fuser::Session::from_fd(Server::new(source, config.xattrs), device, SessionACL::All, fuser_config);
         let session = session.map_err(FuseError::Handshake)?;
         let notifier = session.notifier();
         let (running, ended) = mpsc::channel();

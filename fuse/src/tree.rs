@@ -60,6 +60,11 @@ impl TreeFiles {
         Ok(Self { image, devices, told: AtomicBool::new(false) })
     }
 
+    /// Whether anything in it may have extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.image.has_xattrs()
+    }
+
     /// Number of the root directory's inode.
     pub(crate) fn root(&self) -> u64 {
         self.image.root()

@@ -39,8 +39,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let trees = served.as_ref().ok().map(|served| Arc::clone(served) as Arc<dyn Trees>);
     let mounts = Mounts::open(&root, config.mount.rung, trees).context("cannot prepare mounts")?;
-    if let (Rung::File | Rung::Loop, Ok(served)) = (mounts.rung(), &served) {
-        served.is_below_erofs();
+    match (mounts.rung(), &served) {
+        (Rung::File | Rung::Loop, Ok(served)) => served.is_below_erofs(),
+        (Rung::Tree, Ok(served)) => served.shows_trees(&root),
+        (Rung::None, _) | (_, Err(_)) => {}
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %root.display(), rung = ?mounts.rung(), reason = mounts.reason(), "silkd starts");
     let views = Arc::new(StoreViews {

@@ -7,7 +7,7 @@ use std::{
     io,
     num::NonZero,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use lru::LruCache;
@@ -28,6 +28,17 @@ pub struct Served {
     at: PathBuf,
     files: Arc<Files>,
     session: Session,
+    /// Shows trees without extended attributes: in a mount of their own the kernel does not ask for any.
+    plain: OnceLock<(PathBuf, Session)>,
+}
+
+/// A tree that is shown.
+#[derive(Debug, Clone)]
+struct Shown {
+    meta: PathBuf,
+    /// The slots of the data files.
+    devices: Vec<Slot>,
+    plain: bool,
 }
 
 #[derive(Debug)]
@@ -36,8 +47,8 @@ struct Files {
     lazies: Arc<Lazies>,
     slots: Slots,
     open: Mutex<LruCache<Digest, Arc<File>>>,
-    /// The trees that are shown, by their slots: their images, and the slots of the data files.
-    trees: Mutex<HashMap<u32, (PathBuf, Vec<Slot>)>>,
+    /// The trees that are shown, by their slots.
+    trees: Mutex<HashMap<u32, Shown>>,
     open_trees: Mutex<LruCache<u32, Arc<TreeFiles>>>,
 }
 
@@ -52,13 +63,23 @@ impl Served {
         let files = Arc::new(Files { store, lazies, slots, open, trees: Mutex::default(), open_trees });
         let at = root.join("fuse");
         let session = Session::mount(&at, Arc::clone(&files) as Arc<dyn Source>, Config::default())?;
-        Ok(Self { at, files, session })
+        Ok(Self { at, files, session, plain: OnceLock::new() })
     }
 
     /// Its files are read by the kernel's EROFS alone, which reads ahead by itself: what is read further ahead here is fetched,
     /// and nobody wants it.
     pub fn is_below_erofs(&self) {
         self.session.read_ahead(128 << 10);
+    }
+
+    /// Its trees are shown: those without extended attributes in another mount, at `<root>/fuse-plain`.
+    pub fn shows_trees(&self, root: &Path) {
+        let at = root.join("fuse-plain");
+        let config = Config { xattrs: false, ..Config::default() };
+        match Session::mount(&at, Arc::clone(&self.files) as Arc<dyn Source>, config) {
+            Ok(session) => drop(self.plain.set((at, session))),
+            Err(error) => tracing::warn!(%error, "all trees are served with extended attributes, which is slower"),
+        }
     }
 
     /// The file that serves a layer's data. Names it when it has no name yet.
@@ -87,16 +108,20 @@ impl Trees for Served {
         let slot = |name: &str| self.files.slots.of(name).map(Slot).map_err(io::Error::other);
         let devices = layers.iter().map(|layer| slot(&layer.hex())).collect::<io::Result<Vec<_>>>()?;
         let Slot(tree) = slot(name)?;
-        lock(&self.files.open_trees).pop(&tree);
-        lock(&self.files.trees).insert(tree, (meta.to_owned(), devices));
-        Ok(self.at.join(name))
+        let opened = TreeFiles::open(File::open(meta)?, devices.clone())?;
+        let plain = self.plain.get().filter(|_| !opened.has_xattrs());
+        let shown = Shown { meta: meta.to_owned(), devices, plain: plain.is_some() };
+        lock(&self.files.open_trees).put(tree, Arc::new(opened));
+        lock(&self.files.trees).insert(tree, shown);
+        Ok(plain.map_or(&self.at, |(at, _)| at).join(name))
     }
 
     fn gone(&self, name: &str) {
         let Some(tree) = self.files.slots.find(name) else { return };
         lock(&self.files.open_trees).pop(&tree);
-        if lock(&self.files.trees).remove(&tree).is_some() {
-            self.session.forget(Slot(tree), name);
+        if let Some(shown) = lock(&self.files.trees).remove(&tree) {
+            let plain = self.plain.get().filter(|_| shown.plain);
+            plain.map_or(&self.session, |(_, session)| session).forget(Slot(tree), name);
         }
     }
 }
@@ -106,7 +131,7 @@ impl Files {
         if let Some(tree) = lock(&self.open_trees).get(&slot) {
             return Some(Arc::clone(tree));
         }
-        let (meta, devices) = lock(&self.trees).get(&slot).cloned()?;
+        let Shown { meta, devices, .. } = lock(&self.trees).get(&slot).cloned()?;
         let opened = File::open(&meta).and_then(|image| TreeFiles::open(image, devices));
         let opened = opened
             .inspect_err(|error| tracing::error!(meta = %meta.display(), %error, "a layer's tree cannot be served"));

@@ -167,7 +167,7 @@ fn privileged_a_panic_in_a_lookup_is_an_error() {
 
 #[test]
 fn privileged_workers_that_a_disk_holds_up_hold_up_nobody() {
-    let served = Served::with(Config { workers: 4 });
+    let served = Served::with(Config { workers: 4, ..Config::default() });
     for slot in 0..4 {
         served.store.add(&format!("layer-{slot}"), slot, noise(10_000, 7));
     }

@@ -156,7 +156,7 @@ pub struct Served {
 
 impl Served {
     pub fn new() -> Self {
-        Self::with(Config { workers: 2 })
+        Self::with(Config { workers: 2, ..Config::default() })
     }
 
     pub fn with(config: Config) -> Self {

@@ -24,6 +24,8 @@ const DEVICE_SLOT: usize = 128;
 const MAGIC: u32 = 0xE0F5_E1E2;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM | EROFS_FEATURE_COMPAT_MTIME`.
 const FEATURE_COMPAT: u32 = 0x1 | 0x2;
+/// No inode of the image has extended attributes: a `feature_compat` of our own, which the kernel does not look at.
+const NO_XATTRS: u32 = 1 << 31;
 /// `EROFS_FEATURE_INCOMPAT_CHUNKED_FILE`.
 const CHUNKED_FILE: u32 = 0x4;
 /// `EROFS_FEATURE_INCOMPAT_DEVICE_TABLE`.
@@ -50,6 +52,8 @@ pub struct Head {
     pub root: u64,
     /// As given to [`super::Plan::new`].
     pub uuid: [u8; 16],
+    /// Whether inodes may have extended attributes.
+    pub xattrs: bool,
     /// The layers whose data files the image wants as `device=` options, in this order.
     pub devices: Vec<Digest>,
 }
@@ -77,6 +81,7 @@ pub fn inspect(image: &[u8]) -> Result<Head, HeadError> {
     let u16_at = |at: usize| u16::from_le_bytes([sum[at], sum[at + 1]]);
     let (magic, expected, blocks) = (u32_at(0), u32_at(4), u32_at(36));
     let (root, count) = (u64::from(u16_at(14)), usize::from(u16_at(86)));
+    let xattrs = u32_at(8) & NO_XATTRS == 0;
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&sum[48..64]);
     let ours = sum[64..80] == VOLUME;
@@ -89,7 +94,7 @@ pub fn inspect(image: &[u8]) -> Result<Head, HeadError> {
     }
     let table = image.get(SUPER_OFFSET + SUPER..).and_then(|rest| rest.get(..count * DEVICE_SLOT));
     let devices = table.ok_or(HeadError::Short)?.chunks_exact(DEVICE_SLOT).map(device_tag);
-    Ok(Head { size: u64::from(blocks) * BLOCK, root, uuid, devices: devices.collect::<Result<_, _>>()? })
+    Ok(Head { size: u64::from(blocks) * BLOCK, root, uuid, xattrs, devices: devices.collect::<Result<_, _>>()? })
 }
 
 /// The layer in a device's slot.
@@ -116,6 +121,7 @@ pub(super) struct Super {
     pub inodes: u64,
     pub blocks: u32,
     pub uuid: [u8; 16],
+    pub xattrs: bool,
 }
 
 /// The image from its first byte up to [`inodes_start`].
@@ -123,7 +129,7 @@ pub(super) fn head(it: Super, devices: &[Device]) -> Vec<u8> {
     let mut head = vec![0; SUPER_OFFSET];
     put32(&mut head, MAGIC);
     put32(&mut head, 0); // checksum, below
-    put32(&mut head, FEATURE_COMPAT);
+    put32(&mut head, if it.xattrs { FEATURE_COMPAT } else { FEATURE_COMPAT | NO_XATTRS });
     head.extend([BLOCK_BITS as u8, 0]); // blkszbits, sb_extslots
     put16(&mut head, it.root_nid);
     put64(&mut head, it.inodes);
@@ -344,11 +350,11 @@ mod tests {
 
     #[test]
     fn a_head_is_recognised_and_a_damaged_one_is_not() {
-        let it = Super { root_nid: 36, inodes: 1, blocks: 8, uuid: [7; 16] };
+        let it = Super { root_nid: 36, inodes: 1, blocks: 8, uuid: [7; 16], xattrs: false };
         let layers: Vec<_> = (0..5u8).map(|n| Digest::of(&[n])).collect();
         let devices = layers.iter().map(|layer| Device { source: crate::tree::Source::Own, size: 1, layer: *layer });
         let image = head(it, &devices.collect::<Vec<_>>());
-        assert_eq!(inspect(&image), Ok(Head { size: 4096, root: 36, uuid: [7; 16], devices: layers }));
+        assert_eq!(inspect(&image), Ok(Head { size: 4096, root: 36, uuid: [7; 16], xattrs: false, devices: layers }));
         for at in [1024, 1028, 1060, 1100, 1535] {
             let mut bad = image.clone();
             bad[at] ^= 1;

@@ -172,6 +172,7 @@ pub struct Reader<R> {
     image: R,
     size: u64,
     root: u64,
+    xattrs: bool,
     devices: Vec<Digest>,
 }
 
@@ -187,12 +188,17 @@ impl<R: ReadAt> Reader<R> {
         if head.size > size {
             return Err(HeadError::Short.into());
         }
-        Ok(Self { image, size: head.size, root: head.root, devices: head.devices })
+        Ok(Self { image, size: head.size, root: head.root, xattrs: head.xattrs, devices: head.devices })
     }
 
     /// The layers whose data files [`Place::Device`] counts.
     pub fn devices(&self) -> &[Digest] {
         &self.devices
+    }
+
+    /// Whether inodes may have extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.xattrs
     }
 
     /// Number of the root directory's inode.

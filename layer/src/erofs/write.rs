@@ -19,7 +19,12 @@ const PIECE: usize = 64 << 10;
 pub(super) fn image(plan: &Plan<'_>, out: &mut impl Write, read: &mut ReadData<'_>) -> io::Result<()> {
     let mut out = Counted { out: BufWriter::with_capacity(PIECE, out), at: 0 };
     let root_nid = u16::try_from(plan.placed[0].nid).map_err(|_| broken())?;
-    let it = Super { root_nid, inodes: plan.order.len() as u64, blocks: plan.blocks, uuid: plan.uuid };
+    let mut xattrs = false;
+    for node in plan.order.iter().map(|&id| &plan.tree.nodes[id as usize]).filter(|node| !node.xattrs.is_empty()) {
+        // Some are left out.
+        xattrs = xattrs || body_of(node)?.xattr_len > 0;
+    }
+    let it = Super { root_nid, inodes: plan.order.len() as u64, blocks: plan.blocks, uuid: plan.uuid, xattrs };
     out.put(&disk::head(it, &plan.devices))?;
     let mut buffer = Vec::new();
     for (ino, &id) in (1..).zip(&plan.order) {
