@@ -29,6 +29,8 @@ use super::{
 };
 use crate::LayerSpec;
 
+mod take;
+
 /// Waits before a range that failed is fetched again.
 const BACKOFF: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(8);
 
@@ -291,62 +293,6 @@ impl Lazy {
         ReadError { class, message: format!("silk cannot read layer {} of {image}: {cause}", spec.blob).into() }
     }
 
-    /// Marks the segments that these bytes need as coming, more of them when the reader goes on where the last one ended.
-    fn demand(&self, work: &mut Work, bytes: &Range<u64>) -> Vec<Range<usize>> {
-        let spans = self.spans(bytes);
-        let (at, length) = work.run;
-        let mut end = spans.end;
-        if spans.contains(&at) || spans.end == at {
-            let ahead = self.partial.index().len().min(spans.end + 2 * length);
-            end = end.max(ahead.min(self.grow(work, spans.start).end));
-        }
-        work.run = (end, end - spans.start);
-        work.cursor = end;
-        self.take(work, spans.start..end)
-    }
-
-    fn spans(&self, bytes: &Range<u64>) -> Range<usize> {
-        self.partial.index().spans_of(bytes.start..bytes.end.min(self.size()))
-    }
-
-    /// Marks what is neither here nor coming, in whole segments; neighbours make one run.
-    fn take(&self, work: &mut Work, spans: Range<usize>) -> Vec<Range<usize>> {
-        let index = self.partial.index();
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        let mut at = spans.start;
-        while at < spans.end {
-            let segment = index.segment(at);
-            at = segment.end;
-            let missing = segment.clone().any(|span| !self.partial.has(span));
-            if !missing || segment.clone().any(|span| work.coming.contains(&span)) {
-                continue;
-            }
-            work.coming.extend(segment.clone());
-            match runs.last_mut() {
-                Some(last) if last.end == segment.start => last.end = segment.end,
-                _ => runs.push(segment),
-            }
-        }
-        runs
-    }
-
-    /// Marks the first run of segments in `spans` that is neither here nor coming. Nothing while there is trouble: the
-    /// background is more patient.
-    pub(super) fn take_first(&self, spans: Range<usize>) -> Option<Range<usize>> {
-        let mut work = self.work();
-        if !matches!(work.ground, Ground::Spans) || work.trouble.is_some() {
-            return None;
-        }
-        let index = self.partial.index();
-        let free = |work: &Work, s: usize| !self.partial.has(s) && !work.coming.contains(&s);
-        let first = spans.clone().find(|span| free(&work, *span))?;
-        let mut end = index.segment(first).end;
-        while end < spans.end && free(&work, end) {
-            end = index.segment(end).end;
-        }
-        self.take(&mut work, first..end).into_iter().next()
-    }
-
     /// Answers the reads that waited for a span only.
     pub(super) fn has_come(self: &Arc<Self>, span: usize) {
         let mut work = self.work();
@@ -418,39 +364,6 @@ impl Lazy {
             answer(Err(error));
         }
         Ok(Todo { runs, wake: [deadline, next_try].into_iter().flatten().min() })
-    }
-
-    /// The next run that nobody waits for: missing segments behind what was read last, then from the start. An error
-    /// says when to look again.
-    pub(super) fn next_run(&self) -> Result<Option<Range<usize>>, Instant> {
-        let mut work = self.work();
-        if let Some(at) = work.trouble.as_ref().map(|t| t.next_try).filter(|at| *at > Instant::now()) {
-            return Err(at);
-        }
-        let free = |from: usize| {
-            (from..self.partial.index().len()).find(|s| !self.partial.has(*s) && !work.coming.contains(s))
-        };
-        let Some(start) = free(work.cursor).or_else(|| free(0)) else { return Ok(None) };
-        let run = self.grow(&work, start);
-        work.cursor = run.end;
-        work.coming.extend(run.clone());
-        Ok(Some(run))
-    }
-
-    /// The segment of a span, and those behind it that are missing too, up to a range's bytes.
-    fn grow(&self, work: &Work, span: usize) -> Range<usize> {
-        let index = self.partial.index();
-        let mut run = index.segment(span);
-        while run.end < index.len() {
-            let more = run.start..index.segment(run.end).end;
-            let bytes = index.blob_range(more.clone());
-            let taken = (run.end..more.end).any(|s| self.partial.has(s) || work.coming.contains(&s));
-            if taken || bytes.end - bytes.start > self.range {
-                break;
-            }
-            run = more;
-        }
-        run
     }
 
     /// The index is not to be trusted: readers wait for the stream that takes its place.
