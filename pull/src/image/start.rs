@@ -28,8 +28,12 @@ impl Puller {
             let theirs = found.as_ref().map(|found| puller.believed(&image, found)).unwrap_or_default();
             let mut profile = puller.kept(&spec.manifest).await;
             profile.join(&theirs);
+            let mut starting = starting;
             if profile.starts.is_empty() && found.is_none() && !puller.seams.share.is_alone() {
+                // Others' background does not wait for a slow peer.
+                drop(starting);
                 profile = puller.ask_profile(&image).await;
+                starting = puller.lazies.starting();
             }
             puller.lazies.fetch_start(&profile, &spec.diff_ids(), starting).await;
             puller.keep(spec.manifest, move |kept| kept.join(&profile)).await;
