@@ -4,6 +4,9 @@
 
 mod class;
 mod digest;
+pub mod metrics;
+mod usage;
 
 pub use class::Class;
 pub use digest::{Digest, DigestError, chain_id, chain_ids};
+pub use usage::Use;

@@ -4,11 +4,21 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How whole layers are shown.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// How layers are shown. Only `auto` makes sense outside tests: it takes the first that works.
     pub rung: RungChoice,
+    /// Data files of whole layers that silkd keeps open, and as many trees. Overlays that were mounted while their layers filled read
+    /// through silkd until their containers end; beyond this many layers, a read costs an open. The hard limit of
+    /// descriptors may be 20,000.
+    pub open_files: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { rung: RungChoice::Auto, open_files: 512 }
+    }
 }
 
 /// How layers are shown.

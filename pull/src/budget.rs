@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use silk_model::Use;
 use silk_registry::Blob;
 use tokio::{
     runtime::Handle,
@@ -17,10 +18,6 @@ use crate::{
     inlet::{Inlet, Turn},
     road::{self, Sink},
 };
-
-/// Layers that may be under way at once, those included whose sender is silent: each has a descriptor, two threads and up to
-/// three buffers.
-const OPEN: usize = 64;
 
 /// How much may be under way.
 #[derive(Debug)]
@@ -63,8 +60,15 @@ impl Counts {
 impl Budget {
     pub(crate) fn new(config: Config) -> Self {
         let window = Window::new(&config);
-        let turns = Arc::new(Semaphore::new(config.decoders()));
-        Self { config, window, turns, open: Arc::new(Semaphore::new(OPEN)) }
+        let (turns, open) = (Arc::new(Semaphore::new(config.decoders())), config.layers_under_way.max(1));
+        Self { config, window, turns, open: Arc::new(Semaphore::new(open)) }
+    }
+
+    /// What is in use of it: bytes in flight, turns, layers under way.
+    pub(crate) fn now(&self) -> [Use; 3] {
+        let turns = Use::of_places(self.config.decoders(), self.turns.available_permits());
+        let open = Use::of_places(self.config.layers_under_way.max(1), self.open.available_permits());
+        [self.window.now(), turns, open]
     }
 
     /// Waits for a place.

@@ -10,6 +10,9 @@ pub struct Config {
     /// Layers that are decoded at the same time, over all images; 0 means one more than there are cores: a layer keeps a
     /// core busy with inflating and about half of one with digesting and writing.
     pub layers_at_once: usize,
+    /// Layers that may be under way at once although no more than `layers_at_once` are decoded: those whose registry is silent
+    /// give their turn to others. Each has a descriptor, two threads and up to three buffers of 512 KiB.
+    pub layers_under_way: usize,
     /// Bytes of compressed data that may be in flight or waiting for a decoder, over all layers. Eight ranges of the default
     /// size, ten times what a 1 Gbit/s link with 20 ms holds. Resident memory of a pull is about twice this: pieces keep the
     /// network's buffers whole.
@@ -20,6 +23,12 @@ pub struct Config {
     /// Range requests of one layer that may be under way at once. Two are always; more only while the decoder waits for
     /// bytes, that is, while fewer do not fill the link.
     pub ranges_at_once: usize,
+    /// Ranges of mounted layers that readers wait for, at once, over all layers. More than a container's threads ask for; each holds a
+    /// decoder and a span of at most 2 MiB.
+    pub demand_ranges: usize,
+    /// Ranges that starts are known to touch, at once: they are small, so this many fill a link of 1 Gbit/s at 20 ms to the
+    /// first byte, and are what a registry is asked for at once by default.
+    pub profile_ranges: usize,
     /// Milliseconds that the first Prepare of an image may spend on learning that the registry answers and lets silk in.
     /// Without an answer by then, containerd pulls the image itself.
     pub first_contact_millis: u64,
@@ -44,9 +53,12 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             layers_at_once: 0,
+            layers_under_way: 64,
             bytes_in_flight: 32 << 20,
             range_bytes: 4 << 20,
             ranges_at_once: 6,
+            demand_ranges: 8,
+            profile_ranges: 8,
             first_contact_millis: 1000,
             max_expansion: 200,
             expansion_floor_bytes: 1 << 30,

@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use silk_model::Use;
 use silk_registry::{Blob, BlobStream, Error};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -38,6 +39,7 @@ pub(crate) type Pieces = mpsc::Receiver<Result<Bytes, Error>>;
 #[derive(Debug, Clone)]
 pub(crate) struct Window {
     permits: Arc<Semaphore>,
+    size: usize,
     range: u64,
     ranges_at_once: usize,
 }
@@ -48,9 +50,15 @@ impl Window {
         let permits = config.bytes_in_flight.max(config.range_bytes) as usize;
         Self {
             permits: Arc::new(Semaphore::new(permits)),
+            size: permits,
             range: u64::from(config.range_bytes.max(1)),
             ranges_at_once: config.ranges_at_once.max(1),
         }
+    }
+
+    /// What is in use of it.
+    pub(crate) fn now(&self) -> Use {
+        Use::of_places(self.size, self.permits.available_permits())
     }
 }
 

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use silk_model::Digest;
+use silk_model::{
+    Digest,
+    metrics::{Kind, METRICS, Outcome},
+};
 use silk_registry::{Object, Reference, Registry, Repository};
 use silk_share::Share;
 use silk_store::{LayerRecord, Profiles, Store, StoreError};
@@ -31,7 +34,7 @@ mod pull;
 mod start;
 mod status;
 pub use broken::Broken;
-pub use status::{ImageStatus, LayerStatus};
+pub use status::{Budgets, ImageStatus, LayerStatus};
 
 /// A claim is followed by its snapshot within milliseconds; a minute covers a node that is starved of everything.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -141,6 +144,8 @@ struct Image {
     others: Mutex<Vec<Arc<ImageSpec>>>,
     /// There is one that no pull has tried yet: no reason for a backoff.
     untried: AtomicBool,
+    /// What its last pull had to do.
+    kind: Mutex<Kind>,
 }
 
 impl Image {
@@ -151,7 +156,12 @@ impl Image {
         // One from before a restart has its snapshot, or never will.
         let (state, held) = (watch::Sender::new(State::Idle), AtomicBool::new(spec.initialized()));
         let (others, untried) = (Mutex::default(), AtomicBool::new(false));
-        Arc::new(Self { spec, state, accepted, held, claimed, others, untried })
+        let kind = Mutex::new(Kind::Here);
+        Arc::new(Self { spec, state, accepted, held, claimed, others, untried, kind })
+    }
+
+    fn had_to(&self, kind: Kind) {
+        *lock(&self.kind) = kind;
     }
 
     fn is_wanted(&self) -> bool {
@@ -408,6 +418,8 @@ impl Puller {
                 async move { puller.pull(&image, &spec, spec.layers.len()).await }
             });
             let outcome = pull.await.unwrap_or_else(|_| Err(pull::failed(&spec, 0, Arc::new(LayerError::Panicked))));
+            let ended = if outcome.is_ok() { Outcome::Ready } else { Outcome::Failed };
+            METRICS.image_pull.of((ended, *lock(&image.kind))).took(began.elapsed());
             let state = match outcome {
                 Ok(()) => State::Ready(began.elapsed()),
                 Err(error) => {

@@ -7,7 +7,10 @@ use std::{
 };
 
 use silk_layer::{index::Index, toc::Toc};
-use silk_model::Digest;
+use silk_model::{
+    Digest, Use,
+    metrics::{Arrival, Class, METRICS},
+};
 use silk_registry::{Blob, Repository};
 use silk_store::{Facts, LayerWriter, Store, StoreError};
 use tokio::sync::watch;
@@ -49,6 +52,18 @@ pub(crate) struct Layers {
 impl Layers {
     pub(crate) fn new(store: Arc<Store>, config: Config) -> Arc<Self> {
         Arc::new(Self { store, budget: Budget::new(config), jobs: Mutex::default() })
+    }
+
+    /// What is in use of the budget.
+    pub(crate) fn budget(&self) -> [Use; 3] {
+        self.budget.now()
+    }
+
+    /// How many wait for their turn, and how many are under way.
+    pub(crate) fn count(&self) -> (u64, u64) {
+        let jobs = lock(&self.jobs);
+        let under_way = jobs.values().filter(|job| job.under_way().is_some()).count();
+        ((jobs.len() - under_way) as u64, under_way as u64)
     }
 
     /// The job of a layer, when it has one.
@@ -105,6 +120,11 @@ impl Layers {
                 async move { layers.run(&job, &spec, &repository).await }
             });
             let result = run.await.unwrap_or(Err(LayerError::Panicked));
+            match &result {
+                Ok(()) => METRICS.layer_pulls.of(Arrival::Streamed).one(),
+                Err(LayerError::Abandoned) => {}
+                Err(_) => METRICS.layer_pulls.of(Arrival::Failed).one(),
+            }
             if let Err(error) = &result {
                 tracing::warn!(diff_id = %spec.diff_id, blob = %spec.blob, %error, "a layer did not arrive");
             }
@@ -154,6 +174,7 @@ impl Sink for Stored {
     type Kept = ();
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        METRICS.arrived.of(Class::Stream).add(bytes.len() as u64);
         self.writer.append(bytes)
     }
 

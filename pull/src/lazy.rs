@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use silk_model::{Class, Digest};
+use silk_model::{
+    Class, Digest, Use,
+    metrics::{Lie, METRICS},
+};
 use silk_registry::Repository;
 use silk_share::{Found, Image, Share};
 use silk_store::{Store, StoreError};
@@ -71,6 +74,7 @@ impl Road {
     /// Readers of this layer saw names that are not its own. Whoever asks from now on waits for the right ones.
     fn names_lied(&self, lazy: &Lazy) {
         let diff_id = lazy.spec.diff_id;
+        METRICS.lies.of(Lie::Names).one();
         tracing::error!(%diff_id, image = self.image.reference, "the names of a layer were wrong: containers that use it must be started again");
         self.distrust(lazy, "its names are not those of the layer");
         self.lazies.remove(&diff_id);
@@ -167,6 +171,22 @@ impl Lazies {
         self.layers().keys().copied().collect()
     }
 
+    /// What is in use of the ranges that may be under way: that readers wait for, that starts touch, and others.
+    pub(crate) fn ranges(&self) -> [Use; 3] {
+        self.scheduler.now()
+    }
+
+    /// How many layers are mounted with holes, their bytes that are here, and the reads that wait for others.
+    pub fn count(&self) -> (u64, u64, u64) {
+        let layers = self.layers();
+        let lazies = || layers.values().map(|entry| &entry.lazy);
+        (
+            layers.len() as u64,
+            lazies().map(|lazy| lazy.bytes_here()).sum(),
+            lazies().map(|lazy| lazy.reads_waiting()).sum(),
+        )
+    }
+
     /// Stops to fill a layer; what is here stays for the next who opens it.
     pub fn stop(&self, diff_id: &Digest) -> Option<Arc<Lazy>> {
         let Entry { lazy, task } = self.layers().remove(diff_id)?;
@@ -196,6 +216,7 @@ impl Lazies {
 async fn live(lazy: Arc<Lazy>, road: Road) {
     let Err(fault) = lazy.fill(&road).await else { return };
     let LayerSpec { diff_id, blob, .. } = lazy.spec;
+    METRICS.lies.of(Lie::Index).one();
     let store = Arc::clone(road.lazies.store());
     let from = store.record(&diff_id).map(|r| r.from).unwrap_or_default();
     tracing::error!(%diff_id, %blob, from, %fault, "what was known of a layer is no good: it is streamed instead");

@@ -30,7 +30,9 @@ mod road;
 pub use budget::Counts;
 pub use config::Config;
 pub use error::{ImageError, LayerError, Refused, ShowError};
-pub use image::{Broken, Caller, Claim, Claimed, Failure, ImageStatus, LayerStatus, Puller, Seams, Show, State};
+pub use image::{
+    Broken, Budgets, Caller, Claim, Claimed, Failure, ImageStatus, LayerStatus, Puller, Seams, Show, State,
+};
 pub use lazy::{Answer, Arrived, Lazies, Lazy, ReadError, Watch};
 pub use learn::{Learner, is_of};
 pub use resolve::{Contents, ContentsError, Held, ImageSpec, LayerSpec};

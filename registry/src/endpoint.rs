@@ -20,6 +20,10 @@ use reqwest::{
     header::{self, HeaderMap, HeaderName, HeaderValue},
     redirect,
 };
+use silk_model::{
+    Use,
+    metrics::{Answered, METRICS},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
@@ -71,6 +75,8 @@ pub(crate) struct Endpoint {
     permits: Arc<Semaphore>,
     /// More of them, for what somebody waits for.
     urgent: Arc<Semaphore>,
+    /// Of both.
+    most: usize,
 }
 
 /// A request, but for the host it goes to.
@@ -145,6 +151,7 @@ impl Endpoint {
             stall_timeout: config.stall_timeout(),
             permits: Arc::new(Semaphore::new(connections)),
             urgent: Arc::new(Semaphore::new(connections.div_ceil(URGENT))),
+            most: most_bodies(config),
             host,
         })
     }
@@ -162,6 +169,12 @@ impl Endpoint {
             any.await
         };
         permit.expect("the semaphores are never closed")
+    }
+
+    /// Bodies that are being received, and how many may be.
+    pub(crate) fn bodies(&self) -> Use {
+        let free = self.permits.available_permits() + self.urgent.available_permits();
+        Use::of_places(self.most, free)
     }
 
     pub(crate) fn host(&self) -> &Host {
@@ -361,6 +374,7 @@ impl Endpoint {
             Ok(Err(error)) => Err(Error::Unreachable { asked: asked.clone(), cause: Transport::new(error) }),
             Ok(Ok(response)) => Ok(response),
         };
+        METRICS.registry_requests.of(answered(&sent)).one();
         if asked.host == self.host.authority {
             let connects = !matches!(&sent, Err(Error::Unreachable { cause, .. }) if cause.is_connect());
             self.set_rests(!connects);
@@ -464,6 +478,30 @@ impl TokenServer for Endpoint {
 
     fn is_tls(&self) -> bool {
         self.host.tls && !self.fell_back.load(Ordering::Relaxed)
+    }
+}
+
+/// Bodies that may be received from one host at once, those that somebody waits for included.
+pub(crate) fn most_bodies(config: &Config) -> usize {
+    let connections = config.connections_per_registry as usize;
+    connections + connections.div_ceil(URGENT)
+}
+
+/// What a request came to, for [`METRICS`].
+fn answered(sent: &Result<Response, Error>) -> Answered {
+    let status = match sent {
+        Ok(response) => response.status(),
+        Err(Error::NoAnswer { .. }) => return Answered::NoAnswer,
+        Err(_) => return Answered::Unreachable,
+    };
+    match status.as_u16() {
+        401 | 403 => Answered::Denied,
+        404 | 410 => Answered::Missing,
+        429 => Answered::Busy,
+        _ if status.is_redirection() => Answered::Redirect,
+        _ if status.is_client_error() => Answered::Refused,
+        _ if status.is_server_error() => Answered::ServerError,
+        _ => Answered::Ok,
     }
 }
 

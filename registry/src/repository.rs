@@ -12,7 +12,7 @@ use reqwest::{
     Method, StatusCode,
     header::{self, HeaderMap, HeaderValue},
 };
-use silk_model::Digest;
+use silk_model::{Digest, Use, metrics::METRICS};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
@@ -21,7 +21,7 @@ use crate::{
     attempts::{Attempts, Policy},
     auth::Actions,
     credentials::Credentials,
-    endpoint::{Answer, Call, Endpoint},
+    endpoint::{self, Answer, Call, Endpoint},
     hosts::{self, Capabilities, Host},
     tls,
 };
@@ -102,6 +102,13 @@ impl Registry {
             roots: Arc::default(),
             endpoints: Arc::default(),
         })
+    }
+
+    /// Blob bodies that are being received from the host that sends most of them, and how many may be from each.
+    pub fn connections(&self) -> Use {
+        let known = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let busiest = known.values().map(|endpoint| endpoint.bodies().in_use).max();
+        Use { limit: endpoint::most_bodies(&self.config) as u64, in_use: busiest.unwrap_or(0) }
     }
 
     /// The repository of `reference`, with its hosts as `hosts.toml` gives them now.
@@ -205,6 +212,7 @@ impl Repository {
 pub(crate) async fn again(attempts: &mut Attempts, error: Error) -> Result<(), Error> {
     let reason = error.to_string();
     let wait = attempts.failed(error, Instant::now())?;
+    METRICS.registry_retries.one();
     warn!("{reason}; next attempt in {:.1} s", wait.as_secs_f64());
     sleep(wait).await;
     Ok(())

@@ -3,7 +3,13 @@
 //! Work that may block runs in blocking threads; the only call that waits for a pull is Stat, and only where [`Waits`]
 //! says so. A panic is an `Internal` error for its caller and nothing for anyone else.
 
-use std::{panic::AssertUnwindSafe, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::FutureExt as _;
 use silk_api::{
@@ -19,6 +25,7 @@ use silk_api::{
         types::Mount,
     },
 };
+use silk_model::metrics::{Call, METRICS};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
@@ -270,11 +277,13 @@ fn header<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
 }
 
 /// Runs a handler. Without this a panic would end the connection, and with it all of containerd's calls under way.
-async fn answer<T>(handler: impl Future<Output = Result<T, SnapshotError>>) -> Result<Response<T>, Status> {
+async fn answer<T>(call: Call, handler: impl Future<Output = Result<T, SnapshotError>>) -> Result<Response<T>, Status> {
+    let began = Instant::now();
     let outcome = AssertUnwindSafe(handler).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!("a request failed (a bug)");
         Err(SnapshotError::Panicked)
     });
+    METRICS.calls.of(call).took(began.elapsed());
     outcome.map(Response::new).map_err(Status::from)
 }
 
@@ -285,7 +294,7 @@ impl snapshots_server::Snapshots for Service {
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
         let (headers, _, request) = request.into_parts();
-        answer(async move {
+        answer(Call::Prepare, async move {
             let mounts = self.prepare_any(request, &headers).await?;
             Ok(PrepareSnapshotResponse { mounts })
         })
@@ -294,7 +303,7 @@ impl snapshots_server::Snapshots for Service {
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Result<Response<ViewSnapshotResponse>, Status> {
         let ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
-        answer(async move {
+        answer(Call::View, async move {
             let mounts = self.create(New { kind: Kind::View, key, parent, labels: labels::kept(labels) }).await?;
             Ok(ViewSnapshotResponse { mounts })
         })
@@ -311,13 +320,13 @@ impl snapshots_server::Snapshots for Service {
             let lowers = inner.lowers(&inner.snapshots.stack(&snapshot.parent))?;
             Ok(MountsResponse { mounts: mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers) })
         });
-        answer(work).await
+        answer(Call::Mounts, work).await
     }
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {
         let CommitSnapshotRequest { name, key, labels, parent, .. } = request.into_inner();
         let last = Final { name, key, parent, labels: labels::kept(labels) };
-        answer(self.blocking(move |inner| inner.snapshots.commit(last))).await
+        answer(Call::Commit, self.blocking(move |inner| inner.snapshots.commit(last))).await
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
@@ -329,12 +338,12 @@ impl snapshots_server::Snapshots for Service {
             }
             Ok(())
         });
-        answer(work).await
+        answer(Call::Remove, work).await
     }
 
     async fn stat(&self, request: Request<StatSnapshotRequest>) -> Result<Response<StatSnapshotResponse>, Status> {
         let (headers, _, request) = request.into_parts();
-        answer(async move {
+        answer(Call::Stat, async move {
             let snapshot = self.stat_any(&request, &headers).await?;
             Ok(StatSnapshotResponse { info: Some(proto::info(&snapshot)) })
         })
@@ -352,7 +361,7 @@ impl snapshots_server::Snapshots for Service {
             let snapshot = inner.snapshots.update(&name, &labels, &fields)?;
             Ok(UpdateSnapshotResponse { info: Some(proto::info(&snapshot)) })
         });
-        answer(work).await
+        answer(Call::Update, work).await
     }
 
     type ListStream = Pin<Box<dyn Stream<Item = Result<ListSnapshotsResponse, Status>> + Send>>;
@@ -360,7 +369,7 @@ impl snapshots_server::Snapshots for Service {
     async fn list(&self, request: Request<ListSnapshotsRequest>) -> Result<Response<Self::ListStream>, Status> {
         let filters = request.into_inner().filters;
         let work = self.blocking(move |inner| Ok(inner.snapshots.list(&Filters::parse(&filters)?)));
-        answer(async move {
+        answer(Call::List, async move {
             let found = work.await?;
             let parts: Vec<_> = found.chunks(LIST_PART).map(<[_]>::to_vec).collect();
             let messages = parts.into_iter().map(|part| {
@@ -373,7 +382,7 @@ impl snapshots_server::Snapshots for Service {
 
     async fn usage(&self, request: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
         let key = request.into_inner().key;
-        answer(async move { Ok(proto::usage(self.usage_of(&key).await?)) }).await
+        answer(Call::Usage, async move { Ok(proto::usage(self.usage_of(&key).await?)) }).await
     }
 
     async fn cleanup(&self, _: Request<CleanupRequest>) -> Result<Response<()>, Status> {
@@ -383,7 +392,7 @@ impl snapshots_server::Snapshots for Service {
             }
             Ok(())
         });
-        answer(work).await
+        answer(Call::Cleanup, work).await
     }
 }
 

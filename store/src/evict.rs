@@ -1,6 +1,6 @@
 //! Dropping the data of layers that no snapshot uses.
 
-use silk_model::Digest;
+use silk_model::{Digest, metrics::METRICS};
 
 use crate::{Store, StoreError, drop_data, remove_dir};
 
@@ -48,6 +48,8 @@ impl Store {
         record.durable = false;
         let bytes = record.facts.size;
         self.persist(&[(*diff_id, record)])?;
+        METRICS.evicted_layers.one();
+        METRICS.evicted_bytes.add(bytes);
         drop(changing);
         drop_data(&self.layer_path(diff_id))?;
         self.forget_oldest()?;
@@ -69,14 +71,22 @@ impl Store {
         Ok(())
     }
 
+    /// Size of the file system below the root, and what is free of it.
+    ///
+    /// # Errors
+    /// When the file system cannot be asked.
+    pub fn disk(&self) -> Result<(u64, u64), StoreError> {
+        let stat = rustix::fs::statvfs(&self.root).map_err(|e| StoreError::io("statvfs", &self.root, e.into()))?;
+        Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+    }
+
     /// How many bytes of unused layers must go so that the configured quota and the free share of the disk hold.
     ///
     /// # Errors
     /// When the file system cannot be asked.
     pub fn excess(&self, unused_bytes: u64) -> Result<u64, StoreError> {
-        let stat = rustix::fs::statvfs(&self.root).map_err(|e| StoreError::io("statvfs", &self.root, e.into()))?;
-        let free = stat.f_bavail * stat.f_frsize;
-        let wanted = stat.f_blocks * stat.f_frsize / 100 * u64::from(self.config.keep_free_percent);
+        let (size, free) = self.disk()?;
+        let wanted = size / 100 * u64::from(self.config.keep_free_percent);
         let over_quota = unused_bytes.saturating_sub(self.config.cache_bytes);
         Ok(over_quota.max(wanted.saturating_sub(free)).min(unused_bytes))
     }

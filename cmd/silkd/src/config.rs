@@ -1,6 +1,9 @@
 //! The configuration file: nests what each room declares of its own, and is the only reader of it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use schemars::JsonSchema;
@@ -29,6 +32,17 @@ pub struct Config {
     pub store: silk_store::Config,
     /// How layers are shown.
     pub mount: silk_mount::Config,
+    /// Numbers for Prometheus.
+    pub metrics: Metrics,
+}
+
+/// Numbers for Prometheus, as [operations.md](operations.md#metrics) describes them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// `address:port` at which `GET /metrics` answers with them, such as `127.0.0.1:9419`. Not set: nobody can ask. Whoever reaches
+    /// it can read it, and nothing else; use a loopback address unless the network is trusted.
+    pub address: Option<SocketAddr>,
 }
 
 /// `[containerd]`.
@@ -51,6 +65,7 @@ impl Default for Config {
             share: silk_share::Config::default(),
             store: silk_store::Config::default(),
             mount: silk_mount::Config::default(),
+            metrics: Metrics::default(),
         }
     }
 }

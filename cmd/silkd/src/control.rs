@@ -9,38 +9,43 @@ use silk_api::control::{
 use silk_model::Digest;
 use silk_mount::{Rung, Variant};
 use silk_pull::{Arrived, ImageStatus, LayerStatus};
-use silk_share::{BackendStatus, Share, State};
+use silk_share::{BackendStatus, State};
 use silk_store::Finding;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use crate::{janitor::Janitor, profiles, views::died};
+use crate::{
+    janitor::Janitor,
+    node::{Data, Node},
+    profiles,
+    views::died,
+};
 
 /// Serves `silk.control.v1.Control`.
 #[derive(Debug, Clone)]
-pub struct Service(Arc<Janitor>, Arc<Share>);
+pub struct Service(Node);
 
 impl Service {
-    /// What it needs beside these two, the janitor has.
-    pub fn new(janitor: Arc<Janitor>, share: Arc<Share>) -> Self {
-        Self(janitor, share)
+    /// Tells of this node.
+    pub fn new(node: Node) -> Self {
+        Self(node)
     }
 
     fn backends(&self) -> Vec<Backend> {
-        self.1.status().into_iter().map(backend).collect()
+        self.0.share.status().into_iter().map(backend).collect()
     }
 
     fn images(&self, only: &str) -> Vec<Image> {
         let only = (!only.is_empty()).then_some(only);
-        let users = self.0.snapshots.in_use();
-        let images = self.0.puller.status(only);
+        let users = self.0.janitor.snapshots.in_use();
+        let images = self.0.janitor.puller.status(only);
         images.into_iter().map(|image| self.image(image, &users)).collect()
     }
 
     fn image(&self, status: ImageStatus, users: &std::collections::HashMap<Digest, u32>) -> Image {
         let diff_ids: Vec<_> = status.layers.iter().map(|l| l.spec.diff_id).collect();
         let layers = status.layers.into_iter().enumerate().map(|(i, layer)| {
-            let mounted = self.0.views.views.shown(&diff_ids[..=i]);
+            let mounted = self.0.janitor.views.views.shown(&diff_ids[..=i]);
             self.layer(layer, mounted, users)
         });
         Image {
@@ -172,21 +177,15 @@ fn verdict(image: &Image) -> String {
 #[tonic::async_trait]
 impl Control for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let store = &self.0.views.store;
-        let mounts = self.0.views.views.mounts();
-        let used = self.0.used();
-        let whole = store.list().into_iter().filter(|(_, r)| r.whole);
-        let (mut all, mut unused) = (0, 0);
-        for (id, record) in whole {
-            all += record.facts.size;
-            unused += if used.contains(&id) { 0 } else { record.facts.size };
-        }
+        let store = &self.0.janitor.views.store;
+        let mounts = self.0.janitor.views.views.mounts();
+        let Data { used, unused, .. } = self.0.data();
         Ok(Response::new(StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             rung: rung_name(mounts.rung()).to_owned(),
             rung_reason: mounts.reason().to_owned(),
             root: store.root().display().to_string(),
-            layer_bytes: all,
+            layer_bytes: used + unused,
             unused_bytes: unused,
             quota_bytes: store.config().cache_bytes,
             images: self.images(&request.get_ref().image),
@@ -202,7 +201,7 @@ impl Control for Service {
                  (CRI: disable_snapshot_annotations = false), or all its layers were here already, from another image"
             )));
         };
-        let rung = self.0.views.views.mounts().rung();
+        let rung = self.0.janitor.views.views.mounts().rung();
         let layers = image.layers.iter().map(|layer| sentence(layer, rung)).collect();
         let (verdict, backends) = (verdict(&image), self.backends());
         Ok(Response::new(ExplainResponse { verdict, layers, image: Some(image), backends }))
@@ -211,14 +210,14 @@ impl Control for Service {
     type FsckStream = Pin<Box<dyn Stream<Item = Result<FsckReport, Status>> + Send>>;
 
     async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
-        let store = &self.0.views.store;
+        let store = &self.0.janitor.views.store;
         let all = request.get_ref().diff_id.is_empty();
         let ids: Vec<Digest> = match request.get_ref().diff_id.as_str() {
             "" => store.list().into_iter().filter(|(_, r)| r.whole).map(|(id, _)| id).collect(),
             one => vec![one.parse().map_err(|e: silk_model::DigestError| Status::invalid_argument(e.to_string()))?],
         };
         let (to, reports) = tokio::sync::mpsc::channel(1);
-        let janitor = Arc::clone(&self.0);
+        let janitor = Arc::clone(&self.0.janitor);
         tokio::task::spawn_blocking(move || {
             for id in ids {
                 let report = prove(&janitor, &id);
@@ -244,7 +243,7 @@ impl Control for Service {
     }
 
     async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcResponse>, Status> {
-        let janitor = Arc::clone(&self.0);
+        let janitor = Arc::clone(&self.0.janitor);
         let keep = request.get_ref().keep_bytes.unwrap_or(janitor.views.store.config().cache_bytes);
         let gone = tokio::task::spawn_blocking(move || {
             janitor.forget_images()?;
@@ -259,25 +258,25 @@ impl Control for Service {
     }
 
     async fn get_profile(&self, request: Request<ProfileRequest>) -> Result<Response<Profile>, Status> {
-        profiles::get(&self.0.puller, &request.get_ref().image).await.map(Response::new)
+        profiles::get(&self.0.janitor.puller, &request.get_ref().image).await.map(Response::new)
     }
 
     async fn put_profile(&self, request: Request<PutProfileRequest>) -> Result<Response<Profile>, Status> {
         let PutProfileRequest { image, profile } = request.get_ref();
-        profiles::put(&self.0.puller, image, profile).await.map(Response::new)
+        profiles::put(&self.0.janitor.puller, image, profile).await.map(Response::new)
     }
 
     async fn drop_profile(&self, request: Request<ProfileRequest>) -> Result<Response<Profile>, Status> {
-        profiles::drop(&self.0.puller, &request.get_ref().image).await.map(Response::new)
+        profiles::drop(&self.0.janitor.puller, &request.get_ref().image).await.map(Response::new)
     }
 }
 
 impl Service {
     /// Starts the pulls of images that lost a layer.
     fn refetch(&self) {
-        for chain in self.0.snapshots.remote_chains() {
+        for chain in self.0.janitor.snapshots.remote_chains() {
             // An image that silk does not know any more is pulled when containerd asks for it.
-            let _ = self.0.puller.state(&chain.image, &chain.image_ref);
+            let _ = self.0.janitor.puller.state(&chain.image, &chain.image_ref);
         }
     }
 }

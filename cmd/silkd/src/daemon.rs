@@ -18,8 +18,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
-    config::Config, contents::ContentStore, control, janitor::Janitor, layers::Rooms, notify::notify, served::Served,
-    socket, starts::Starts, views::StoreViews,
+    config::Config, contents::ContentStore, control, janitor::Janitor, layers::Rooms, metrics, node::Node,
+    notify::notify, process::Process, served::Served, socket, starts::Starts, views::StoreViews,
 };
 
 /// Requests that are being answered when the stop comes have this long. A Stat that waits for a pull does not end by
@@ -28,12 +28,14 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    Process::now();
     std::fs::create_dir_all(&config.root).with_context(|| format!("cannot create {}", config.root.display()))?;
     let root = config.root.canonicalize().with_context(|| format!("cannot use {}", config.root.display()))?;
     let store = Arc::new(Store::open(&root, config.store).context("cannot open the store")?);
     let lazies = Lazies::new(Arc::clone(&store), &config.pull);
     let slots = Slots::open(store.database()).context("cannot read the names of served files")?;
-    let served = Served::mount(&root, Arc::clone(&lazies), slots).map(Arc::new).map_err(|error| error.to_string());
+    let served = Served::mount(&root, Arc::clone(&lazies), slots, config.mount.open_files);
+    let served = served.map(Arc::new).map_err(|error| error.to_string());
     if let Err(reason) = &served {
         tracing::warn!(reason, "layers are mounted when they are whole only");
     }
@@ -66,13 +68,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Service::new(Arc::clone(&snapshots), Arc::new(rooms)).with_containerd(connect(&config.containerd.address));
     let janitor = Arc::new(Janitor { views, puller: Arc::clone(&puller), snapshots: Arc::clone(&snapshots), wake });
     let cleaning = tokio::spawn(Arc::clone(&janitor).run());
+    let node = Node::new(janitor, share);
+    if let Some(address) = config.metrics.address {
+        tokio::spawn(metrics::serve(address, node.clone()));
+    }
 
     let listener = socket::bind(&config.address)?;
     resume(&puller, &snapshots);
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let server = Server::builder()
         .add_service(service.into_server())
-        .add_service(ControlServer::new(control::Service::new(janitor, share)))
+        .add_service(ControlServer::new(control::Service::new(node)))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             let _ = stopped.wait_for(|s| *s).await;
         });

@@ -13,14 +13,13 @@ use std::{
 use lru::LruCache;
 use rustix::io::Errno;
 use silk_fuse::{Config, FuseError, Object, Reply, Session, Slot, Source, TreeFiles};
-use silk_model::Digest;
+use silk_model::{
+    Digest, Use,
+    metrics::{METRICS, Read},
+};
 use silk_mount::Trees;
 use silk_pull::Lazies;
 use silk_store::{Slots, Store, StoreError, padded, read_at};
-
-/// Data files of whole layers, and trees, that are kept open. Overlays that were mounted while their layers filled read through here
-/// until their containers end; beyond this many, a read costs an open. The hard limit of descriptors may be 20,000.
-const OPEN: NonZero<usize> = NonZero::new(512).expect("it is not 0");
 
 /// The FUSE mount and what is in it.
 #[derive(Debug)]
@@ -53,14 +52,12 @@ struct Files {
 }
 
 impl Served {
-    /// Mounts `<root>/fuse`.
+    /// Mounts `<root>/fuse`. Keeps so many data files of whole layers open, and so many trees.
     ///
     /// # Errors
     /// When the kernel has no FUSE or refuses.
-    pub fn mount(root: &Path, lazies: Arc<Lazies>, slots: Slots) -> Result<Self, FuseError> {
-        let store = Arc::clone(lazies.store());
-        let (open, open_trees) = (Mutex::new(LruCache::new(OPEN)), Mutex::new(LruCache::new(OPEN)));
-        let files = Arc::new(Files { store, lazies, slots, open, trees: Mutex::default(), open_trees });
+    pub fn mount(root: &Path, lazies: Arc<Lazies>, slots: Slots, open_files: usize) -> Result<Self, FuseError> {
+        let files = Arc::new(Files::new(lazies, slots, open_files));
         let at = root.join("fuse");
         let session = Session::mount(&at, Arc::clone(&files) as Arc<dyn Source>, Config::default())?;
         Ok(Self { at, files, session, plain: OnceLock::new() })
@@ -80,6 +77,11 @@ impl Served {
             Ok(session) => drop(self.plain.set((at, session))),
             Err(error) => tracing::warn!(%error, "all trees are served with extended attributes, which is slower"),
         }
+    }
+
+    /// Data files and trees that are open.
+    pub fn open_files(&self) -> Use {
+        self.files.open_files()
     }
 
     /// The file that serves a layer's data. Names it when it has no name yet.
@@ -127,6 +129,19 @@ impl Trees for Served {
 }
 
 impl Files {
+    fn new(lazies: Arc<Lazies>, slots: Slots, open_files: usize) -> Self {
+        let store = Arc::clone(lazies.store());
+        let most = NonZero::new(open_files).unwrap_or(NonZero::<usize>::MIN);
+        let (open, open_trees) = (Mutex::new(LruCache::new(most)), Mutex::new(LruCache::new(most)));
+        Self { store, lazies, slots, open, trees: Mutex::default(), open_trees }
+    }
+
+    fn open_files(&self) -> Use {
+        let (files, trees) = (lock(&self.open), lock(&self.open_trees));
+        let limit = files.cap().get() + trees.cap().get();
+        Use { limit: limit as u64, in_use: (files.len() + trees.len()) as u64 }
+    }
+
     fn tree(&self, slot: u32) -> Option<Arc<TreeFiles>> {
         if let Some(tree) = lock(&self.open_trees).get(&slot) {
             return Some(Arc::clone(tree));
@@ -185,13 +200,18 @@ impl Source for Files {
                 Box::new(move |read| match read {
                     Ok(bytes) => reply.data(bytes),
                     // Its cause is in the log and in `silk status`.
-                    Err(_) => reply.error(Errno::IO),
+                    Err(_) => {
+                        METRICS.read_errors.one();
+                        reply.error(Errno::IO);
+                    }
                 }),
             );
         }
+        METRICS.reads.of(Read::AtOnce).one();
         match self.read_whole(&diff_id, offset, len) {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => {
+                METRICS.read_errors.one();
                 tracing::error!(%diff_id, %error, "a read of a layer failed");
                 reply.error(Errno::IO);
             }

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use silk_model::{Class, Digest};
+use silk_model::{
+    Class, Digest,
+    metrics::{Lie, METRICS},
+};
 use silk_registry::Repository;
 use silk_share::{Found, Image, LayerKnowledge};
 use silk_store::Known;
@@ -65,7 +68,10 @@ impl Puller {
             let Some(found) = found else { continue };
             match self.learn(layer, &found).await {
                 Ok(()) => drop(learned.insert(layer.diff_id, found.with(()))),
-                Err((Class::Corrupt, why)) => self.seams.share.distrust(&image, &found, &why),
+                Err((Class::Corrupt, why)) => {
+                    METRICS.lies.of(Lie::Index).one();
+                    self.seams.share.distrust(&image, &found, &why);
+                }
                 Err((_, why)) => tracing::warn!(image = spec.reference, why, "what a peer knows could not be kept"),
             }
         }

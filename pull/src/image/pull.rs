@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use silk_model::{Class, Digest};
+use silk_model::{Class, Digest, metrics::Kind};
 use silk_registry::Repository;
 use tokio::task::JoinSet;
 
@@ -47,6 +47,7 @@ impl Puller {
         let mut missing = missing(spec, &self.lazies);
         missing.retain(|(index, _)| *index < count);
         if missing.is_empty() {
+            image.had_to(Kind::Here);
             return Ok(());
         }
         let mut sources = Vec::new();
@@ -55,6 +56,9 @@ impl Puller {
             sources.push((source, repository));
         }
         let missing = self.open_known(missing, &sources).await;
+        if count == spec.layers.len() {
+            image.had_to(if missing.is_empty() { Kind::Known } else { Kind::First });
+        }
         let sources = Arc::new(sources);
         let mut pulls = JoinSet::new();
         for (_, layer) in missing {

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use silk_layer::profile::{Profile, Seen, decode, encode};
-use silk_model::Digest;
+use silk_model::{
+    Digest,
+    metrics::{Hit, Lie, METRICS},
+};
 use silk_registry::Repository;
 use silk_share::{Found, Image};
 use silk_store::StoreError;
@@ -35,6 +38,7 @@ impl Puller {
                 profile = puller.ask_profile(&image).await;
                 starting = puller.lazies.starting();
             }
+            METRICS.profiles.of(if profile.starts.is_empty() { Hit::Miss } else { Hit::Hit }).one();
             puller.lazies.fetch_start(&profile, &spec.diff_ids(), starting).await;
             puller.keep(spec.manifest, move |kept| kept.join(&profile)).await;
         });
@@ -52,7 +56,10 @@ impl Puller {
         for found in found {
             match decode(&found.value) {
                 Ok(theirs) => profile.join(&theirs),
-                Err(error) => self.seams.share.distrust(image, found, &error.to_string()),
+                Err(error) => {
+                    METRICS.lies.of(Lie::Profile).one();
+                    self.seams.share.distrust(image, found, &error.to_string());
+                }
             }
         }
         profile

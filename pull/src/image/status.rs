@@ -2,7 +2,10 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use silk_model::Digest;
+use silk_model::{
+    Digest, Use,
+    metrics::{ImageState, METRICS},
+};
 use silk_store::LayerRecord;
 
 use super::{Claim, Image, Puller, State, lock, rate, record_rate};
@@ -55,8 +58,29 @@ pub struct ImageStatus {
     pub error: Option<String>,
     /// How long the pull has been going on, or took.
     pub time: Duration,
+    /// Calls of containerd that wait for it.
+    pub waiting: u64,
     /// Base first; none for a refused image.
     pub layers: Vec<LayerStatus>,
+}
+
+/// What is in use of all that is bounded; `docs/config.md` has the limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Budgets {
+    /// Blob bodies from the busiest registry host.
+    pub registry_connections: Use,
+    /// Compressed bytes of layers that stream in.
+    pub bytes_in_flight: Use,
+    /// Layers that are decoded.
+    pub decoders: Use,
+    /// Layers that stream in, those whose registry is silent included.
+    pub layers_under_way: Use,
+    /// Ranges that readers wait for.
+    pub demand_ranges: Use,
+    /// Ranges that starts are known to touch.
+    pub profile_ranges: Use,
+    /// Ranges of mounted layers that nobody waits for.
+    pub background_ranges: Use,
 }
 
 /// One layer of an image.
@@ -78,13 +102,60 @@ pub struct LayerStatus {
     pub record: Option<LayerRecord>,
     /// While filling: uncompressed bytes that came.
     pub arrived: Arrived,
+    /// While filling: reads that wait.
+    pub reads_waiting: u64,
     /// What keeps bytes from coming.
     pub trouble: Option<String>,
 }
 
 impl Puller {
+    /// What is in use of all that is bounded.
+    pub fn budgets(&self) -> Budgets {
+        let [bytes_in_flight, decoders, layers_under_way] = self.layers.budget();
+        let [demand_ranges, profile_ranges, background_ranges] = self.lazies.ranges();
+        Budgets {
+            registry_connections: self.registry.connections(),
+            bytes_in_flight,
+            decoders,
+            layers_under_way,
+            demand_ranges,
+            profile_ranges,
+            background_ranges,
+        }
+    }
+
+    /// Layers that wait for their turn to be streamed, and those that are.
+    pub fn layers_under_way(&self) -> (u64, u64) {
+        self.layers.count()
+    }
+
+    /// How many images are in each state.
+    pub fn images_by_state(&self) -> [(ImageState, u64); 5] {
+        let images: Vec<_> = lock(&self.images).values().cloned().collect();
+        let (mut idle, mut pulling, mut ready, mut failed) = (0, 0, 0, 0);
+        for image in images.iter().filter(|image| image.accepted.load(Ordering::Relaxed)) {
+            let Some(spec) = image.spec.get() else { continue };
+            match &*image.state.borrow() {
+                State::Idle if self.here(spec) => ready += 1,
+                State::Idle => idle += 1,
+                State::Pulling(_) => pulling += 1,
+                State::Ready(_) => ready += 1,
+                State::Failed(_) => failed += 1,
+            }
+        }
+        let refused = lock(&self.refusals).len() as u64;
+        [
+            (ImageState::Idle, idle),
+            (ImageState::Pulling, pulling),
+            (ImageState::Ready, ready),
+            (ImageState::Failed, failed),
+            (ImageState::Refused, refused),
+        ]
+    }
+
     /// Notes why an image is left to containerd.
     pub(super) fn refuse(&self, claim: &Claim, reason: &Refused) {
+        METRICS.images_refused.one();
         tracing::warn!(image = claim.reference, %reason, "left to containerd");
         let mut refusals = lock(&self.refusals);
         refusals.retain(|r| !r.is_of(claim));
@@ -129,6 +200,7 @@ impl Puller {
                     state: "refused",
                     error: Some(refusal.reason.clone()),
                     time: Duration::ZERO,
+                    waiting: 0,
                     layers: vec![],
                 });
             }
@@ -152,6 +224,7 @@ impl Puller {
             state,
             error,
             time,
+            waiting: image.state.receiver_count() as u64,
             layers: spec.layers.iter().map(|layer| self.layer_status(layer)).collect(),
         }
     }
@@ -167,6 +240,7 @@ impl Puller {
             rate: 0.0,
             record: record.clone(),
             arrived: Arrived::default(),
+            reads_waiting: 0,
             trouble: None,
         };
         if let Some(record) = record.filter(|r| r.whole) {
@@ -181,6 +255,7 @@ impl Puller {
             status.written = lazy.bytes_here();
             status.source = lazy.host();
             status.arrived = lazy.arrived();
+            status.reads_waiting = lazy.reads_waiting();
             status.trouble = lazy.trouble();
         } else if let Some(job) = self.layers.get(&spec.diff_id) {
             status.state = "waiting";

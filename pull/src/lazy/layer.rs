@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use silk_model::Class;
+use silk_model::{
+    Class,
+    metrics::{METRICS, Read},
+};
 use silk_registry::Blob;
 use silk_share::Found;
 use silk_store::{Partial, StoreError, read_at};
@@ -213,6 +216,11 @@ impl Lazy {
         self.partial.bytes_here()
     }
 
+    /// Reads that wait for bytes.
+    pub fn reads_waiting(&self) -> u64 {
+        self.work().waiting.len() as u64
+    }
+
     /// Uncompressed bytes that came, by what asked for them.
     pub fn arrived(&self) -> Arrived {
         let Counts { demand, profile, background, .. } = &self.counts;
@@ -247,8 +255,10 @@ impl Lazy {
         self.last_read.store(self.made.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
         let bytes = offset..(offset + len as u64);
         if self.is_here(&bytes) {
+            METRICS.reads.of(Read::AtOnce).one();
             return self.answer(bytes, answer);
         }
+        let answer = timed(answer);
         let mut work = self.work();
         let runs = match &work.ground {
             // Again, now that no span can be marked without its waiting reads being looked at.
@@ -407,6 +417,16 @@ impl Lazy {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tells how long a read waited for its answer.
+fn timed(answer: Answer) -> Answer {
+    METRICS.reads.of(Read::Parked).one();
+    let asked = Instant::now();
+    Box::new(move |read| {
+        METRICS.read_wait.took(asked.elapsed());
+        answer(read);
+    })
 }
 
 /// Answers from a whole layer's data file.

@@ -6,6 +6,7 @@ use silk_layer::{
     tar::{Limits, Scanner},
     toc::Toc,
 };
+use silk_model::metrics::{Arrival, METRICS};
 use silk_sys::priority;
 use tokio::{sync::watch, time::sleep_until};
 
@@ -124,6 +125,7 @@ impl Lazy {
             if !lied {
                 road.show.renew(&diff_id, false);
             }
+            METRICS.layer_pulls.of(Arrival::Filled).one();
             let Arrived { demand, profile, background } = lazy.arrived();
             tracing::info!(
                 %diff_id, demand, profile, background, seconds = began.elapsed().as_secs_f64(), "a layer is whole and proved"

@@ -7,7 +7,10 @@ use std::{
 };
 
 use silk_layer::index::{self, SpanError};
-use silk_model::Class;
+use silk_model::{
+    Class,
+    metrics::{self, METRICS},
+};
 use silk_store::StoreError;
 use silk_sys::priority;
 use tokio::sync::mpsc;
@@ -108,12 +111,13 @@ impl Lazy {
             match spans.next(&mut bytes) {
                 Ok(Some(span)) => {
                     if !self.partial.has(span) {
-                        let count = match wanted {
-                            Wanted::Now => &self.counts.demand,
-                            Wanted::Soon => &self.counts.profile,
-                            Wanted::Later => &self.counts.background,
+                        let (count, class) = match wanted {
+                            Wanted::Now => (&self.counts.demand, metrics::Class::Demand),
+                            Wanted::Soon => (&self.counts.profile, metrics::Class::Profile),
+                            Wanted::Later => (&self.counts.background, metrics::Class::Background),
                         };
                         count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        METRICS.arrived.of(class).add(bytes.len() as u64);
                     }
                     self.partial.fill(span, &bytes)?;
                     self.has_come(span);

@@ -15,19 +15,13 @@ use std::{
     time::Duration,
 };
 
+use silk_model::Use;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
 };
 
 use crate::Config;
-
-/// Ranges that readers wait for, at once. More than a container's threads ask for; each holds a decoder and a span.
-const DEMANDS: usize = 8;
-
-/// Ranges that starts are known to touch, at once: they are small, so this many fill a link of 1 Gbit/s at 20 ms to the first
-/// byte, and are what a registry is asked for at once by default.
-const STARTS: usize = 8;
 
 /// Other ranges at once while readers are served: by arithmetic, the fewest that still fill a link of 1 Gbit/s at 80 MiB/s a
 /// connection, when each range begins with 20 ms of silence.
@@ -53,6 +47,8 @@ pub(crate) struct Scheduler {
     /// Scans of what has come: one at a time for every two cores.
     scans: Arc<Semaphore>,
     most: usize,
+    /// For demands and starts.
+    places: [usize; 2],
     traffic: Mutex<Traffic>,
     /// A range that nobody waits for has ended.
     ended: Notify,
@@ -124,8 +120,9 @@ impl Scheduler {
     pub(crate) fn new(config: &Config) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Arc::new(Self {
-            demands: Arc::new(Semaphore::new(DEMANDS)),
-            starts: Arc::new(Semaphore::new(STARTS)),
+            demands: Arc::new(Semaphore::new(config.demand_ranges.max(1))),
+            starts: Arc::new(Semaphore::new(config.profile_ranges.max(1))),
+            places: [config.demand_ranges.max(1), config.profile_ranges.max(1)],
             scans: Arc::new(Semaphore::new(cores.div_ceil(2))),
             most: config.ranges_at_once.max(1),
             traffic: Mutex::new(Traffic {
@@ -138,6 +135,17 @@ impl Scheduler {
             }),
             ended: Notify::new(),
         })
+    }
+
+    /// Ranges under way: that readers wait for, that starts touch, and others.
+    pub(crate) fn now(&self) -> [Use; 3] {
+        let [demands, starts] = self.places;
+        let others = self.traffic().others as u64;
+        [
+            Use::of_places(demands, self.demands.available_permits()),
+            Use::of_places(starts, self.starts.available_permits()),
+            Use { limit: self.most as u64, in_use: others },
+        ]
     }
 
     /// A reader waits.

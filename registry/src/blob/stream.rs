@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use reqwest::StatusCode;
+use silk_model::metrics::METRICS;
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, sleep_until, timeout},
@@ -110,6 +111,7 @@ impl BlobStream {
             Ok(Ok(None)) => return Err(Error::Cut { asked: asked(), at, cause: None }),
             Ok(Ok(Some(bytes))) => bytes,
         };
+        METRICS.registry_received.add(bytes.len() as u64);
         self.blob.inner.received.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
         let skipped = body.skip.min(bytes.len() as u64);
         body.skip -= skipped;
@@ -159,6 +161,7 @@ impl BlobStream {
         let waited = self.attempts().and_then(|attempts| attempts.failed(error, Instant::now()));
         match waited {
             Ok(wait) => {
+                METRICS.registry_retries.one();
                 warn!("{reason}; next attempt in {:.1} s", wait.as_secs_f64());
                 self.not_before = Some(Instant::now() + wait);
                 Ok(())
