@@ -123,10 +123,34 @@ struct Inner {
     stored_for: Option<Arc<State>>,
     signature: u64,
     stalled: usize,
+    bodies: Bodies,
     send_digest_header: bool,
     has_referrers: bool,
     allows_deletes: bool,
     uploads: usize,
+}
+
+/// Bodies of blobs that are on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bodies {
+    /// All of them.
+    pub all: usize,
+    /// Those that answer a request for a range.
+    pub ranges: usize,
+    most: [usize; 2],
+}
+
+impl Bodies {
+    fn begins(&mut self, is_range: bool) {
+        self.all += 1;
+        self.ranges += usize::from(is_range);
+        self.most = [self.most[0].max(self.all), self.most[1].max(self.ranges)];
+    }
+
+    fn ends(&mut self, is_range: bool) {
+        self.all -= 1;
+        self.ranges -= usize::from(is_range);
+    }
 }
 
 struct Planned {
@@ -347,6 +371,15 @@ impl Fake {
     /// Bytes of body sent for the requests that match.
     pub fn sent(&self, requests: &str) -> u64 {
         self.matching(requests).iter().map(|request| request.sent).sum()
+    }
+
+    /// The most bodies of blobs that were on their way at once since the last call. One is over when its last byte was handed to
+    /// the socket, that is, before whoever asked can have it.
+    pub fn most_bodies(&self) -> Bodies {
+        let mut inner = self.state.lock();
+        let [all, ranges] = inner.bodies.most;
+        inner.bodies.most = [inner.bodies.all, inner.bodies.ranges];
+        Bodies { all, ranges, most: [all, ranges] }
     }
 
     /// Waits until `count` requests match.

@@ -10,5 +10,5 @@ mod fake;
 mod image;
 
 pub use certificates::Certificates;
-pub use fake::{ALWAYS, Access, Fake, Fault, Request};
+pub use fake::{ALWAYS, Access, Bodies, Fake, Fault, Request};
 pub use image::{Compression, ImageSpec, LayerSpec, Pushed, PushedLayer};

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test's helper panics where the test would
 
+mod budgets;
 mod lazy;
 mod node;
 mod others;

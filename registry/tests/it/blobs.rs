@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{FutureExt as _, future::join_all};
-use silk_model::Class;
+use silk_model::{Class, Use};
 use silk_registry::{Blob, Error};
 use silk_testkit::{ALWAYS, Fake, Fault};
 
@@ -208,6 +208,38 @@ async fn a_dropped_next_loses_nothing() {
     }
     assert_eq!(got, content);
     assert_eq!(fake.requests().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_bodies_come_from_a_host_than_may() {
+    let (fake, _, content) = start().await;
+    let mut world = World::new(&[&fake]);
+    world.config.connections_per_registry = 3;
+    let registry = world.registry();
+    let reference = format!("{}/app", fake.host()).parse().unwrap();
+    let blob = registry.repository(&reference).await.unwrap().blob(silk_model::Digest::of(&content), SIZE);
+    // Some 20 ms each.
+    fake.fault("GET .*blobs", Fault::Slow(2_500_000), ALWAYS);
+    fake.most_bodies();
+    let patient = (0..24).map(|i| read(&blob, i..i + 50_000));
+    let results = join_all(patient).await;
+    assert!(results.into_iter().enumerate().all(|(i, bytes)| bytes.unwrap() == content[i..i + 50_000]));
+    assert_eq!(fake.most_bodies().all, 3);
+    let urgent = (0..24).map(|i| {
+        let mut stream = blob.read(i..i + 50_000).urgent();
+        async move { rest(&mut stream).await.unwrap() }
+    });
+    let watch = async {
+        while fake.requests().len() < 48 {
+            let Use { limit, in_use } = registry.connections();
+            assert!(limit == 4 && in_use <= 4, "{in_use} of {limit}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (results, ()) = tokio::join!(join_all(urgent), watch);
+    assert!(results.into_iter().enumerate().all(|(i, bytes)| bytes == content[i..i + 50_000]));
+    assert_eq!(fake.most_bodies().all, 4, "one more for those that somebody waits for");
+    assert_eq!(registry.connections(), Use { limit: 4, in_use: 0 });
 }
 
 #[tokio::test]

@@ -41,6 +41,8 @@ pub(super) struct Scripted {
     state: Arc<State>,
     pause: Option<Pin<Box<Sleep>>>,
     stalled: bool,
+    /// It is counted among the bodies of blobs: as a range or not.
+    counted: Option<bool>,
 }
 
 impl Scripted {
@@ -53,7 +55,28 @@ impl Scripted {
         state: Arc<State>,
     ) -> Self {
         let pause = (bytes.is_empty() && end == End::Cut).then(flush);
-        Self { bytes, length, end, rate, sent, state, pause, stalled: false }
+        Self { bytes, length, end, rate, sent, state, pause, stalled: false, counted: None }
+    }
+
+    /// Counts it among the bodies of blobs while it is on its way.
+    pub(super) fn counted(mut self, is_range: bool) -> Self {
+        if !self.bytes.is_empty() {
+            self.state.lock().bodies.begins(is_range);
+            self.counted = Some(is_range);
+        }
+        self
+    }
+
+    fn is_over(&mut self) {
+        if let Some(is_range) = self.counted.take() {
+            self.state.lock().bodies.ends(is_range);
+        }
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.is_over();
     }
 }
 
@@ -89,6 +112,9 @@ impl Body for Scripted {
         let length = self.bytes.len().min(FRAME);
         let frame = self.bytes.split_to(length);
         self.sent.fetch_add(length as u64, Ordering::Relaxed);
+        if self.bytes.is_empty() && self.end != End::Stall {
+            self.is_over();
+        }
         if let Some(rate) = self.rate {
             self.pause = Some(Box::pin(sleep(Duration::from_secs_f64(length as f64 / rate as f64))));
         } else if self.bytes.is_empty() && self.end == End::Cut {

@@ -286,7 +286,10 @@ fn shape(
         (body, end) = (Bytes::new(), End::Proper);
     }
     sent.store(0, Ordering::Relaxed);
-    let body = Scripted::new(body, length, end, rate, sent, state);
+    let mut body = Scripted::new(body, length, end, rate, sent, state);
+    if request.path.contains("/blobs/") || request.path.starts_with("/storage/") {
+        body = body.counted(status == StatusCode::PARTIAL_CONTENT);
+    }
     response.status(status).body(body).expect("the headers are well formed")
 }
 
