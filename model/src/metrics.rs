@@ -454,4 +454,21 @@ mod tests {
             assert_eq!(kind == "histogram", name.ends_with("_seconds") && !name.starts_with("process_"), "{line}");
         }
     }
+
+    #[test]
+    fn the_dashboard_asks_for_what_there_is() {
+        let dashboard = include_str!("../../docs/grafana/silk.json");
+        let asked: Vec<_> = dashboard
+            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+            .filter(|word| word.starts_with("silk_") || word.starts_with("process_"))
+            .collect();
+        let metrics = Metrics::new();
+        for word in &asked {
+            let name = ["_bucket", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+            assert!(metrics.names().iter().any(|n| n == name), "{word} is no number of silkd's");
+        }
+        for name in metrics.names().iter().filter(|n| n.starts_with("silk_budget_")) {
+            assert!(asked.contains(&name.as_str()), "{name} is not shown");
+        }
+    }
 }
