@@ -35,6 +35,15 @@ func TestMetricsOfAPull(t *testing.T) {
 			t.Errorf("%s is not told any more", name)
 		}
 	}
+	frame, err := n.Silk("top", "--once", "--interval", "0.2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"network ", " received", "reads ", "decoders 0/", "nothing arrives\n"} {
+		if !strings.Contains(frame, part) {
+			t.Errorf("silk top does not show %q:\n%s", part, frame)
+		}
+	}
 	size, err := image.Size(n.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -76,6 +76,7 @@ pub enum Command {
     Pull(crate::pull::Arguments),
     Index(crate::index::Arguments),
     Status(crate::status::Arguments),
+    Top(crate::top::Arguments),
     Explain(crate::explain::Arguments),
     Fsck(crate::fsck::Arguments),
     Gc(crate::gc::Arguments),

@@ -54,7 +54,13 @@ impl Control {
 
     /// All images, or those with this reference or manifest digest.
     pub async fn status(&self, image: &str) -> Result<StatusResponse, Failure> {
-        let request = StatusRequest { image: image.to_owned() };
+        let request = StatusRequest { image: image.to_owned(), unfinished: false };
+        self.call("tell its status", ANSWER, self.client().status(request)).await
+    }
+
+    /// Images that arrive or failed to.
+    pub async fn unfinished(&self) -> Result<StatusResponse, Failure> {
+        let request = StatusRequest { image: String::new(), unfinished: true };
         self.call("tell its status", ANSWER, self.client().status(request)).await
     }
 

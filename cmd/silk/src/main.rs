@@ -19,6 +19,7 @@ mod profile;
 mod pull;
 mod status;
 mod table;
+mod top;
 
 use std::process::ExitCode;
 
@@ -64,6 +65,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Pull(arguments) => pull::run(&globals, &arguments).await,
         Command::Index(arguments) => index::run(&globals, &arguments).await,
         Command::Status(arguments) => status::run(&globals, &arguments).await,
+        Command::Top(arguments) => top::run(&globals, &arguments).await,
         Command::Explain(arguments) => explain::run(&globals, &arguments).await,
         Command::Fsck(arguments) => fsck::run(&globals, &arguments).await,
         Command::Gc(arguments) => gc::run(&globals, &arguments).await,

@@ -52,7 +52,7 @@ fn text(status: &StatusResponse) -> String {
     };
     let reason = if status.rung_reason.is_empty() { String::new() } else { format!(" ({})", status.rung_reason) };
     let quota = match status.quota_bytes {
-        0 => "no limit".to_owned(),
+        0 => "none is kept".to_owned(),
         quota => format!("at most {}", human::bytes(quota)),
     };
     let mut text = format!("silkd {} in {}\n", status.version, status.root);

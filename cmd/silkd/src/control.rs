@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     janitor::Janitor,
     node::{Data, Node},
+    node_message::node_message,
     profiles,
     views::died,
 };
@@ -35,11 +36,12 @@ impl Service {
         self.0.share.status().into_iter().map(backend).collect()
     }
 
-    fn images(&self, only: &str) -> Vec<Image> {
+    fn images(&self, only: &str, unfinished: bool) -> Vec<Image> {
         let only = (!only.is_empty()).then_some(only);
         let users = self.0.janitor.snapshots.in_use();
         let images = self.0.janitor.puller.status(only);
-        images.into_iter().map(|image| self.image(image, &users)).collect()
+        let wanted = |image: &ImageStatus| !unfinished || is_unfinished(image);
+        images.into_iter().filter(wanted).map(|image| self.image(image, &users)).collect()
     }
 
     fn image(&self, status: ImageStatus, users: &std::collections::HashMap<Digest, u32>) -> Image {
@@ -56,6 +58,7 @@ impl Service {
             layers: layers.collect(),
             seconds: status.time.as_secs_f64(),
             namespace: status.namespace,
+            waiting: status.waiting,
         }
     }
 
@@ -89,6 +92,7 @@ impl Service {
             demand_bytes: demand,
             profile_bytes: profile,
             background_bytes: background,
+            reads_waiting: status.reads_waiting,
         }
     }
 }
@@ -103,6 +107,11 @@ fn backend(status: BackendStatus) -> Backend {
     let (trouble_seconds, trouble) = trouble.map(|(at, what)| (seconds(at), what)).unwrap_or_default();
     let seconds = seconds(since);
     Backend { name, up, seconds, why, hits, misses, refused, published, dropped, trouble, trouble_seconds }
+}
+
+/// Does it arrive, or did it fail to?
+fn is_unfinished(image: &ImageStatus) -> bool {
+    matches!(image.state, "pulling" | "failed") || image.layers.iter().any(|layer| layer.state == "filling")
 }
 
 fn variant_name(variant: &Variant) -> &'static str {
@@ -179,7 +188,8 @@ impl Control for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let store = &self.0.janitor.views.store;
         let mounts = self.0.janitor.views.views.mounts();
-        let Data { used, unused, .. } = self.0.data();
+        let data = self.0.data();
+        let Data { used, unused, .. } = data;
         Ok(Response::new(StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             rung: rung_name(mounts.rung()).to_owned(),
@@ -188,14 +198,15 @@ impl Control for Service {
             layer_bytes: used + unused,
             unused_bytes: unused,
             quota_bytes: store.config().cache_bytes,
-            images: self.images(&request.get_ref().image),
+            images: self.images(&request.get_ref().image, request.get_ref().unfinished),
             backends: self.backends(),
+            node: Some(node_message(&self.0, &data)),
         }))
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         let name = &request.get_ref().image;
-        let Some(image) = self.images(name).into_iter().next() else {
+        let Some(image) = self.images(name, false).into_iter().next() else {
             return Err(Status::not_found(format!(
                 "silk has not seen {name}: it was pulled without silk or without the labels a remote snapshotter needs \
                  (CRI: disable_snapshot_annotations = false), or all its layers were here already, from another image"

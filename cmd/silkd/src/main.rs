@@ -11,6 +11,7 @@ mod janitor;
 mod layers;
 mod metrics;
 mod node;
+mod node_message;
 mod notify;
 mod process;
 mod profiles;

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use silk_model::{
     Digest, Use,
-    metrics::{self, Backend, LayerState, METRICS, Shared},
+    metrics::{self, Backend, Budget, LayerState, METRICS, Shared},
 };
 use silk_mount::Rung;
 use silk_share::Share;
@@ -55,14 +55,23 @@ impl Node {
         data
     }
 
-    /// Data files and trees that are kept open.
-    pub fn open_files(&self) -> Use {
-        self.janitor.views.served.as_ref().map(|served| served.open_files()).unwrap_or_default()
-    }
-
-    /// Bytes that nobody uses, and how many of them are kept.
-    pub fn cache(&self, data: &Data) -> Use {
-        Use { limit: self.janitor.views.store.config().cache_bytes, in_use: data.unused }
+    /// All budgets: their names, their places among the metrics, and what is in use of them.
+    pub fn budgets(&self, data: &Data) -> [(&'static str, &'static Budget, Use); 9] {
+        let Janitor { views, puller, .. } = &*self.janitor;
+        let (all, now) = (&METRICS.budgets, puller.budgets());
+        let open_files = views.served.as_ref().map(|served| served.open_files()).unwrap_or_default();
+        let cache = Use { limit: views.store.config().cache_bytes, in_use: data.unused };
+        [
+            ("registry_connections", &all.registry_connections, now.registry_connections),
+            ("bytes_in_flight", &all.bytes_in_flight, now.bytes_in_flight),
+            ("decoders", &all.decoders, now.decoders),
+            ("layers_under_way", &all.layers_under_way, now.layers_under_way),
+            ("demand_ranges", &all.demand_ranges, now.demand_ranges),
+            ("profile_ranges", &all.profile_ranges, now.profile_ranges),
+            ("background_ranges", &all.background_ranges, now.background_ranges),
+            ("open_files", &all.open_files, open_files),
+            ("cache_bytes", &all.cache_bytes, cache),
+        ]
     }
 
     /// Sets what is not counted as it happens. Blocks for a moment: file systems are asked.
@@ -120,16 +129,9 @@ impl Node {
     }
 
     fn measure_budgets(&self, data: &Data) {
-        let (all, now) = (&METRICS.budgets, self.janitor.puller.budgets());
-        all.registry_connections.set(now.registry_connections);
-        all.bytes_in_flight.set(now.bytes_in_flight);
-        all.decoders.set(now.decoders);
-        all.layers_under_way.set(now.layers_under_way);
-        all.demand_ranges.set(now.demand_ranges);
-        all.profile_ranges.set(now.profile_ranges);
-        all.background_ranges.set(now.background_ranges);
-        all.open_files.set(self.open_files());
-        all.cache_bytes.set(self.cache(data));
+        for (_, metric, now) in self.budgets(data) {
+            metric.set(now);
+        }
     }
 }
 

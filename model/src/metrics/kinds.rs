@@ -142,6 +142,13 @@ impl<L: Label, M> By<L, M> {
     }
 }
 
+impl<L> By<L, Counter> {
+    /// All of them together.
+    pub fn sum(&self) -> u64 {
+        self.each.iter().map(Counter::get).sum()
+    }
+}
+
 /// A budget: how much of something may be in use, and is.
 #[derive(Debug)]
 pub struct Budget {

@@ -17,6 +17,37 @@ struct Status {
     quota_bytes: u64,
     images: Vec<Image>,
     backends: Vec<Backend>,
+    node: Node,
+}
+
+#[derive(Debug, Serialize)]
+struct Node {
+    resident_bytes: u64,
+    descriptors: u64,
+    descriptors_limit: u64,
+    threads: u64,
+    cpu_seconds: f64,
+    seconds: f64,
+    requests: u64,
+    retries: u64,
+    received_bytes: u64,
+    demand_bytes: u64,
+    profile_bytes: u64,
+    background_bytes: u64,
+    stream_bytes: u64,
+    reads_at_once: u64,
+    reads_parked: u64,
+    read_errors: u64,
+    reads_waiting: u64,
+    layers: u64,
+    budgets: Vec<Budget>,
+}
+
+#[derive(Debug, Serialize)]
+struct Budget {
+    name: String,
+    limit: u64,
+    in_use: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -42,6 +73,7 @@ struct Image {
     state: String,
     error: String,
     seconds: f64,
+    waiting: u64,
     layers: Vec<Layer>,
 }
 
@@ -67,6 +99,7 @@ struct Layer {
     demand_bytes: u64,
     profile_bytes: u64,
     background_bytes: u64,
+    reads_waiting: u64,
 }
 
 /// The answer as JSON, with a line end.
@@ -88,10 +121,67 @@ impl From<control::StatusResponse> for Status {
             quota_bytes,
             images,
             backends,
+            node,
         } = answer;
         let images = images.into_iter().map(Image::from).collect();
         let backends = backends.into_iter().map(Backend::from).collect();
-        Self { version, rung, rung_reason, root, layer_bytes, unused_bytes, quota_bytes, images, backends }
+        let node = node.unwrap_or_default().into();
+        Self { version, rung, rung_reason, root, layer_bytes, unused_bytes, quota_bytes, images, backends, node }
+    }
+}
+
+impl From<control::Node> for Node {
+    fn from(node: control::Node) -> Self {
+        let control::Node {
+            resident_bytes,
+            descriptors,
+            descriptors_limit,
+            threads,
+            cpu_seconds,
+            seconds,
+            requests,
+            retries,
+            received_bytes,
+            demand_bytes,
+            profile_bytes,
+            background_bytes,
+            stream_bytes,
+            reads_at_once,
+            reads_parked,
+            read_errors,
+            reads_waiting,
+            layers,
+            budgets,
+        } = node;
+        let budgets = budgets.into_iter().map(Budget::from).collect();
+        Self {
+            resident_bytes,
+            descriptors,
+            descriptors_limit,
+            threads,
+            cpu_seconds,
+            seconds,
+            requests,
+            retries,
+            received_bytes,
+            demand_bytes,
+            profile_bytes,
+            background_bytes,
+            stream_bytes,
+            reads_at_once,
+            reads_parked,
+            read_errors,
+            reads_waiting,
+            layers,
+            budgets,
+        }
+    }
+}
+
+impl From<control::Budget> for Budget {
+    fn from(budget: control::Budget) -> Self {
+        let control::Budget { name, limit, in_use } = budget;
+        Self { name, limit, in_use }
     }
 }
 
@@ -116,9 +206,9 @@ impl From<control::Backend> for Backend {
 
 impl From<control::Image> for Image {
     fn from(image: control::Image) -> Self {
-        let control::Image { reference, manifest_digest, state, error, layers, seconds, namespace } = image;
+        let control::Image { reference, manifest_digest, state, error, layers, seconds, namespace, waiting } = image;
         let layers = layers.into_iter().map(Layer::from).collect();
-        Self { reference, manifest_digest, namespace, state, error, seconds, layers }
+        Self { reference, manifest_digest, namespace, state, error, seconds, waiting, layers }
     }
 }
 
@@ -145,6 +235,7 @@ impl From<control::Layer> for Layer {
             demand_bytes,
             profile_bytes,
             background_bytes,
+            reads_waiting,
         } = layer;
         Self {
             diff_id,
@@ -167,6 +258,7 @@ impl From<control::Layer> for Layer {
             demand_bytes,
             profile_bytes,
             background_bytes,
+            reads_waiting,
         }
     }
 }

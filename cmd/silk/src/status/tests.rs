@@ -1,5 +1,7 @@
 //! What an operator reads.
 
+use silk_api::control;
+
 use super::*;
 
 fn answer() -> StatusResponse {
@@ -24,6 +26,7 @@ fn answer() -> StatusResponse {
         demand_bytes: 0,
         profile_bytes: 0,
         background_bytes: 0,
+        reads_waiting: 0,
     };
     StatusResponse {
         version: "0.1.0".into(),
@@ -33,6 +36,7 @@ fn answer() -> StatusResponse {
         layer_bytes: 1_200_000_000,
         unused_bytes: 0,
         quota_bytes: 0,
+        node: Some(control::Node { layers: 7, ..control::Node::default() }),
         backends: vec![
             Backend {
                 name: "redis 10.0.0.5:6379".into(),
@@ -61,6 +65,7 @@ fn answer() -> StatusResponse {
                 layers: vec![layer("1", "whole"), layer("2", "pulling")],
                 seconds: 1.5,
                 namespace: "k8s.io".into(),
+                waiting: 1,
             },
             Image {
                 reference: "docker.io/library/other:1".into(),
@@ -79,7 +84,7 @@ fn the_table() {
     let expected = "\
 silkd 0.1.0 in /var/lib/silk
 layers are shown by EROFS from files (Linux 6.12)
-1.2 GB of layers on disk, 0 B of them unused (no limit)
+1.2 GB of layers on disk, 0 B of them unused (none is kept)
 shared through redis 10.0.0.5:6379, up for 3 min 5 s
   12 found, 3 not there, 0 refused; 0 published, 0 dropped
 shared through referrers, away for 2.50 s: registry a did not answer
@@ -117,6 +122,7 @@ fn the_json_has_the_names_of_the_service() {
         ("Image", &value["images"][0]),
         ("Layer", layer),
         ("Backend", &value["backends"][0]),
+        ("Node", &value["node"]),
     ] {
         let body = proto.split(&format!("message {message} {{")).nth(1).unwrap().split('}').next().unwrap();
         let fields: Vec<_> = body.lines().filter_map(|line| line.split_once(" = ")?.0.split(' ').next_back()).collect();
