@@ -28,12 +28,14 @@ use crate::{
 };
 
 mod broken;
+mod claim;
 mod known;
 mod others;
 mod pull;
 mod start;
 mod status;
 pub use broken::Broken;
+pub use claim::{Caller, Claim, Claimed};
 pub use status::{Budgets, ImageStatus, LayerStatus};
 
 /// A claim is followed by its snapshot within milliseconds; a minute covers a node that is starved of everything.
@@ -71,41 +73,6 @@ pub trait Show: fmt::Debug + Send + Sync + 'static {
 
     /// What the kernel keeps of a layer's served data may be wrong. Waits for reads of it that are under way. Blocks.
     fn forget(&self, diff_id: &Digest);
-}
-
-/// containerd prepares a layer of an image.
-#[derive(Debug, Clone)]
-pub struct Claim {
-    /// containerd's namespace.
-    pub namespace: String,
-    /// The image's reference.
-    pub reference: String,
-    /// The manifest's digest.
-    pub manifest: Digest,
-    /// The blob.
-    pub blob: Digest,
-    /// The chain ID that the snapshot will have.
-    pub chain_id: Digest,
-    /// How many layers lie below.
-    pub below: usize,
-}
-
-/// The layer that a [`Claim`] is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claimed {
-    /// The layer.
-    pub diff_id: Digest,
-    /// Is it the image's last?
-    pub top: bool,
-}
-
-/// The pull that waits for an image: what it holds in containerd may name other sources of the same layers.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// containerd's namespace.
-    pub namespace: String,
-    /// Its lease; [`None`] when containerd does not tell: any of those that the namespace has.
-    pub lease: Option<String>,
 }
 
 /// How far an image is.

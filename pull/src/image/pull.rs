@@ -46,8 +46,14 @@ impl Puller {
     ) -> Result<(), ImageError> {
         let mut missing = missing(spec, &self.lazies);
         missing.retain(|(index, _)| *index < count);
+        // Who waits for lower layers only says nothing of the image's own pull, which may be under way.
+        let note = |kind| {
+            if count == spec.layers.len() {
+                image.had_to(kind);
+            }
+        };
         if missing.is_empty() {
-            image.had_to(Kind::Here);
+            note(Kind::Here);
             return Ok(());
         }
         let mut sources = Vec::new();
@@ -56,9 +62,7 @@ impl Puller {
             sources.push((source, repository));
         }
         let missing = self.open_known(missing, &sources).await;
-        if count == spec.layers.len() {
-            image.had_to(if missing.is_empty() { Kind::Known } else { Kind::First });
-        }
+        note(if missing.is_empty() { Kind::Known } else { Kind::First });
         let sources = Arc::new(sources);
         let mut pulls = JoinSet::new();
         for (_, layer) in missing {

@@ -1,0 +1,38 @@
+//! What containerd asks for.
+
+use silk_model::Digest;
+
+/// containerd prepares a layer of an image.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The image's reference.
+    pub reference: String,
+    /// The manifest's digest.
+    pub manifest: Digest,
+    /// The blob.
+    pub blob: Digest,
+    /// The chain ID that the snapshot will have.
+    pub chain_id: Digest,
+    /// How many layers lie below.
+    pub below: usize,
+}
+
+/// The layer that a [`Claim`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    /// The layer.
+    pub diff_id: Digest,
+    /// Is it the image's last?
+    pub top: bool,
+}
+
+/// The pull that waits for an image: what it holds in containerd may name other sources of the same layers.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Its lease; [`None`] when containerd does not tell: any of those that the namespace has.
+    pub lease: Option<String>,
+}
