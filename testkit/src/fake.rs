@@ -75,6 +75,8 @@ pub enum Fault {
     ShortRange(u64),
     /// The body comes at this many bytes a second.
     Slow(u64),
+    /// The body begins once the registry is healed.
+    Hold,
 }
 
 /// A request that came.
@@ -103,7 +105,7 @@ struct Recorded {
 #[derive(Default)]
 struct State {
     inner: Mutex<Inner>,
-    /// At each request, and at each body that stalls.
+    /// At each request, at each body that begins or stalls, and when the registry is healed.
     changed: Notify,
 }
 
@@ -123,6 +125,8 @@ struct Inner {
     stored_for: Option<Arc<State>>,
     signature: u64,
     stalled: usize,
+    /// How often.
+    healed: u64,
     bodies: Bodies,
     send_digest_header: bool,
     has_referrers: bool,
@@ -294,9 +298,13 @@ impl Fake {
         self.fault(requests, Fault::status(code), times);
     }
 
-    /// Ends all planned faults.
+    /// Ends all planned faults, and lets go of bodies that are held.
     pub fn heal(&self) {
-        self.state.lock().faults.clear();
+        let mut inner = self.state.lock();
+        inner.faults.clear();
+        inner.healed += 1;
+        drop(inner);
+        self.state.changed.notify_waiters();
     }
 
     /// Who is let in from now on.
@@ -384,24 +392,17 @@ impl Fake {
 
     /// Waits until `count` requests match.
     pub async fn wait_for(&self, requests: &str, count: usize) {
-        self.wait_until(|fake| fake.count(requests) >= count).await;
+        self.state.until(|| self.count(requests) >= count).await;
     }
 
     /// Waits until `count` answers have stalled.
     pub async fn wait_for_stalls(&self, count: usize) {
-        self.wait_until(|fake| fake.state.lock().stalled >= count).await;
+        self.state.until(|| self.state.lock().stalled >= count).await;
     }
 
-    async fn wait_until(&self, condition: impl Fn(&Self) -> bool) {
-        loop {
-            let changed = self.state.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if condition(self) {
-                return;
-            }
-            changed.await;
-        }
+    /// Waits until `count` bodies of blobs are on their way at once.
+    pub async fn wait_for_bodies(&self, count: usize) {
+        self.state.until(|| self.state.lock().bodies.all >= count).await;
     }
 }
 
@@ -426,6 +427,19 @@ impl fmt::Debug for Fake {
 impl State {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no test panics with it")
+    }
+
+    /// Waits until `condition` holds, which is looked at after each change.
+    async fn until(&self, condition: impl Fn() -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if condition() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     fn stalls(&self) {

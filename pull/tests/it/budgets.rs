@@ -1,4 +1,5 @@
-//! Each budget at its limit: more is wanted than it allows, never more is in use, and all arrives.
+//! Each budget at its limit: more is wanted than it allows, never more is in use, and all arrives. The registry holds all
+//! bodies back until as many are on their way as may be, so that no timing decides.
 
 use std::{
     sync::{
@@ -14,37 +15,49 @@ use silk_model::Use;
 use silk_pull::{Budgets, Config, Puller};
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed};
 
-/// Looks at the budgets all the time.
+/// Looks at a budget all the time.
 struct Watch {
+    puller: Arc<Puller>,
+    of: fn(Budgets) -> Use,
     stop: Arc<AtomicBool>,
-    looks: tokio::task::JoinHandle<u64>,
+    looks: tokio::task::JoinHandle<()>,
 }
 
 impl Watch {
     /// `of` takes out the one that is looked at.
-    fn start(puller: &Arc<Puller>, of: fn(Budgets) -> Use) -> Self {
-        let (stop, puller) = (Arc::new(AtomicBool::new(false)), Arc::clone(puller));
-        let stopped = Arc::clone(&stop);
+    fn start(node: &Node, of: fn(Budgets) -> Use) -> Self {
+        let (stop, puller) = (Arc::new(AtomicBool::new(false)), Arc::clone(&node.puller));
+        let (stopped, looked) = (Arc::clone(&stop), Arc::clone(&puller));
         let looks = tokio::spawn(async move {
-            let mut most = 0;
             while !stopped.load(Ordering::Relaxed) {
-                let Use { limit, in_use } = of(puller.budgets());
+                let Use { limit, in_use } = of(looked.budgets());
                 assert!(in_use <= limit, "{in_use} of {limit}");
-                most = most.max(in_use);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            assert_eq!(of(puller.budgets()).in_use, 0, "all was given back");
-            most
         });
-        Self { stop, looks }
+        Self { puller, of, stop, looks }
     }
 
-    /// The most that was in use, once nothing is.
-    async fn most(self) -> u64 {
+    /// Waits until `bodies` of blobs are held back, and lets them go. Returns what of the budget was in use.
+    async fn full(&self, registry: &Fake, bodies: usize) -> u64 {
+        let come = tokio::time::timeout(Duration::from_secs(60), registry.wait_for_bodies(bodies));
+        come.await.expect("as many as may be");
+        // For more of them, if more may come.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let Use { in_use, .. } = (self.of)(self.puller.budgets());
+        assert_eq!(registry.most_bodies().all, bodies);
+        registry.heal();
+        in_use
+    }
+
+    /// At the end all is given back.
+    async fn end(self) {
         // What is dropped last may be dropped a moment after whoever waited was told.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        while (self.of)(self.puller.budgets()).in_use > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         self.stop.store(true, Ordering::Relaxed);
-        self.looks.await.unwrap()
+        self.looks.await.unwrap();
     }
 }
 
@@ -53,77 +66,88 @@ fn push(registry: &Fake, tars: &[Vec<u8>]) -> Pushed {
     registry.push_image("library/app:1", &image)
 }
 
+fn hold(registry: &Fake) {
+    registry.most_bodies();
+    registry.fault("GET .*/blobs/", Fault::Hold, ALWAYS);
+}
+
 fn tars(count: u64, len: usize) -> Vec<Vec<u8>> {
     (0..count).map(|seed| tar(&[("noise", &noise(seed + 1, len))])).collect()
 }
 
-/// The most bodies that were on their way at once while a node pulled 8 layers, and the most that it said were in use.
-async fn streams(change: impl FnOnce(&mut Config), of: fn(Budgets) -> Use) -> (usize, u64) {
+/// A node pulls 8 layers, and `bodies` of them are on their way at once. Returns what of the budget was in use then, and the
+/// most bodies afterwards.
+async fn streams(bodies: usize, change: impl FnOnce(&mut Config), of: fn(Budgets) -> Use) -> (u64, usize) {
     let (registry, tars) = (Fake::start().await, tars(8, 60_000));
     let pushed = push(&registry, &tars);
-    // 0.1 s a layer.
-    registry.fault("GET .*/blobs/", Fault::Slow(600_000), ALWAYS);
+    hold(&registry);
     let node = Node::with(change);
-    let watch = Watch::start(&node.puller, of);
-    registry.most_bodies();
-    node.pull(&pushed).await.unwrap();
+    let watch = Watch::start(&node, of);
+    let (pulled, in_use) = tokio::join!(node.pull(&pushed), watch.full(&registry, bodies));
+    pulled.unwrap();
     for (layer, tar) in pushed.layers.iter().zip(&tars) {
         assert_eq!(node.data(&layer.diff_id), *tar);
     }
-    (registry.most_bodies().all, watch.most().await)
+    watch.end().await;
+    (in_use, registry.most_bodies().all)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_layers_are_decoded_at_once_than_may() {
-    let most = streams(|config| config.layers_at_once = 2, |now| now.decoders).await;
-    assert_eq!(most, (2, 2));
+    let decoders = |now: Budgets| now.decoders;
+    assert_eq!(streams(2, |config| config.layers_at_once = 2, decoders).await, (2, 2));
     // Without that bound, the load is over it.
-    assert!(streams(|config| config.layers_at_once = 8, |now| now.decoders).await.0 > 2);
+    assert_eq!(streams(8, |config| config.layers_at_once = 8, decoders).await, (8, 8));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_layers_are_under_way_than_may() {
     let change = |config: &mut Config| (config.layers_at_once, config.layers_under_way) = (8, 3);
-    assert_eq!(streams(change, |now| now.layers_under_way).await, (3, 3));
+    assert_eq!(streams(3, change, |now| now.layers_under_way).await, (3, 3));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_bytes_are_in_flight_than_may() {
     let (registry, tars) = (Fake::start().await, tars(4, 600_000));
     let pushed = push(&registry, &tars);
-    // 20 ms a range.
-    registry.fault("GET .*/blobs/", Fault::Slow(5_000_000), ALWAYS);
+    hold(&registry);
     let node = Node::with(|config| {
         (config.layers_at_once, config.range_bytes, config.bytes_in_flight) = (4, 100_000, 300_000);
     });
-    let watch = Watch::start(&node.puller, |now| now.bytes_in_flight);
-    registry.most_bodies();
-    node.pull(&pushed).await.unwrap();
+    let watch = Watch::start(&node, |now| now.bytes_in_flight);
+    // Four layers want two ranges each.
+    let (pulled, in_use) = tokio::join!(node.pull(&pushed), watch.full(&registry, 3));
+    pulled.unwrap();
     for (layer, tar) in pushed.layers.iter().zip(&tars) {
         assert_eq!(node.data(&layer.diff_id), *tar);
     }
-    // Four layers want two ranges each.
-    assert_eq!((registry.most_bodies().ranges, watch.most().await), (3, 300_000));
+    watch.end().await;
+    assert_eq!((in_use, registry.most_bodies().all), (300_000, 3));
 }
 
-/// A node on which the layers are known, and a slow registry.
+/// A node on which the layers are known.
 async fn known(registry: &Fake, tars: &[Vec<u8>], change: impl FnOnce(&mut Config)) -> (Node, Pushed) {
     let pushed = push(registry, tars);
     let teacher = Node::new();
     teacher.pull(&pushed).await.unwrap();
     let node = Node::with(change);
     node.learn_from(&teacher, &pushed);
-    // 50 ms a segment of 256 KiB.
-    registry.fault("GET .*/blobs/", Fault::Slow(5_000_000), ALWAYS);
-    registry.most_bodies();
+    hold(registry);
     (node, pushed)
+}
+
+async fn arrives(node: &Node, pushed: &Pushed, tars: &[Vec<u8>]) {
+    for (layer, tar) in pushed.layers.iter().zip(tars) {
+        node.whole(&layer.diff_id).await;
+        assert_eq!(node.data(&layer.diff_id), *tar);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_ranges_come_for_readers_than_may() {
     let (registry, tars) = (Fake::start().await, tars(2, 6_000_000));
     let (node, pushed) = known(&registry, &tars, |config| (config.demand_ranges, config.ranges_at_once) = (3, 1)).await;
-    let watch = Watch::start(&node.puller, |now| now.demand_ranges);
+    let watch = Watch::start(&node, |now| now.demand_ranges);
     node.pull(&pushed).await.unwrap();
     // Far from each other, and none behind another.
     let reads = (0..16).rev().map(|i| {
@@ -131,13 +155,12 @@ async fn no_more_ranges_come_for_readers_than_may() {
         let offset = 300_000 + i / 2 * 700_000;
         async move { assert_eq!(node.read(&id, offset as u64, 4096).await.unwrap(), tar[offset..offset + 4096]) }
     });
-    futures::future::join_all(reads).await;
-    let bodies = registry.most_bodies().all;
-    for layer in &pushed.layers {
-        node.whole(&layer.diff_id).await;
-    }
-    assert!(bodies <= 4, "{bodies} bodies for three readers' ranges and one that nobody waits for");
-    assert_eq!(watch.most().await, 3);
+    // Three for readers, and one that nobody waits for.
+    let (_, in_use) = tokio::join!(futures::future::join_all(reads), watch.full(&registry, 4));
+    assert_eq!(in_use, 3);
+    arrives(&node, &pushed, &tars).await;
+    watch.end().await;
+    assert!(registry.most_bodies().all <= 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,16 +175,13 @@ async fn no_more_ranges_come_for_a_start_than_may() {
     });
     profile.learn(&Seen { touches: touches.collect(), ..Seen::default() });
     node.puller.import_profile(&pushed.manifest_digest, &pushed.reference, profile).await.unwrap();
-    let watch = Watch::start(&node.puller, |now| now.profile_ranges);
+    let watch = Watch::start(&node, |now| now.profile_ranges);
     node.pull(&pushed).await.unwrap();
-    for (layer, tar) in pushed.layers.iter().zip(&tars) {
-        node.whole(&layer.diff_id).await;
-        assert_eq!(node.data(&layer.diff_id), *tar);
-    }
-    // One more that nobody waits for.
-    let bodies = registry.most_bodies().all;
-    assert!(bodies <= 3, "{bodies} bodies");
-    assert_eq!(watch.most().await, 2);
+    // What nobody waits for begins behind them.
+    assert_eq!(watch.full(&registry, 2).await, 2);
+    arrives(&node, &pushed, &tars).await;
+    watch.end().await;
+    assert!(registry.most_bodies().all <= 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,11 +189,10 @@ async fn no_more_ranges_come_that_nobody_waits_for_than_may() {
     let (registry, tars) = (Fake::start().await, tars(4, 3_000_000));
     let change = |config: &mut Config| (config.ranges_at_once, config.range_bytes) = (2, 300_000);
     let (node, pushed) = known(&registry, &tars, change).await;
-    let watch = Watch::start(&node.puller, |now| now.background_ranges);
+    let watch = Watch::start(&node, |now| now.background_ranges);
     node.pull(&pushed).await.unwrap();
-    for (layer, tar) in pushed.layers.iter().zip(&tars) {
-        node.whole(&layer.diff_id).await;
-        assert_eq!(node.data(&layer.diff_id), *tar);
-    }
-    assert_eq!((registry.most_bodies().all, watch.most().await), (2, 2));
+    assert_eq!(watch.full(&registry, 2).await, 2);
+    arrives(&node, &pushed, &tars).await;
+    watch.end().await;
+    assert!(registry.most_bodies().all <= 2);
 }

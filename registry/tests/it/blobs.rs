@@ -218,27 +218,30 @@ async fn no_more_bodies_come_from_a_host_than_may() {
     let registry = world.registry();
     let reference = format!("{}/app", fake.host()).parse().unwrap();
     let blob = registry.repository(&reference).await.unwrap().blob(silk_model::Digest::of(&content), SIZE);
-    // Some 20 ms each.
-    fake.fault("GET .*blobs", Fault::Slow(2_500_000), ALWAYS);
+    // Holds bodies back until as many are on their way as may be.
+    let full = async |most: usize| {
+        let come = tokio::time::timeout(Duration::from_secs(60), fake.wait_for_bodies(most));
+        come.await.expect("as many as may be");
+        // For more of them, if more may come.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(registry.connections(), Use { limit: 4, in_use: most as u64 });
+        fake.heal();
+    };
     fake.most_bodies();
+    fake.fault("GET .*blobs", Fault::Hold, ALWAYS);
     let patient = (0..24).map(|i| read(&blob, i..i + 50_000));
-    let results = join_all(patient).await;
+    let (results, ()) = tokio::join!(join_all(patient), full(3));
     assert!(results.into_iter().enumerate().all(|(i, bytes)| bytes.unwrap() == content[i..i + 50_000]));
     assert_eq!(fake.most_bodies().all, 3);
+    fake.fault("GET .*blobs", Fault::Hold, ALWAYS);
     let urgent = (0..24).map(|i| {
         let mut stream = blob.read(i..i + 50_000).urgent();
         async move { rest(&mut stream).await.unwrap() }
     });
-    let watch = async {
-        while fake.requests().len() < 48 {
-            let Use { limit, in_use } = registry.connections();
-            assert!(limit == 4 && in_use <= 4, "{in_use} of {limit}");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let (results, ()) = tokio::join!(join_all(urgent), watch);
+    // One more for those that somebody waits for.
+    let (results, ()) = tokio::join!(join_all(urgent), full(4));
     assert!(results.into_iter().enumerate().all(|(i, bytes)| bytes == content[i..i + 50_000]));
-    assert_eq!(fake.most_bodies().all, 4, "one more for those that somebody waits for");
+    assert_eq!(fake.most_bodies().all, 4);
     assert_eq!(registry.connections(), Use { limit: 4, in_use: 0 });
 }
 

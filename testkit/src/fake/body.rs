@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 
 use super::State;
 
@@ -29,6 +29,8 @@ pub(super) enum End {
     Stall,
 }
 
+type Pause = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// A body in frames.
 pub(super) struct Scripted {
     bytes: Bytes,
@@ -39,7 +41,7 @@ pub(super) struct Scripted {
     rate: Option<u64>,
     sent: Arc<AtomicU64>,
     state: Arc<State>,
-    pause: Option<Pin<Box<Sleep>>>,
+    pause: Option<Pause>,
     stalled: bool,
     /// It is counted among the bodies of blobs: as a range or not.
     counted: Option<bool>,
@@ -62,8 +64,19 @@ impl Scripted {
     pub(super) fn counted(mut self, is_range: bool) -> Self {
         if !self.bytes.is_empty() {
             self.state.lock().bodies.begins(is_range);
+            self.state.changed.notify_waiters();
             self.counted = Some(is_range);
         }
+        self
+    }
+
+    /// Nothing of it goes out before the registry is healed.
+    pub(super) fn held(mut self) -> Self {
+        let state = Arc::clone(&self.state);
+        let healed = state.lock().healed;
+        self.pause = Some(Box::pin(async move {
+            state.until(|| state.lock().healed > healed).await;
+        }));
         self
     }
 
@@ -81,7 +94,7 @@ impl Drop for Scripted {
 }
 
 /// The server writes out what it has when a body pends: head and bytes arrive before the error closes the connection.
-fn flush() -> Pin<Box<Sleep>> {
+fn flush() -> Pause {
     Box::pin(sleep(Duration::from_millis(20)))
 }
 

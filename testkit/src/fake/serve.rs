@@ -290,6 +290,9 @@ fn shape(
     if request.path.contains("/blobs/") || request.path.starts_with("/storage/") {
         body = body.counted(status == StatusCode::PARTIAL_CONTENT);
     }
+    if fault == Some(Fault::Hold) {
+        body = body.held();
+    }
     response.status(status).body(body).expect("the headers are well formed")
 }
 
