@@ -140,6 +140,16 @@ label! {
 }
 
 label! {
+    /// Which way bytes went to the disk.
+    Way("way") {
+        /// Through the page cache.
+        Cache = "cache",
+        /// Past it.
+        Past = "past",
+    }
+}
+
+label! {
     /// How a read through FUSE was answered.
     Read("how") {
         /// Its bytes were here.
@@ -277,6 +287,7 @@ pub struct Metrics {
     pub data: By<Data, Gauge>,
     pub disk_size: Gauge,
     pub disk_free: Gauge,
+    pub written: By<Way, Counter>,
     pub evicted_layers: Counter,
     pub evicted_bytes: Counter,
 
@@ -357,6 +368,10 @@ impl Metrics {
             data: b.gauges("silk_data_bytes", "Uncompressed bytes of layers on disk"),
             disk_size: b.gauge("silk_disk_size_bytes", "Size of the file system that silk's root is on"),
             disk_free: b.gauge("silk_disk_free_bytes", "What is free of it"),
+            written: b.counters(
+                "silk_data_written_bytes_total",
+                "Uncompressed bytes of layers that were written, through the page cache or past it",
+            ),
             evicted_layers: b.counter("silk_evicted_layers_total", "Layers whose data was dropped"),
             evicted_bytes: b.counter("silk_evicted_bytes_total", "Bytes of their data"),
             share_configured: b

@@ -28,6 +28,7 @@ mod partial;
 mod profiles;
 mod record;
 mod slots;
+mod way;
 mod writer;
 
 use std::{
@@ -71,6 +72,7 @@ pub struct Store {
     changing: Mutex<()>,
     /// Layers that have a writer.
     writing: Mutex<HashSet<Digest>>,
+    ways: way::Ways,
 }
 
 impl Store {
@@ -95,6 +97,7 @@ impl Store {
             records: Mutex::default(),
             changing: Mutex::default(),
             writing: Mutex::default(),
+            ways: way::Ways::default(),
         };
         store.load()?;
         store.sweep()?;

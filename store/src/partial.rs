@@ -194,22 +194,23 @@ impl Partial {
         spans.clone().any(|span| !self.has(span)).then_some(spans)
     }
 
-    /// Stores a span. The caller has verified the bytes ([`silk_layer::index::Spans`] does).
+    /// Stores a span. The caller has verified the bytes ([`silk_layer::index::Spans`] does). `is_wanted`: somebody reads it now or
+    /// soon, so that it is kept in memory.
     ///
     /// # Errors
     /// What the file system says; class `NoSpace` when the disk is full. The span stays missing.
-    pub fn fill(&self, span: usize, bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn fill(&self, span: usize, bytes: &[u8], is_wanted: bool) -> Result<(), StoreError> {
         self.check_open()?;
         if self.has(span) {
             return Ok(());
         }
         let start = self.index.range(span).start;
-        let written = if self.fresh {
-            writer::write_sparse(&self.data, bytes, start)
-        } else {
-            // A process that was killed may have left anything where zeros belong.
-            self.data.write_all_at(bytes, start)
+        let ways = &self.store.ways;
+        let write = |run: &[u8], at| {
+            if is_wanted { ways.write_cached(&self.data, run, at) } else { ways.write(&self.data, run, at) }
         };
+        // A process that was killed may have left anything where zeros belong.
+        let written = if self.fresh { writer::write_sparse(bytes, start, write) } else { write(bytes, start) };
         written.map_err(|e| StoreError::io("write", &self.data_path, e))?;
         self.present
             .write_all_at(&[HERE], (HEADER + span) as u64)

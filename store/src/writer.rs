@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -60,7 +59,9 @@ impl LayerWriter {
     /// # Errors
     /// What the file system says; class `NoSpace` when the disk is full.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        write_sparse(&self.file, bytes, self.size).map_err(|e| StoreError::io("write", &self.path, e))?;
+        let ways = &self.claim.store.ways;
+        write_sparse(bytes, self.size, |run, at| ways.write(&self.file, run, at))
+            .map_err(|e| StoreError::io("write", &self.path, e))?;
         self.size += bytes.len() as u64;
         Ok(())
     }
@@ -155,13 +156,13 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     fs::write(path, bytes).map_err(|e| StoreError::io("write", path, e))
 }
 
-/// Writes bytes into a file that has nothing there yet, leaving out whole blocks of zeros.
-pub(crate) fn write_sparse(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+/// Writes bytes that lie at `at` in a file that has nothing there yet, leaving out whole blocks of zeros.
+pub(crate) fn write_sparse(bytes: &[u8], at: u64, write: impl Fn(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
     let mut from = 0;
     while from < bytes.len() {
         let (run, zero) = next_run(&bytes[from..], at + from as u64);
         if !zero {
-            file.write_all_at(&bytes[from..from + run], at + from as u64)?;
+            write(&bytes[from..from + run], at + from as u64)?;
         }
         from += run;
     }

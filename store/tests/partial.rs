@@ -66,7 +66,7 @@ fn spans_come_in_any_order_and_the_last_makes_the_layer_whole() {
         let at = index.range(nr).start;
         assert_eq!(partial.read(at, &mut out).unwrap_err().class(), Class::NotFound, "a hole is never read");
         assert_eq!(partial.finish(&toc, 1).unwrap_err().class(), Class::NotFound, "nor is it whole");
-        partial.fill(nr, span(&index, nr, &bytes)).unwrap();
+        partial.fill(nr, span(&index, nr, &bytes), false).unwrap();
         let len = partial.read(at, &mut out).unwrap();
         assert_eq!(
             out[..len.min(bytes.len() - at as usize)],
@@ -96,7 +96,7 @@ fn marks_outlive_the_process_and_after_a_crash_only_good_spans_do() {
     store.learn(&known, "a peer").unwrap();
     let partial = store.partial(known.diff_id).unwrap();
     for nr in [0, 2, 3] {
-        partial.fill(nr, span(&index, nr, &bytes)).unwrap();
+        partial.fill(nr, span(&index, nr, &bytes), false).unwrap();
     }
     drop((partial, store));
     let store = open(root.path());
@@ -116,7 +116,7 @@ fn marks_outlive_the_process_and_after_a_crash_only_good_spans_do() {
     assert_eq!((0..5).map(|nr| partial.has(nr)).collect::<Vec<_>>(), [true, false, false, true, false]);
     // Zeros are written where another process may have left something.
     for nr in 0..index.len() {
-        partial.fill(nr, span(&index, nr, &bytes)).unwrap();
+        partial.fill(nr, span(&index, nr, &bytes), false).unwrap();
     }
     assert_eq!(fs::read(dir.join("data")).unwrap()[..bytes.len()], bytes);
     // Marks of another index say nothing.
@@ -152,9 +152,9 @@ fn a_layer_that_is_discarded_reads_no_more() {
     let store = open(root.path());
     store.learn(&known, "a peer").unwrap();
     let partial = store.partial(known.diff_id).unwrap();
-    partial.fill(0, span(&index, 0, &bytes)).unwrap();
+    partial.fill(0, span(&index, 0, &bytes), false).unwrap();
     partial.discard(false).unwrap();
-    assert!(partial.read(0, &mut [0; 10]).is_err() && partial.fill(1, span(&index, 1, &bytes)).is_err());
+    assert!(partial.read(0, &mut [0; 10]).is_err() && partial.fill(1, span(&index, 1, &bytes), false).is_err());
     assert!(store.is_known(&known.diff_id, &known.blob));
     assert!(!store.layer_path(&known.diff_id).join("data").exists());
     let again = store.partial(known.diff_id).unwrap();

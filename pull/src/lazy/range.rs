@@ -119,7 +119,7 @@ impl Lazy {
                         count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                         METRICS.arrived.of(class).add(bytes.len() as u64);
                     }
-                    self.partial.fill(span, &bytes)?;
+                    self.partial.fill(span, &bytes, wanted != Wanted::Later)?;
                     self.has_come(span);
                 }
                 Ok(None) => return Ok(()),
