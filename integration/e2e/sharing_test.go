@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"math/rand"
 	"os"
 	"path/filepath"
@@ -106,6 +107,55 @@ func TestSharedBase(t *testing.T) {
 	}
 	if pages, all := resident(t, files[1]), (8<<20)/os.Getpagesize(); pages != all {
 		t.Errorf("after one image read the file, %d of its %d pages are cached for the other", pages, all)
+	}
+}
+
+// What was read of a mounted layer comes through the page cache of its data file: when nobody reads any more, memory holds it
+// once. What nobody has read stays where it was written.
+func TestMemoryHoldsBytesOnce(t *testing.T) {
+	t.Parallel()
+	registry := hub.Start(t)
+	n := node.Start(t, node.Options{Generation: node.Second})
+	// The kernel drops a folio whole or not at all; on x86 they have up to 2 MiB.
+	const read, unread, folio = 9 << 20, 2 << 20, 2 << 20
+	layer := image.NewLayer(image.Gzip,
+		image.Entry{Name: "read", Body: noise(11, read)}, image.Entry{Name: "unread", Body: noise(12, unread)})
+	pulled, err := n.Pull(n.Context(), registry.Add("one", "1", image.Image{Layers: []image.Layer{layer}}.Bundle()), "silk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := n.ChainID(n.Context(), pulled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, undo, err := n.View(n.Context(), "silk", chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer undo()
+	data, err := filepath.Glob(filepath.Join(n.Dir, "silk/layers/sha256/*/data"))
+	if err != nil || len(data) != 1 {
+		t.Fatal(data, err)
+	}
+	if _, err := os.ReadFile(filepath.Join(dir, "read")); err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	if pages := resident(t, data[0]); pages < (read+unread)/page {
+		t.Fatalf("%d pages of the data file are in memory right after it was written and read", pages)
+	}
+	n.Settled("memory holds what was read once", func() error {
+		if pages := resident(t, data[0]); pages > (unread+folio)/page {
+			return fmt.Errorf("%d pages of the data file are in memory", pages)
+		}
+		return nil
+	})
+	// It may share a page with what was read.
+	if pages := resident(t, data[0]); pages < unread/page-1 {
+		t.Errorf("%d pages of the data file are left: what nobody has read went, too", pages)
+	}
+	if pages := resident(t, filepath.Join(dir, "read")); pages != read/page {
+		t.Errorf("%d pages of the file that was read are in memory", pages)
 	}
 }
 

@@ -288,6 +288,7 @@ pub struct Metrics {
     pub disk_size: Gauge,
     pub disk_free: Gauge,
     pub written: By<Way, Counter>,
+    pub given_back: Counter,
     pub evicted_layers: Counter,
     pub evicted_bytes: Counter,
 
@@ -371,6 +372,10 @@ impl Metrics {
             written: b.counters(
                 "silk_data_written_bytes_total",
                 "Uncompressed bytes of layers that were written, through the page cache or past it",
+            ),
+            given_back: b.counter(
+                "silk_memory_given_back_bytes_total",
+                "Bytes of layers that memory held twice and now holds once",
             ),
             evicted_layers: b.counter("silk_evicted_layers_total", "Layers whose data was dropped"),
             evicted_bytes: b.counter("silk_evicted_bytes_total", "Bytes of their data"),

@@ -110,14 +110,20 @@ impl Views {
     /// The pages of the mount that shows the top layer of a chain, base first, for who is about to have it read; `None` if it is
     /// not mounted. With it comes whether nobody can have read it before. Reads the metadata image's head.
     pub fn pages(&self, files: &dyn LayerFiles, chain: &[Digest]) -> Option<(Pages, bool)> {
+        let (variant, _) = self.shown(chain)?;
+        let first = self.mounts.first_use(&View { diff_id: *chain.last()?, variant });
+        Some((self.pages_now(files, chain)?, first))
+    }
+
+    /// The same, for who only looks.
+    pub fn pages_now(&self, files: &dyn LayerFiles, chain: &[Digest]) -> Option<Pages> {
         let (variant, mountpoint) = self.shown(chain)?;
         let view = View { diff_id: *chain.last()?, variant };
-        let first = self.mounts.first_use(&view);
         let pages = Pages::open(&mountpoint, &files.layer_path(&view.diff_id).join(view.file_name()));
         let pages = pages.inspect_err(
             |error| tracing::warn!(diff_id = %view.diff_id, %error, "what is read of a layer is not seen"),
         );
-        Some((pages.ok()?, first))
+        pages.ok()
     }
 
     /// Takes away a layer's views as [`Views::hide_layer`] and then does `then` (deletes its files, say), unless

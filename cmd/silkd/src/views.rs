@@ -34,6 +34,11 @@ impl StoreViews {
         self.views.pages(&Files(self), chain)
     }
 
+    /// See [`Views::pages_now`].
+    pub fn pages_now(&self, chain: &[Digest]) -> Option<Pages> {
+        self.views.pages_now(&Files(self), chain)
+    }
+
     /// Takes a layer's mounts away and does `then`, unless the layer is in use by then; `None` if it is. Containers that
     /// stand on the mounts keep theirs. Blocks.
     pub fn retire<R>(

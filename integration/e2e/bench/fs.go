@@ -237,7 +237,7 @@ func (t *timing) measure(dir, listing string) error {
 }
 
 // How long a tree is left alone before the page cache is looked at: what a daemon gives back once nobody reads is given back by then.
-const quiet = 3 * time.Second
+const quiet = 10 * time.Second
 
 // cached adds up the pages in memory of the image's files, and of the files that silk mounts them from.
 func (g ground) cached(entries []entry) (bytes int64, err error) {

@@ -1,0 +1,156 @@
+//! Gives back memory that holds a layer's bytes twice.
+//!
+//! What is read of a mounted layer comes through the page cache of its data file and stays there, beside the pages of the
+//! mount's own files, which are what containers read and map. The kernel would drop the former when it needs memory, but a
+//! node's free memory is what schedulers look at, and other files are dropped with them. So once a layer is quiet, pages of
+//! its data file are dropped where the mount holds the same bytes; what only the data file has stays for who reads it first.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    num::NonZeroU64,
+    ops::Range,
+    os::fd::AsFd as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{Advice, fadvise};
+use silk_model::{Digest, metrics::METRICS};
+use silk_snapshotter::Snapshots;
+use silk_sys::{priority, resident};
+
+use crate::views::StoreViews;
+
+/// Time between looks. A layer is quiet when two of them find the same. A look takes some microseconds a layer, and 3 ms for
+/// each GiB in memory.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Less than this is not worth a walk through a layer's files.
+const WORTH: u64 = 1 << 20;
+
+/// After a walk through its files, which takes some 10 µs a file, a layer has this many times as long to rest: one that is read
+/// now and then costs a tenth of a processor that nobody else wants.
+const REST: u32 = 10;
+/// On a busy machine a walk may take long: it has the processors last.
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
+/// Between two files of a tar lie a header or a few (512 bytes each), which no reader of the mount asks for.
+const GAP: u64 = 4096;
+
+const PAGE: u64 = 4096;
+
+/// Looks for such memory.
+#[derive(Debug)]
+pub struct Twice {
+    views: Arc<StoreViews>,
+    snapshots: Arc<Snapshots>,
+    seen: HashMap<Digest, Seen>,
+}
+
+/// What the last look found of a layer.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    /// Bytes of the data file that are in memory.
+    cached: u64,
+    /// What of them stayed when memory was given back.
+    left: u64,
+    /// Its files are not looked through before.
+    rests: Instant,
+}
+
+impl Twice {
+    /// For all layers that snapshots use.
+    pub fn new(views: Arc<StoreViews>, snapshots: Arc<Snapshots>) -> Self {
+        Self { views, snapshots, seen: HashMap::new() }
+    }
+
+    /// Runs until the daemon stops.
+    pub async fn run(mut self) {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let looked = tokio::task::spawn_blocking(move || {
+                let _lowered = priority::lowered();
+                self.look();
+                self
+            });
+            match looked.await {
+                Ok(twice) => self = twice,
+                Err(error) => return tracing::error!(%error, "memory is not given back any more (a bug)"),
+            }
+        }
+    }
+
+    /// One round. Blocks.
+    fn look(&mut self) {
+        let mut chains: HashMap<Digest, HashSet<Vec<Digest>>> = HashMap::new();
+        for chain in self.snapshots.remote_chains() {
+            if let Some(diff_id) = chain.diff_ids.last() {
+                chains.entry(*diff_id).or_default().insert(chain.diff_ids);
+            }
+        }
+        self.seen.retain(|diff_id, _| chains.contains_key(diff_id));
+        for (diff_id, chains) in chains {
+            if let Err(error) = self.layer(diff_id, &chains) {
+                tracing::debug!(%diff_id, %error, "a layer's memory is left as it is");
+            }
+        }
+    }
+
+    fn layer(&mut self, diff_id: Digest, chains: &HashSet<Vec<Digest>>) -> io::Result<()> {
+        let Some(size) = self.views.store.size(&diff_id) else { return Ok(()) };
+        let data = File::open(self.views.store.layer_path(&diff_id).join("data"))?;
+        let cached = || resident::pages(data.as_fd(), 0..size).map(|pages| pages * PAGE);
+        let now = cached()?;
+        let start = Instant::now();
+        let seen = self.seen.entry(diff_id).or_insert(Seen { cached: 0, left: 0, rests: start });
+        let is_quiet = std::mem::replace(&mut seen.cached, now) == now;
+        // The kernel may have dropped some.
+        seen.left = seen.left.min(now);
+        if !is_quiet || now - seen.left < WORTH || start < seen.rests {
+            return Ok(());
+        }
+        let mut held = Vec::new();
+        for chain in chains {
+            let Some(pages) = self.views.pages_now(chain) else { continue };
+            let found = pages.now().map_err(io::Error::other)?;
+            held.extend(found.into_iter().filter(|(layer, _)| *layer == diff_id).map(|(_, bytes)| bytes));
+        }
+        for bytes in whole_pages(held) {
+            fadvise(&data, bytes.start, NonZeroU64::new(bytes.end - bytes.start), Advice::DontNeed)?;
+        }
+        let left = cached()?;
+        *seen = Seen { cached: left, left, rests: Instant::now() + (start.elapsed() * REST).min(LONGEST_REST) };
+        METRICS.given_back.add(now.saturating_sub(left));
+        tracing::debug!(%diff_id, bytes = now.saturating_sub(left), left, "memory that held bytes twice was given back");
+        Ok(())
+    }
+}
+
+/// The pages that ranges touch, where small gaps count as touched. At the ends of a range the neighbour loses its part of a page, at
+/// most; rounded the other way, a header would keep the kernel's large folio behind it.
+fn whole_pages(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end + GAP => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged.into_iter().map(|range| range.start / PAGE * PAGE..range.end.next_multiple_of(PAGE)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_one() {
+        let files = [8192 + 512..20_000, 512..3000, 20_512..32_768, 3584..8192, 100_000..100_900];
+        assert_eq!(whole_pages(files.to_vec()), [0..32_768, 98_304..102_400]);
+        assert_eq!(whole_pages(vec![0..4096, 8193..12_288]), [0..4096, 8192..12_288]);
+        assert_eq!(whole_pages(Vec::new()), []);
+    }
+}
