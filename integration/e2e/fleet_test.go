@@ -6,8 +6,6 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/images"
-	"golang.org/x/sync/errgroup"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"silk.invalid/integration/e2e/internal/hub"
 	"silk.invalid/integration/e2e/internal/image"
@@ -29,8 +27,13 @@ const large = 40 << 20
 
 func startFleet(t *testing.T) fleet {
 	t.Helper()
+	return startFleetOf(t, node.Second)
+}
+
+func startFleetOf(t *testing.T, generation node.Generation) fleet {
+	t.Helper()
 	f := fleet{registry: hub.Start(t), memory: node.StartRedis(t)}
-	options := node.Options{Generation: node.Second, Extra: f.memory.Config()}
+	options := node.Options{Generation: generation, Extra: f.memory.Config()}
 	f.teacher = node.Start(t, options)
 	f.student = withPods(t, f.registry, options)
 	f.bundle = runnable(t, noiseLayer("data/large", 77, large), noiseLayer("data/small", 78, 1000)).Bundle()
@@ -40,52 +43,6 @@ func startFleet(t *testing.T) fleet {
 	}
 	f.teacher.Eventually("the fleet knows the image", func() error { return f.memory.Knows(f.teacher, f.ref) })
 	return f
-}
-
-// Twenty containers start at once from an image that the node does not have: nothing is fetched twice.
-func TestTwentyContainersFetchOnce(t *testing.T) {
-	f := startFleet(t)
-	f.registry.SetRate(20 << 20)
-	ctx := node.Context(t, "k8s.io")
-	pods, sandboxes := make([]string, 20), make([]*runtime.PodSandboxConfig, 20)
-	for i := range pods {
-		var err error
-		if pods[i], sandboxes[i], err = f.student.RunPod(ctx, fmt.Sprintf("twenty-%d", i)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	sent := f.registry.Total()
-	if err := f.student.PullCRI(ctx, f.ref); err != nil {
-		t.Fatal(err)
-	}
-	if err := whole(f.student, f.ref); err == nil {
-		t.Error("the image was whole when its pull returned: nothing is shown here")
-	}
-	var group errgroup.Group
-	for i, pod := range pods {
-		group.Go(func() error {
-			id, err := f.student.RunContainer(ctx, pod, sandboxes[i], f.ref)
-			if err != nil {
-				return err
-			}
-			want := image.Digest(noise(77, large))
-			if got, err := f.student.Exec(ctx, id, "/guest", "sum", "/data/large"); err != nil || got != want {
-				return fmt.Errorf("the file in the container is %s, want %s (%w)", got, want, err)
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	f.student.Eventually("every layer is whole", func() error { return whole(f.student, f.ref) })
-	size := int64(0)
-	for _, blob := range f.bundle.Blobs {
-		size += blob.Size
-	}
-	if got := f.registry.Total() - sent; got > size+size/50 {
-		t.Errorf("%d bytes came for an image of %d", got, size)
-	}
 }
 
 // The registry goes away when the pull has returned: a container that reads waits for it, and goes on.

@@ -117,6 +117,17 @@ func whole(n *node.Node, ref string) error {
 	return nil
 }
 
+// ready checks that silkd has an image, and all of it.
+func ready(t *testing.T, n *node.Node, ref string) {
+	t.Helper()
+	if state, message := n.ImageState(ref); state != "ready" {
+		t.Errorf("%s is %q: %s", ref, state, message)
+	}
+	if err := whole(n, ref); err != nil {
+		t.Errorf("%s: %v", ref, err)
+	}
+}
+
 // shuffled reads all regular files below a directory in random order, by several readers at once.
 func shuffled(t *testing.T, dir string, readers int) {
 	t.Helper()

@@ -5,7 +5,10 @@ import (
 	"math/rand"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -157,6 +160,65 @@ func TestMemoryHoldsBytesOnce(t *testing.T) {
 	if pages := resident(t, filepath.Join(dir, "read")); pages != read/page {
 		t.Errorf("%d pages of the file that was read are in memory", pages)
 	}
+}
+
+// A second and a third image have all layers but their last in common with one that is mounted before it is here: while it fills
+// and when it is whole, only their last layers are fetched.
+func TestSharedLayersOfALazyImage(t *testing.T) {
+	t.Parallel()
+	oldAndNew(t, func(t *testing.T, generation node.Generation) {
+		t.Parallel()
+		registry, memory := hub.Start(t), node.StartRedis(t)
+		options := node.Options{Generation: generation, Extra: memory.Config()}
+		teacher, student := node.Start(t, options), node.Start(t, options)
+		base := []image.Layer{noiseLayer("base/large", 31, 8<<20), noiseLayer("base/small", 32, 1<<20)}
+		var bundles []image.Bundle
+		var refs []string
+		for i, name := range []string{"one", "two", "three"} {
+			bundles = append(bundles, image.Image{Layers: append(slices.Clone(base), noiseLayer(name, 33+int64(i), 2<<20))}.Bundle())
+			refs = append(refs, registry.Add(name, "1", bundles[i]))
+		}
+		if _, err := teacher.Pull(teacher.Context(), refs[0], "silk"); err != nil {
+			t.Fatal(err)
+		}
+		teacher.Eventually("the fleet knows the first image", func() error { return memory.Knows(teacher, refs[0]) })
+		shared, last := bundles[0].LayerDigests[:len(base)], len(base)
+		sent := registry.Counts(shared[0]).Bytes + registry.Counts(shared[1]).Bytes
+
+		release := make(chan struct{})
+		open := sync.OnceFunc(func() { close(release) })
+		defer open()
+		registry.SetFault(hub.Silk(hub.Any(shared, hub.Held(release, 100*time.Millisecond))))
+		for _, ref := range refs[:2] {
+			if _, err := student.Pull(student.Context(), ref, "silk"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := whole(student, refs[0]); err == nil {
+			t.Error("the first image is whole, and its base was not sent")
+		}
+		open()
+		student.Eventually("the first image is whole", func() error { return whole(student, refs[0]) })
+		size := base[0].Blob.Size + base[1].Blob.Size
+		if got := registry.Counts(shared[0]).Bytes + registry.Counts(shared[1]).Bytes - sent; got > size+size/50 {
+			t.Errorf("%d bytes of the shared layers came for two images, which have %d", got, size)
+		}
+
+		requests := registry.Counts(shared[0]).Requests + registry.Counts(shared[1]).Requests
+		if _, err := student.Pull(student.Context(), refs[2], "silk"); err != nil {
+			t.Fatal(err)
+		}
+		if more := registry.Counts(shared[0]).Requests + registry.Counts(shared[1]).Requests - requests; more != 0 {
+			t.Errorf("shared layers that are here were asked for %d times", more)
+		}
+		for i := 1; i < len(bundles); i++ {
+			digest := bundles[i].LayerDigests[last]
+			if count := registry.Counts(digest); count.Bytes != sizeOf(image.Bundle{Blobs: bundles[i].Blobs[1+last:]}) {
+				t.Errorf("of the last layer of %s %d bytes were sent, in %d requests", refs[i], count.Bytes, count.Requests)
+			}
+			ready(t, student, refs[i])
+		}
+	})
 }
 
 // resident counts the pages of a file that are in the page cache.

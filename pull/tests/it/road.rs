@@ -263,6 +263,22 @@ async fn a_silent_registry_holds_up_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_drips_holds_up_nobody_else() {
+    let registry = Fake::start().await;
+    let node = Node::patient();
+    let image = ImageSpec::new().layer(tar(&[("a", &noise(1, 4_000_000))]), Compression::Plain);
+    let slow = registry.push_image("library/slow:1", &image);
+    let other = registry.push_image("library/other:1", &ImageSpec::new().layer(tar(&[("c", b"d")]), Compression::Gzip));
+    // 16 KiB each 0.4 s: never silent for a second, and there in 100 s.
+    registry.fault(&format!("GET .*{}", slow.layers[0].blob_digest), Fault::Slow(40_000), ALWAYS);
+    node.claim(&slow).await.unwrap();
+    registry.wait_for_bodies(1).await;
+    node.pull(&other).await.unwrap();
+    assert!(matches!(node.state(&slow), Ok(State::Pulling(_))));
+    assert_eq!(node.puller.budgets().decoders.in_use, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_layers_below_a_broken_one_serve_another_image() {
     let registry = Fake::start().await;
     let node = Node::new();

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -13,6 +14,13 @@ import (
 func Only(digest string, fault Fault) Fault {
 	return func(w http.ResponseWriter, r Request) bool {
 		return r.Digest == digest && fault(w, r)
+	}
+}
+
+// Any limits a fault to some blobs.
+func Any(digests []string, fault Fault) Fault {
+	return func(w http.ResponseWriter, r Request) bool {
+		return slices.Contains(digests, r.Digest) && fault(w, r)
 	}
 }
 
@@ -68,6 +76,58 @@ func broken(n int, end func(Request)) Fault {
 		http.ServeContent(&limited{w, n, func() { end(r) }}, r.Request, "", zeroTime, newReader(data))
 		return true
 	}
+}
+
+// Held answers truthfully, but until the channel is closed its bodies come a byte at a time, one each interval; with an interval of 0
+// only their heads come.
+func Held(until <-chan struct{}, interval time.Duration) Fault {
+	return func(w http.ResponseWriter, r Request) bool {
+		if r.Method != http.MethodGet {
+			return false
+		}
+		content, err := r.Hub.open(r.Digest)
+		if err != nil {
+			return false
+		}
+		defer content.Close()
+		http.ServeContent(&held{w, r, until, interval}, r.Request, "", zeroTime, content)
+		return true
+	}
+}
+
+type held struct {
+	http.ResponseWriter
+	request  Request
+	until    <-chan struct{}
+	interval time.Duration
+}
+
+func (h *held) Write(data []byte) (sent int, err error) {
+	for len(data) > 0 {
+		var next <-chan time.Time
+		if h.interval > 0 {
+			next = time.After(h.interval)
+		}
+		// The head, or the byte before.
+		h.ResponseWriter.(http.Flusher).Flush()
+		select {
+		case <-h.until:
+			n, err := h.ResponseWriter.Write(data)
+			return sent + n, err
+		case <-next:
+		case <-h.request.Context().Done():
+			return sent, http.ErrAbortHandler
+		case <-h.request.Hub.Closing():
+			return sent, http.ErrAbortHandler
+		}
+		n, err := h.ResponseWriter.Write(data[:1])
+		sent += n
+		if err != nil {
+			return sent, err
+		}
+		data = data[1:]
+	}
+	return sent, nil
 }
 
 type limited struct {

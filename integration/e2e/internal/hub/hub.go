@@ -29,6 +29,7 @@ type Hub struct {
 	// TakesPushes lets clients push blobs and manifests, and ask for referrers. Set before the first request.
 	TakesPushes bool
 
+	door      door
 	mu        sync.Mutex
 	manifests map[string]image.Manifest // by "name:tag" and "name@digest"
 	blobs     map[string]image.Blob
@@ -66,7 +67,8 @@ func StartShaped(t scope.Scope, network shape.Profile) *Hub {
 		Host: listener.Addr().String(), manifests: map[string]image.Manifest{}, blobs: map[string]image.Blob{},
 		counts: map[string]Count{}, closing: make(chan struct{}),
 	}
-	server := &http.Server{Handler: network.Handler(hub), ReadHeaderTimeout: time.Minute}
+	hub.door.inside = map[net.Conn]struct{}{}
+	server := &http.Server{Handler: network.Handler(hub), ReadHeaderTimeout: time.Minute, ConnState: hub.door.watch}
 	go server.Serve(network.Listener(listener))
 	t.Cleanup(func() {
 		close(hub.closing)
@@ -109,6 +111,12 @@ func (h *Hub) SetDown(down bool) {
 	defer h.mu.Unlock()
 	h.down = down
 }
+
+// SetGone makes the registry as one that does not run: connections break off, and new ones end before a word is said.
+func (h *Hub) SetGone(gone bool) { h.door.shut(gone) }
+
+// Refused counts the connections that ended so since the start.
+func (h *Hub) Refused() int { return h.door.count() }
 
 // Requests counts requests of all kinds since the start.
 func (h *Hub) Requests() int {
@@ -243,16 +251,23 @@ func (h *Hub) serveBlob(w http.ResponseWriter, r *http.Request, digest string) {
 
 // Blob returns a blob's content, for faults that serve something near it.
 func (h *Hub) Blob(digest string) []byte {
-	h.mu.Lock()
-	blob := h.blobs[digest]
-	h.mu.Unlock()
-	content, err := blob.Open()
+	content, err := h.open(digest)
 	if err != nil {
 		return nil
 	}
 	defer content.Close()
 	data, _ := io.ReadAll(content)
 	return slices.Clone(data)
+}
+
+func (h *Hub) open(digest string) (io.ReadSeekCloser, error) {
+	h.mu.Lock()
+	blob, ok := h.blobs[digest]
+	h.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("there is no blob %s", digest)
+	}
+	return blob.Open()
 }
 
 // Error answers as the distribution specification says.

@@ -137,7 +137,7 @@ hosts_dirs = ["{{.Dir}}/certs.d"]
 docker_config = "{{.Dir}}/docker.json"
 attempts = 3
 retry_delay_ms = 100
-stall_timeout_secs = 2
+stall_timeout_secs = {{or .Stall 2}}
 response_timeout_secs = 5
 give_up_after_secs = 15
 [mount]

@@ -27,7 +27,9 @@ func (n *Node) RunPod(ctx context.Context, name string) (id string, config *runt
 	if err != nil {
 		return "", nil, fmt.Errorf("RunPodSandbox: %w", err)
 	}
+	n.mu.Lock()
 	n.pods = append(n.pods, answer.PodSandboxId)
+	n.mu.Unlock()
 	return answer.PodSandboxId, config, nil
 }
 

@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/opencontainers/image-spec/identity"
 
@@ -87,4 +91,38 @@ func (n *Node) ReadChain(ctx context.Context, snapshotter, chain string) (result
 		}
 	}()
 	return tree.Read(dir)
+}
+
+// RunTask starts a container of an image, without a pod around it, and waits until it says that it is ready. The node's end removes it.
+func (n *Node) RunTask(ctx context.Context, name string, image containerd.Image) (containerd.Task, error) {
+	container, err := n.Client.NewContainer(ctx, name,
+		containerd.WithImage(image),
+		containerd.WithSnapshotter("silk"),
+		containerd.WithNewSnapshot(name, image),
+		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithHostNamespace("network")))
+	if err != nil {
+		return nil, err
+	}
+	log := filepath.Join(n.Dir, name+".out")
+	task, err := container.NewTask(ctx, cio.LogFile(log))
+	if err != nil {
+		return nil, fmt.Errorf("the task of %s: %w", name, err)
+	}
+	if err := task.Start(ctx); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", name, err)
+	}
+	for {
+		said, _ := os.ReadFile(log)
+		if strings.HasPrefix(string(said), "ready\n") {
+			return task, nil
+		}
+		if status, err := task.Status(ctx); err != nil || status.Status == containerd.Stopped {
+			return nil, fmt.Errorf("%s ended (%v): %s", name, err, said)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s never said ready: %s", name, said)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }

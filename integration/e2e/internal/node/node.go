@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"text/template"
 	"time"
 
@@ -28,6 +29,8 @@ type Options struct {
 	Sandbox string
 	// Transfer makes CRI of a 2.x pull through the transfer service, and not by itself.
 	Transfer bool
+	// Stall is how many seconds a body may be silent before silkd asks anew; 0 is 2.
+	Stall int
 	// Extra is appended to silkd's configuration.
 	Extra string
 	// KeepGarbage makes containerd collect garbage only when it is told to, and not some 250 ms after anything was deleted.
@@ -53,6 +56,7 @@ type Node struct {
 	Pods       runtime.RuntimeServiceClient
 
 	t     scope.Scope
+	mu    sync.Mutex
 	pods  []string
 	views int
 	limit func(pid int) error

@@ -30,6 +30,7 @@ type Status struct {
 			ProfileBytes    uint64 `json:"profile_bytes"`
 			DemandBytes     uint64 `json:"demand_bytes"`
 			BackgroundBytes uint64 `json:"background_bytes"`
+			ReadsWaiting    uint64 `json:"reads_waiting"`
 		} `json:"layers"`
 	} `json:"images"`
 }

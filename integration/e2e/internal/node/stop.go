@@ -14,6 +14,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,8 +57,12 @@ func (n *Node) stop() {
 }
 
 func (n *Node) removeContainers() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
+	// There may be a hundred.
+	var group errgroup.Group
+	defer group.Wait()
+	group.SetLimit(4)
 	spaces, err := n.Client.NamespaceService().List(ctx)
 	if err != nil {
 		return
@@ -66,10 +71,12 @@ func (n *Node) removeContainers() {
 		ctx := namespaces.WithNamespace(ctx, space)
 		containers, _ := n.Client.Containers(ctx)
 		for _, container := range containers {
-			if task, err := container.Task(ctx, nil); err == nil {
-				task.Delete(ctx, containerd.WithProcessKill)
-			}
-			container.Delete(ctx)
+			group.Go(func() error {
+				if task, err := container.Task(ctx, nil); err == nil {
+					task.Delete(ctx, containerd.WithProcessKill)
+				}
+				return container.Delete(ctx)
+			})
 		}
 	}
 }
