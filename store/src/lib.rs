@@ -174,11 +174,13 @@ impl Store {
         self.persist(&changed)
     }
 
-    /// Does the database still take changes? After a failed write it never does again in this process.
+    /// Does the database still take changes? After a failed write it never does again in this process. Takes back the blocks
+    /// that it gave up since: it makes its file shorter as records go, and with the end goes what was reserved behind it.
     ///
     /// # Errors
     /// When it does not.
     pub fn check(&self) -> Result<(), StoreError> {
+        reserve(&self.root.join("silk.redb"))?;
         self.db.begin_write().map_err(StoreError::db)?.abort().map_err(StoreError::db)
     }
 

@@ -192,3 +192,19 @@ fn a_second_daemon_is_told_so() {
     let error = Store::open(root.path(), Config::default()).unwrap_err();
     assert!(matches!(error, StoreError::Locked(_)), "{error}");
 }
+
+#[test]
+fn what_the_database_gives_up_is_taken_back() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let file = fs::OpenOptions::new().write(true).open(root.path().join("silk.redb")).unwrap();
+    let reserved = || file.metadata().unwrap().blocks() * 512;
+    assert!(reserved() >= RESERVED);
+    // As redb does when records go; the file system drops what is behind the end.
+    let len = file.metadata().unwrap().len();
+    file.set_len(len + 4096).unwrap();
+    file.set_len(len).unwrap();
+    assert!(reserved() < RESERVED);
+    store.check().unwrap();
+    assert!(reserved() >= RESERVED && file.metadata().unwrap().len() == len);
+}
