@@ -20,6 +20,12 @@ func TestASilentRegistryHoldsUpNobodyElse(t *testing.T) {
 	besideNine(t, 0)
 }
 
+// One of them is from a registry that sends a byte ten times a second: it is never silent, and as good as.
+func TestADrippingRegistryHoldsUpNobodyElse(t *testing.T) {
+	t.Parallel()
+	besideNine(t, 100*time.Millisecond)
+}
+
 // besideNine pulls nine images and one whose registry is held, at a byte each interval: the nine become whole meanwhile, and that one
 // does when its registry sends again. It has more layers than silkd decodes at once, and they come first.
 func besideNine(t *testing.T, interval time.Duration) {
