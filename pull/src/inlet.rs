@@ -6,7 +6,7 @@
 use std::{
     io::{self, BufRead, Read},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, Bytes};
@@ -17,7 +17,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use crate::fetch::Pieces;
+use crate::{
+    fetch::Pieces,
+    timing::{Clocks, Part},
+};
 
 /// How long a layer whose sender is silent keeps its turn: above any round trip, below what anybody notices.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -41,11 +44,12 @@ pub(crate) struct Inlet {
     /// The stream failed, whoever took the error: the digest of what came proves nothing.
     broken: bool,
     turn: Turn,
+    pub(crate) clocks: Arc<Clocks>,
 }
 
 impl Inlet {
-    pub(crate) fn new(pieces: Pieces, turn: Turn) -> Self {
-        Self { pieces, piece: Bytes::new(), hasher: Sha256::new(), bytes: 0, failed: None, broken: false, turn }
+    pub(crate) fn new(pieces: Pieces, turn: Turn, clocks: Arc<Clocks>) -> Self {
+        Self { pieces, piece: Bytes::new(), hasher: Sha256::new(), bytes: 0, failed: None, broken: false, turn, clocks }
     }
 
     /// Did the stream fail?
@@ -57,13 +61,18 @@ impl Inlet {
         if let Ok(piece) = self.pieces.try_recv() {
             return Some(piece);
         }
+        let asked = Instant::now();
+        let waited = if self.bytes == 0 { Part::FirstByte } else { Part::Bytes };
         let runtime = self.turn.runtime.clone();
         if let Ok(piece) = runtime.block_on(async { tokio::time::timeout(PATIENCE, self.pieces.recv()).await }) {
+            self.clocks.add(waited, asked.elapsed());
             return piece;
         }
         self.turn.permit = None;
         let piece = self.pieces.blocking_recv();
-        self.turn.permit = runtime.block_on(Arc::clone(&self.turn.turns).acquire_owned()).ok();
+        self.clocks.add(waited, asked.elapsed());
+        let turns = Arc::clone(&self.turn.turns).acquire_owned();
+        self.turn.permit = self.clocks.time(Part::Turn, || runtime.block_on(turns)).ok();
         piece
     }
 
@@ -90,7 +99,7 @@ impl BufRead for Inlet {
         while self.piece.is_empty() {
             match self.next_piece() {
                 Some(Ok(piece)) => {
-                    self.hasher.update(&piece);
+                    self.clocks.time(Part::BlobDigest, || self.hasher.update(&piece));
                     self.bytes += piece.len() as u64;
                     self.piece = piece;
                 }

@@ -18,6 +18,7 @@ mod profiles;
 mod served;
 mod socket;
 mod starts;
+mod timing;
 mod views;
 
 use std::path::PathBuf;

@@ -30,7 +30,10 @@ use super::{
     range::{RangeError, Wanted},
     scheduler::Scheduler,
 };
-use crate::LayerSpec;
+use crate::{
+    LayerSpec,
+    timing::{Clocks, Way},
+};
 
 mod take;
 
@@ -71,6 +74,8 @@ pub struct Lazy {
     /// Compressed bytes of a range that nobody waits for.
     range: u64,
     pub(super) counts: Counts,
+    /// Where its time goes.
+    pub(crate) clocks: Arc<Clocks>,
     made: Instant,
     /// When somebody read it last: milliseconds since it was made, and one more; 0 is never.
     last_read: AtomicU64,
@@ -191,6 +196,7 @@ impl Lazy {
             read_wait,
             range,
             counts: Counts::default(),
+            clocks: Arc::new(Clocks::new(Way::Filled)),
             made: Instant::now(),
             last_read: AtomicU64::new(0),
         })
