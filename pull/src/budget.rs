@@ -17,6 +17,7 @@ use crate::{
     fetch::{self, Window},
     inlet::{Inlet, Turn},
     road::{self, Sink},
+    timing::Clocks,
 };
 
 /// How much may be under way.
@@ -38,11 +39,12 @@ pub(crate) struct Place {
     turn: OwnedSemaphorePermit,
 }
 
-/// How far a layer is, for whoever looks.
+/// How far a layer is and where its time went, for whoever looks.
 #[derive(Debug, Clone, Default)]
 pub struct Counts {
     received: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
+    pub(crate) clocks: Arc<Clocks>,
 }
 
 impl Counts {
@@ -54,6 +56,12 @@ impl Counts {
     /// Uncompressed bytes that have gone through.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// So many compressed bytes have come.
+    pub(crate) fn came(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.clocks.came();
     }
 }
 
@@ -93,11 +101,13 @@ impl Budget {
         let Place { _open: open, turn } = place;
         let size = blob.size();
         let job = road::Job { blob: blob.digest(), blob_size: size, limit: self.config.decoded_limit(size) };
-        let pieces = fetch::start(blob, size, self.window.clone(), Arc::clone(&counts.received));
+        let pieces = fetch::start(blob, size, self.window.clone(), counts.clone());
         let turn = Turn { permit: Some(turn), turns: Arc::clone(&self.turns), runtime: Handle::current() };
+        let span = tracing::Span::current();
         let streamed = tokio::task::spawn_blocking(move || {
-            let _open = open;
-            road::run(job, Inlet::new(pieces, turn), sink()?, &counts.written)
+            let (_open, _span) = (open, span.entered());
+            let inlet = Inlet::new(pieces, turn, Arc::clone(&counts.clocks));
+            road::run(job, inlet, sink()?, &counts.written)
         });
         streamed.await.unwrap_or(Err(LayerError::Panicked))
     }

@@ -8,10 +8,7 @@
 use std::{
     collections::VecDeque,
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,7 +20,9 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::Config;
+use tracing::Instrument as _;
+
+use crate::{Config, budget::Counts, spans};
 
 /// Pieces that may wait between the network and the decoder once their range's permits are given back. A piece is what one
 /// read of the socket gave: 160 KiB on average, 680 KiB at most, so this is about the memory of one decoder.
@@ -62,25 +61,26 @@ impl Window {
     }
 }
 
-/// Starts to fetch `size` bytes of `blob`; `received` counts them as they come. Dropping the receiver ends it.
-pub(crate) fn start(blob: Blob, size: u64, window: Window, received: Arc<AtomicU64>) -> Pieces {
+/// Starts to fetch `size` bytes of `blob`; `counts` has them as they come. Dropping the receiver ends it.
+pub(crate) fn start(blob: Blob, size: u64, window: Window, counts: Counts) -> Pieces {
     let (to, pieces) = mpsc::channel(PIECES);
-    tokio::spawn(async move {
+    let work = async move {
         if size <= window.range {
-            whole(&blob, size, &to, &received).await;
+            whole(&blob, size, &to, &counts).instrument(spans::fetch(0, size)).await;
         } else {
-            InRanges { blob, size, window, received, next: 0, under_way: VecDeque::new(), width: 2 }.run(&to).await;
+            InRanges { blob, size, window, counts, next: 0, under_way: VecDeque::new(), width: 2 }.run(&to).await;
         }
-    });
+    };
+    tokio::spawn(work.in_current_span());
     pieces
 }
 
 type To = mpsc::Sender<Result<Bytes, Error>>;
 
 /// One request for everything; the channel's bound holds the socket back.
-async fn whole(blob: &Blob, size: u64, to: &To, received: &AtomicU64) {
+async fn whole(blob: &Blob, size: u64, to: &To, counts: &Counts) {
     let mut stream = blob.read(0..size);
-    while let Some(piece) = next(&mut stream, received).await {
+    while let Some(piece) = next(&mut stream, counts).await {
         let last = piece.is_err();
         if to.send(piece).await.is_err() || last {
             return;
@@ -89,10 +89,10 @@ async fn whole(blob: &Blob, size: u64, to: &To, received: &AtomicU64) {
 }
 
 /// The next piece, counted; `None` at the end.
-async fn next(stream: &mut BlobStream, received: &AtomicU64) -> Option<Result<Bytes, Error>> {
+async fn next(stream: &mut BlobStream, counts: &Counts) -> Option<Result<Bytes, Error>> {
     let piece = stream.next().await.transpose();
     if let Some(Ok(bytes)) = &piece {
-        received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        counts.came(bytes.len());
     }
     piece
 }
@@ -113,7 +113,7 @@ struct InRanges {
     blob: Blob,
     size: u64,
     window: Window,
-    received: Arc<AtomicU64>,
+    counts: Counts,
     next: u64,
     under_way: VecDeque<UnderWay>,
     width: usize,
@@ -126,7 +126,7 @@ impl InRanges {
         let first_range = tokio::time::timeout(PATIENCE, self.add(true)).await;
         if first_range.is_err() {
             // Others hold the memory, perhaps for long because their registry is silent. One plain stream needs none.
-            return whole(&self.blob, self.size, to, &self.received).await;
+            return self.whole(to).await;
         }
         let mut first = true;
         while let Some(mut head) = self.under_way.pop_front() {
@@ -138,7 +138,7 @@ impl InRanges {
                 waited += asked.elapsed();
                 if std::mem::take(&mut first) && self.blob.ranges() == Some(false) {
                     drop(head);
-                    return whole(&self.blob, self.size, to, &self.received).await;
+                    return self.whole(to).await;
                 }
                 let last = piece.is_err();
                 if to.send(piece).await.is_err() || last {
@@ -156,6 +156,10 @@ impl InRanges {
                 self.add(true).await;
             }
         }
+    }
+
+    async fn whole(&self, to: &To) {
+        whole(&self.blob, self.size, to, &self.counts).instrument(spans::fetch(0, self.size)).await;
     }
 
     /// Starts ranges while the width and the window allow, without waiting.
@@ -179,15 +183,16 @@ impl InRanges {
         let Some(permit) = permit else { return false };
         self.next = range.end;
         let (to, pieces) = mpsc::unbounded_channel();
-        let task = tokio::spawn(one(self.blob.clone(), range, to, Arc::clone(&self.received)));
+        let span = spans::fetch(range.start, range.end - range.start);
+        let task = tokio::spawn(one(self.blob.clone(), range, to, self.counts.clone()).instrument(span));
         self.under_way.push_back(UnderWay { pieces, task, _permit: permit });
         true
     }
 }
 
-async fn one(blob: Blob, range: Range<u64>, to: mpsc::UnboundedSender<Result<Bytes, Error>>, received: Arc<AtomicU64>) {
+async fn one(blob: Blob, range: Range<u64>, to: mpsc::UnboundedSender<Result<Bytes, Error>>, counts: Counts) {
     let mut stream = blob.read(range);
-    while let Some(piece) = next(&mut stream, &received).await {
+    while let Some(piece) = next(&mut stream, &counts).await {
         let last = piece.is_err();
         if to.send(piece).is_err() || last {
             return;

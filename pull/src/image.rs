@@ -12,19 +12,21 @@ use std::{
 
 use silk_model::{
     Digest,
-    metrics::{Kind, METRICS, Outcome},
+    metrics::{Kind, Label as _, METRICS, Outcome},
 };
 use silk_registry::{Object, Reference, Registry, Repository};
 use silk_share::Share;
 use silk_store::{LayerRecord, Profiles, Store, StoreError};
 use tokio::sync::{OnceCell, watch};
+use tracing::Instrument as _;
 
 use crate::{
     Config, Contents, ImageError, ImageSpec, LayerError, Refused, ShowError,
     layer::Layers,
     lazy::Lazies,
     records::{Records, key},
-    resolve,
+    resolve, spans,
+    timing::Trip,
 };
 
 mod broken;
@@ -36,7 +38,7 @@ mod start;
 mod status;
 pub use broken::Broken;
 pub use claim::{Caller, Claim, Claimed};
-pub use status::{Budgets, ImageStatus, LayerStatus};
+pub use status::{Budgets, ImageStatus, LayerStatus, PullTiming};
 
 /// A claim is followed by its snapshot within milliseconds; a minute covers a node that is starved of everything.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -113,6 +115,8 @@ struct Image {
     untried: AtomicBool,
     /// What its last pull had to do.
     kind: Mutex<Kind>,
+    /// Where the time of that pull goes.
+    trip: Mutex<Option<Arc<Trip>>>,
 }
 
 impl Image {
@@ -123,8 +127,8 @@ impl Image {
         // One from before a restart has its snapshot, or never will.
         let (state, held) = (watch::Sender::new(State::Idle), AtomicBool::new(spec.initialized()));
         let (others, untried) = (Mutex::default(), AtomicBool::new(false));
-        let kind = Mutex::new(Kind::Here);
-        Arc::new(Self { spec, state, accepted, held, claimed, others, untried, kind })
+        let (kind, trip) = (Mutex::new(Kind::Here), Mutex::default());
+        Arc::new(Self { spec, state, accepted, held, claimed, others, untried, kind, trip })
     }
 
     fn had_to(&self, kind: Kind) {
@@ -194,6 +198,7 @@ impl Puller {
     }
 
     async fn try_claim(self: &Arc<Self>, claim: &Claim) -> Result<Claimed, Refused> {
+        let began = Instant::now();
         self.seams.show.possible().map_err(Refused::Kernel)?;
         let name = key(&claim.manifest, &claim.reference);
         let image = {
@@ -206,9 +211,8 @@ impl Puller {
         let spec = image
             .spec
             .get_or_try_init(async || {
-                let spec =
-                    resolve::resolve(&self.seams.contents, &claim.namespace, &claim.reference, &claim.manifest).await;
-                spec.map(Arc::new)
+                let spec = resolve::resolve(&self.seams.contents, &claim.namespace, &claim.reference, &claim.manifest);
+                spec.instrument(spans::part!("resolve")).await.map(Arc::new)
             })
             .await;
         let spec = Arc::clone(spec?);
@@ -221,10 +225,10 @@ impl Puller {
         };
         if !settled {
             if !here {
-                self.first_contact(&spec).await?;
+                self.first_contact(&spec).instrument(spans::part!("first contact")).await?;
             }
             image.accepted.store(true, Ordering::Relaxed);
-            self.start(&image, &spec);
+            self.start(&image, &spec, began);
             // Synced while the pull begins: containerd's Prepare has no time for a slow disk, and a daemon that is killed
             // before it only loses the head start.
             let (puller, spec) = (Arc::clone(self), Arc::clone(&spec));
@@ -282,11 +286,11 @@ impl Puller {
                 if let Some(left) = self.backoff(&image, &failure) {
                     tokio::time::sleep(left).await;
                 }
-                self.start(&image, &spec);
+                self.start(&image, &spec, Instant::now());
             }
             State::Idle | State::Ready(_) => {
                 self.look_for_others(&image, &spec, caller).await;
-                self.start(&image, &spec);
+                self.start(&image, &spec, Instant::now());
             }
         }
         loop {
@@ -298,7 +302,7 @@ impl Puller {
                     if !std::mem::take(&mut joined) || !self.look_for_others(&image, &spec, caller).await {
                         return Err(failure.error);
                     }
-                    self.start(&image, &spec);
+                    self.start(&image, &spec, Instant::now());
                     continue;
                 }
                 State::Idle | State::Pulling(_) => {}
@@ -326,9 +330,9 @@ impl Puller {
             self.look_for_others(&image, &spec, caller).await;
         }
         self.state(manifest, reference)?;
-        let outcome = self.pull(&image, &spec, count).await;
+        let outcome = self.pull(&image, &spec, count, None).await;
         if outcome.is_err() && self.look_for_others(&image, &spec, caller).await {
-            return self.pull(&image, &spec, count).await;
+            return self.pull(&image, &spec, count, None).await;
         }
         outcome
     }
@@ -345,7 +349,7 @@ impl Puller {
             State::Pulling(_) => {}
             State::Ready(_) if self.here(&spec) => {}
             State::Failed(failure) if self.backoff(&image, failure).is_some() => {}
-            State::Idle | State::Ready(_) | State::Failed(_) => self.start(&image, &spec),
+            State::Idle | State::Ready(_) | State::Failed(_) => self.start(&image, &spec, Instant::now()),
         }
         Ok(now)
     }
@@ -360,8 +364,8 @@ impl Puller {
         Duration::from_secs(whole).checked_sub(failure.at.elapsed()).filter(|left| !left.is_zero())
     }
 
-    /// Starts the image's pull unless it is under way.
-    fn start(self: &Arc<Self>, image: &Arc<Image>, spec: &Arc<ImageSpec>) {
+    /// Starts the image's pull unless it is under way; it was asked for at `asked`.
+    fn start(self: &Arc<Self>, image: &Arc<Image>, spec: &Arc<ImageSpec>, asked: Instant) {
         let mut failures = 0;
         let started = image.state.send_if_modified(|state| {
             match state {
@@ -376,17 +380,26 @@ impl Puller {
             return;
         }
         image.untried.store(false, Ordering::Relaxed);
+        let trip = Arc::new(Trip::since(asked));
+        *lock(&image.trip) = Some(Arc::clone(&trip));
         let (puller, image, spec) = (Arc::clone(self), Arc::clone(image), Arc::clone(spec));
+        let span = spans::pull(&spec.reference, &spec.manifest);
         tokio::spawn(async move {
             let began = Instant::now();
             // In a task of its own: whatever happens there, those who wait are told.
             let pull = tokio::spawn({
                 let (puller, image, spec) = (Arc::clone(&puller), Arc::clone(&image), Arc::clone(&spec));
-                async move { puller.pull(&image, &spec, spec.layers.len()).await }
+                async move { puller.pull(&image, &spec, spec.layers.len(), Some(&trip)).await }.instrument(span.clone())
             });
             let outcome = pull.await.unwrap_or_else(|_| Err(pull::failed(&spec, 0, Arc::new(LayerError::Panicked))));
             let ended = if outcome.is_ok() { Outcome::Ready } else { Outcome::Failed };
-            METRICS.image_pull.of((ended, *lock(&image.kind))).took(began.elapsed());
+            let kind = *lock(&image.kind);
+            METRICS.image_pull.of((ended, kind)).took(began.elapsed());
+            for (name, value) in kind.pairs() {
+                span.record(name, value);
+            }
+            spans::ended(&span, "ready", outcome.as_ref().map(drop));
+            drop(span);
             let state = match outcome {
                 Ok(()) => State::Ready(began.elapsed()),
                 Err(error) => {

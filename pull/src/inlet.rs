@@ -18,7 +18,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use crate::fetch::Pieces;
+use crate::{
+    fetch::Pieces,
+    timing::{Clocks, Part},
+};
 
 /// How long a layer whose sender is silent keeps its turn: above any round trip, below what anybody notices.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -46,6 +49,7 @@ pub(crate) struct Inlet {
     /// The stream failed, whoever took the error: the digest of what came proves nothing.
     broken: bool,
     turn: Turn,
+    pub(crate) clocks: Arc<Clocks>,
     pace: Pace,
 }
 
@@ -71,7 +75,7 @@ impl Pace {
 }
 
 impl Inlet {
-    pub(crate) fn new(pieces: Pieces, turn: Turn) -> Self {
+    pub(crate) fn new(pieces: Pieces, turn: Turn, clocks: Arc<Clocks>) -> Self {
         Self {
             pieces,
             piece: Bytes::new(),
@@ -80,6 +84,7 @@ impl Inlet {
             failed: None,
             broken: false,
             turn,
+            clocks,
             pace: Pace::begin(),
         }
     }
@@ -103,7 +108,8 @@ impl Inlet {
             Some(false) => {
                 if self.turn.permit.is_none() {
                     let turns = Arc::clone(&self.turn.turns);
-                    self.turn.permit = self.turn.runtime.block_on(turns.acquire_owned()).ok();
+                    let acquired = || self.turn.runtime.block_on(turns.acquire_owned());
+                    self.turn.permit = self.clocks.time(Part::Turn, acquired).ok();
                 }
                 self.pace = Pace::begin();
             }
@@ -112,13 +118,15 @@ impl Inlet {
     }
 
     fn wait(&mut self) -> Option<Result<Bytes, silk_registry::Error>> {
-        let start = Instant::now();
+        let asked = Instant::now();
+        let waited = if self.bytes == 0 { Part::FirstByte } else { Part::Bytes };
         let next = async { tokio::time::timeout(PATIENCE, self.pieces.recv()).await };
         let piece = self.turn.runtime.block_on(next).unwrap_or_else(|_| {
             self.turn.permit = None;
             self.pieces.blocking_recv()
         });
-        self.pace.waited += start.elapsed();
+        self.clocks.add(waited, asked.elapsed());
+        self.pace.waited += asked.elapsed();
         piece
     }
 
@@ -145,7 +153,7 @@ impl BufRead for Inlet {
         while self.piece.is_empty() {
             match self.next_piece() {
                 Some(Ok(piece)) => {
-                    self.hasher.update(&piece);
+                    self.clocks.time(Part::BlobDigest, || self.hasher.update(&piece));
                     self.bytes += piece.len() as u64;
                     self.piece = piece;
                 }

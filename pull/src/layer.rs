@@ -14,11 +14,14 @@ use silk_model::{
 use silk_registry::{Blob, Repository};
 use silk_store::{Facts, LayerWriter, Store, StoreError};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::{
     Config, LayerError, LayerSpec,
     budget::{Budget, Counts},
     road::Sink,
+    spans,
+    timing::{Part, Trip},
 };
 
 /// How a layer's pull ended; `None` while it goes on.
@@ -71,11 +74,12 @@ impl Layers {
         lock(&self.jobs).get(diff_id).cloned()
     }
 
-    /// Waits until the layer is whole. Joins the pull that is under way, else starts one from `repository`.
+    /// Waits until the layer is whole. Joins the pull that is under way, else starts one from `repository`; `trip` gets its clocks.
     pub(crate) async fn pull(
         self: &Arc<Self>,
         spec: &LayerSpec,
         repository: &Repository,
+        trip: Option<&Trip>,
     ) -> Result<(), Arc<LayerError>> {
         loop {
             let (mut outcome, mine) = {
@@ -83,10 +87,14 @@ impl Layers {
                 if self.store.whole(&spec.diff_id) {
                     return Ok(());
                 }
-                match jobs.get(&spec.diff_id) {
+                let (watcher, mine) = match jobs.get(&spec.diff_id) {
                     Some(job) => (job.outcome.subscribe(), false),
                     None => (self.start(&mut jobs, spec, repository), true),
+                };
+                if let (Some(trip), Some(job)) = (trip, jobs.get(&spec.diff_id)) {
+                    trip.has(spec.diff_id, &job.counts.clocks);
                 }
+                (watcher, mine)
             };
             let ended = outcome.wait_for(Option::is_some).await.map(|o| o.clone());
             match ended {
@@ -113,13 +121,16 @@ impl Layers {
         });
         jobs.insert(spec.diff_id, Arc::clone(&job));
         let (layers, spec, repository) = (Arc::clone(self), spec.clone(), repository.clone());
+        let span = spans::layer(&spec.diff_id, &spec.blob, spec.size, "streamed");
         tokio::spawn(async move {
             // In a task of its own: whatever happens there, those who wait are told.
             let run = tokio::spawn({
                 let (layers, job, spec) = (Arc::clone(&layers), Arc::clone(&job), spec.clone());
-                async move { layers.run(&job, &spec, &repository).await }
+                async move { layers.run(&job, &spec, &repository).await }.instrument(span.clone())
             });
             let result = run.await.unwrap_or(Err(LayerError::Panicked));
+            job.counts.clocks.end();
+            spans::ended(&span, "whole", result.as_ref().map(drop));
             match &result {
                 Ok(()) => METRICS.layer_pulls.of(Arrival::Streamed).one(),
                 Err(LayerError::Abandoned) => {}
@@ -140,7 +151,9 @@ impl Layers {
         spec: &LayerSpec,
         repository: &Repository,
     ) -> Result<(), LayerError> {
+        let asked = Instant::now();
         let place = self.budget.place().await?;
+        job.counts.clocks.add(Part::Turn, asked.elapsed());
         if job.outcome.receiver_count() == 0 {
             // The image failed while this layer waited for its turn: nobody wants it now.
             return Err(LayerError::Abandoned);

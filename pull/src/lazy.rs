@@ -21,7 +21,7 @@ use silk_share::{Found, Image, Share};
 use silk_store::{Store, StoreError};
 use tokio::task::AbortHandle;
 
-use crate::{Config, ImageSpec, LayerSpec, Show, layer::Layers};
+use crate::{Config, ImageSpec, LayerSpec, Show, layer::Layers, spans, timing::Trip};
 
 mod ahead;
 mod layer;
@@ -68,6 +68,8 @@ pub(crate) struct Road {
     pub(crate) share: Arc<Share>,
     pub(crate) repository: Repository,
     pub(crate) image: Arc<ImageSpec>,
+    /// The pull that opened it, if it is the image's own.
+    pub(crate) trip: Option<Arc<Trip>>,
 }
 
 impl Road {
@@ -157,7 +159,11 @@ impl Lazies {
             scheduler: Arc::clone(&self.scheduler),
             read_wait: self.read_wait,
             range: self.range,
+            span: spans::layer(&spec.diff_id, &spec.blob, spec.size, "filled"),
         });
+        if let Some(trip) = &road.trip {
+            trip.has(spec.diff_id, &lazy.clocks);
+        }
         self.layers().insert(spec.diff_id, Entry { lazy: Arc::clone(&lazy), task: None });
         let task = lazy.runtime.spawn(live(Arc::clone(&lazy), road.clone())).abort_handle();
         if let Some(entry) = self.layers().get_mut(&spec.diff_id) {
@@ -233,7 +239,7 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
         tracing::warn!(%diff_id, %error, "could not forget what was known of a layer");
     }
     loop {
-        match road.streams.pull(&lazy.spec, &road.repository).await {
+        match road.streams.pull(&lazy.spec, &road.repository, road.trip.as_deref()).await {
             Ok(()) => {
                 // The blob was good, so what was known of it was not.
                 road.distrust(&lazy, &fault.to_string());

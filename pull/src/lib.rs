@@ -26,13 +26,16 @@ mod learn;
 mod records;
 mod resolve;
 mod road;
+mod spans;
+mod timing;
 
 pub use budget::Counts;
 pub use config::Config;
 pub use error::{ImageError, LayerError, Refused, ShowError};
 pub use image::{
-    Broken, Budgets, Caller, Claim, Claimed, Failure, ImageStatus, LayerStatus, Puller, Seams, Show, State,
+    Broken, Budgets, Caller, Claim, Claimed, Failure, ImageStatus, LayerStatus, PullTiming, Puller, Seams, Show, State,
 };
 pub use lazy::{Answer, Arrived, Lazies, Lazy, ReadError, Watch};
 pub use learn::{Learner, is_of};
 pub use resolve::{Contents, ContentsError, Held, ImageSpec, LayerSpec};
+pub use timing::{ImageTiming, LayerTiming, Limit, Part, Spent, Way};

@@ -8,6 +8,7 @@
 use std::{
     io::{self, Read},
     sync::{
+        Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -24,7 +25,12 @@ use silk_layer::{
 use silk_model::Digest;
 use silk_store::StoreError;
 
-use crate::{LayerError, inlet::Inlet};
+use crate::{
+    LayerError,
+    inlet::Inlet,
+    spans,
+    timing::{Clocks, Part},
+};
 
 /// Bytes of a buffer: large enough that hand-over costs nothing against inflating it (1 ms), small enough to stay in the
 /// second-level cache of a core.
@@ -55,14 +61,16 @@ pub(crate) trait Sink: Send {
 
 /// Moves one layer from its inlet into its sink. Blocks until it is whole and proved, or failed.
 pub(crate) fn run<S: Sink>(job: Job, mut inlet: Inlet, sink: S, written: &AtomicU64) -> Result<S::Kept, LayerError> {
+    let clocks = Arc::clone(&inlet.clocks);
+    let stored_in = spans::part!("store");
     let outcome = thread::scope(|scope| {
         let (full, filled) = mpsc::sync_channel::<Filled>(BUFFERS);
         let (empty, emptied) = mpsc::sync_channel::<Vec<u8>>(BUFFERS);
         let store = thread::Builder::new()
             .name("silk-store".into())
-            .spawn_scoped(scope, move || store(sink, &filled, &empty, written))
+            .spawn_scoped(scope, || stored_in.in_scope(|| store(sink, filled, empty, written, &clocks)))
             .expect("the system gives a thread");
-        let decoded = pour(job, &mut inlet, &full, &emptied);
+        let decoded = spans::part!("decode").in_scope(|| pour(job, &mut inlet, &full, &emptied));
         drop(full);
         let stored = store.join().map_err(|_| LayerError::Panicked)?;
         // When the store fails, the decoder only sees a closed channel.
@@ -71,10 +79,13 @@ pub(crate) fn run<S: Sink>(job: Job, mut inlet: Inlet, sink: S, written: &Atomic
     });
     match outcome {
         Ok((Stored { scanner, builder, sink }, compression)) => {
+            let _proved_in = spans::part!("prove").entered();
             prove_blob(job, inlet)?;
-            let toc = scanner.finish()?;
-            let index = builder.finish(compression, job.blob_size);
-            Ok(sink.finish(&toc, &index)?)
+            clocks.time(Part::Proof, || {
+                let toc = scanner.finish()?;
+                let index = builder.finish(compression, job.blob_size);
+                Ok(sink.finish(&toc, &index)?)
+            })
         }
         Err(error) if error.blames_content() && !inlet.is_broken() => {
             // Was the image pushed broken, or did the registry send something else?
@@ -112,7 +123,9 @@ fn pour_decoded(
     full: &mpsc::SyncSender<Filled>,
     emptied: &mpsc::Receiver<Vec<u8>>,
 ) -> Result<Compression, LayerError> {
-    let mut decoder = decode::open_learning(inlet).map_err(damaged)?;
+    let clocks = Arc::clone(&inlet.clocks);
+    let opened = clocks.time_reading(Part::Inflate, || decode::open_learning(inlet));
+    let mut decoder = opened.map_err(damaged)?;
     let compression = decoder.compression();
     let mut made = 0;
     let mut total = 0;
@@ -124,19 +137,13 @@ fn pour_decoded(
                 vec![0; BUFFER]
             }
             // The store has failed when nobody sends: its own error is reported.
-            Err(_) => match emptied.recv() {
+            Err(_) => match clocks.time(Part::Store, || emptied.recv()) {
                 Ok(buffer) => buffer,
                 Err(_) => return Ok(compression),
             },
         };
         buffer.resize(BUFFER, 0);
-        let mut len = 0;
-        while len < BUFFER {
-            match decoder.read(&mut buffer[len..]).map_err(damaged)? {
-                0 => break,
-                n => len += n,
-            }
-        }
+        let len = clocks.time_reading(Part::Inflate, || fill(&mut decoder, &mut buffer)).map_err(damaged)?;
         buffer.truncate(len);
         total += len as u64;
         if total > job.limit {
@@ -147,6 +154,18 @@ fn pour_decoded(
             return Ok(compression);
         }
     }
+}
+
+/// Reads until the buffer is full, or no more comes.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match from.read(&mut buffer[len..])? {
+            0 => break,
+            n => len += n,
+        }
+    }
+    Ok(len)
 }
 
 fn damaged(error: io::Error) -> LayerError {
@@ -164,16 +183,17 @@ struct Stored<S> {
 /// Digests, scans, indexes and stores buffers until no more come.
 fn store<S: Sink>(
     mut sink: S,
-    filled: &mpsc::Receiver<Filled>,
-    empty: &mpsc::SyncSender<Vec<u8>>,
+    filled: mpsc::Receiver<Filled>,
+    empty: mpsc::SyncSender<Vec<u8>>,
     written: &AtomicU64,
+    clocks: &Clocks,
 ) -> Result<Stored<S>, LayerError> {
     let (mut scanner, mut builder) = (Scanner::new(Limits::default()), Builder::new());
-    for Filled { bytes, entries } in filled {
-        scanner.push(&bytes)?;
-        builder.entries(entries);
-        builder.push(&bytes);
-        sink.append(&bytes)?;
+    while let Ok(Filled { bytes, entries }) = clocks.time(Part::Decoder, || filled.recv()) {
+        clocks.time(Part::Scan, || scanner.push(&bytes))?;
+        clocks.time(Part::Index, || builder.entries(entries));
+        clocks.time(Part::Digest, || builder.push(&bytes));
+        clocks.time(Part::Write, || sink.append(&bytes))?;
         written.store(scanner.position(), Ordering::Relaxed);
         // The decoder is gone after the last buffer: nobody needs it back.
         let _ = empty.send(bytes);

@@ -6,7 +6,7 @@ use silk_api::{
     Connect,
     control::{
         ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Profile, ProfileRequest,
-        PutProfileRequest, StatusRequest, StatusResponse, control_client::ControlClient,
+        PutProfileRequest, StatusRequest, StatusResponse, TimingRequest, TimingResponse, control_client::ControlClient,
     },
 };
 use silk_model::Digest;
@@ -62,6 +62,12 @@ impl Control {
     pub async fn unfinished(&self) -> Result<StatusResponse, Failure> {
         let request = StatusRequest { image: String::new(), unfinished: true };
         self.call("tell its status", ANSWER, self.client().status(request)).await
+    }
+
+    /// Where the time of an image's last pull went.
+    pub async fn timing(&self, image: &str) -> Result<TimingResponse, Failure> {
+        let request = TimingRequest { image: image.to_owned() };
+        self.call(&format!("tell where the time of {image} went"), ANSWER, self.client().timing(request)).await
     }
 
     /// One image.

@@ -13,12 +13,16 @@ use crate::{
 };
 
 mod json;
+mod timing;
 
 /// Show images and their layers: what is here and proved, from where, at what rate
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Only this image: a reference (python:3.13) or the digest of a manifest [default: all]
     pub image: Option<String>,
+    /// Where the time of the image's last pull went, and what limited it
+    #[arg(long, requires = "image")]
+    pub timing: bool,
     /// Print JSON; docs/operations.md describes the fields
     #[arg(long)]
     pub json: bool,
@@ -27,6 +31,12 @@ pub struct Arguments {
 /// Asks and prints.
 pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure> {
     let name = arguments.image.as_deref().map(full_name).unwrap_or_default();
+    if arguments.timing {
+        let answer = Control::new(&globals.address).timing(&name).await?;
+        let text = if arguments.json { timing::json(answer) } else { human::clean(&timing::text(&answer, &name)) };
+        std::io::stdout().write_all(text.as_bytes())?;
+        return Ok(());
+    }
     let answer = Control::new(&globals.address).status(&name).await?;
     let unknown = match answer.images.is_empty() && !name.is_empty() {
         true => format!("\nsilkd does not know {name}\n"),

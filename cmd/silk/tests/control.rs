@@ -5,8 +5,8 @@
 use std::{process::Output, sync::Arc, sync::Mutex};
 
 use silk_api::control::{
-    Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, Profile,
-    ProfileRequest, PutProfileRequest, StatusRequest, StatusResponse,
+    Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, ImageTiming,
+    Layer, Profile, ProfileRequest, PutProfileRequest, StatusRequest, StatusResponse, TimingRequest, TimingResponse,
     control_server::{Control, ControlServer},
 };
 use silk_model::Digest;
@@ -45,6 +45,14 @@ impl Control for Silkd {
         let images = [image()].into_iter().filter(|image| name.is_empty() || name == image.reference).collect();
         self.asked(format!("status {name}"));
         Ok(Response::new(StatusResponse { rung: "file".into(), images, ..StatusResponse::default() }))
+    }
+
+    async fn timing(&self, request: Request<TimingRequest>) -> Result<Response<TimingResponse>, Status> {
+        let reference = request.into_inner().image;
+        self.asked(format!("timing {reference}"));
+        let image =
+            ImageTiming { reference, known: true, limit: "link".into(), seconds: Some(2.0), ..Default::default() };
+        Ok(Response::new(TimingResponse { images: vec![image] }))
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
@@ -123,6 +131,19 @@ async fn status_asks_for_the_full_name() {
     assert_eq!((code, &json["images"][0]["layers"][1]["diff_id"]), (Some(0), &diff_id("b").into()));
     let asked = ["status docker.io/library/app:latest", "status docker.io/library/other:1", "status "];
     assert_eq!(setup.silkd.questions(), asked);
+}
+
+#[tokio::test]
+async fn timing_is_of_one_image() {
+    let setup = start();
+    let (code, out, _) = setup.run(&["status", "--timing", "app"]).await;
+    assert!(code == Some(0) && out.contains("whole after 2.00 s: link"), "{out}");
+    let (code, out, _) = setup.run(&["status", "--timing", "--json", "app"]).await;
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &json["images"][0]["limit"]), (Some(0), &"link".into()));
+    assert_eq!(setup.silkd.questions(), ["timing docker.io/library/app:latest"; 2]);
+    let (code, ..) = setup.run(&["status", "--timing"]).await;
+    assert_eq!(code, Some(2));
 }
 
 #[tokio::test]

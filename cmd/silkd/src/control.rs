@@ -4,7 +4,8 @@ use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 use silk_api::control::{
     Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, Layer, Profile,
-    ProfileRequest, PutProfileRequest, StatusRequest, StatusResponse, control_server::Control,
+    ProfileRequest, PutProfileRequest, StatusRequest, StatusResponse, TimingRequest, TimingResponse,
+    control_server::Control,
 };
 use silk_model::Digest;
 use silk_mount::{Rung, Variant};
@@ -18,7 +19,7 @@ use crate::{
     janitor::Janitor,
     node::{Data, Node},
     node_message::node_message,
-    profiles,
+    profiles, timing,
     views::died,
 };
 
@@ -202,6 +203,11 @@ impl Control for Service {
             backends: self.backends(),
             node: Some(node_message(&self.0, &data)),
         }))
+    }
+
+    async fn timing(&self, request: Request<TimingRequest>) -> Result<Response<TimingResponse>, Status> {
+        let images = timing::of(&self.0.janitor.puller, &request.get_ref().image);
+        Ok(Response::new(TimingResponse { images }))
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {

@@ -33,6 +33,41 @@ func TestRatiosWithinARound(t *testing.T) {
 	}
 }
 
+// The commonest word comes first, words as common by the alphabet; columns without one have none.
+func TestLimits(t *testing.T) {
+	var all []figures
+	for _, limit := range []string{"turn", "link", "", "inflate", "link", ""} {
+		all = append(all, figures{Limit: limit})
+	}
+	if got := limits(all); got != "link, inflate, turn" {
+		t.Errorf("limited by %q", got)
+	}
+	if got := limits(all[2:3]); got != "" {
+		t.Errorf("limited by %q", got)
+	}
+}
+
+// Each row of the table has as many cells as its head.
+func TestTable(t *testing.T) {
+	silk := column{name: "silk", snapshotter: "silk"}
+	r := report{
+		subjects: []subject{{name: "a"}},
+		columns:  []column{silk, {name: "erofs"}},
+		figures:  []figures{{Image: "a", Column: "silk", Limit: "link", Ready: time.Second}},
+	}
+	var text strings.Builder
+	r.table(&text)
+	rows := strings.Split(strings.TrimSpace(text.String()), "\n")
+	for _, row := range rows {
+		if got, want := strings.Count(row, "|"), strings.Count(rows[0], "|"); got != want {
+			t.Errorf("%d bars instead of %d: %s", got, want, row)
+		}
+	}
+	if !strings.Contains(rows[3], "| link |") {
+		t.Errorf("no limit in %s", rows[3])
+	}
+}
+
 func TestColumns(t *testing.T) {
 	all, err := pickColumns("", "stargz=/run/s.sock")
 	if err != nil {

@@ -40,6 +40,9 @@ type figures struct {
 	UntilReady traffic `json:"until_ready"`
 	UntilWhole traffic `json:"until_whole"`
 
+	// Limit is the word of silkd for what limited the pull until the image was whole.
+	Limit string `json:"limit,omitempty"`
+
 	Containerd use `json:"containerd"`
 	Silkd      use `json:"silkd"`
 }
@@ -181,6 +184,11 @@ func (b *bench) awaitWhole(ctx context.Context, n *node.Node, ref string, c colu
 	}
 	f.UntilWhole = b.traffic().since(before)
 	var err error
+	if c.silk() {
+		if f.Limit, err = limit(n, ref); err != nil {
+			return err
+		}
+	}
 	if f.Containerd, err = usage(n.Containerd); err == nil && n.Silkd != nil {
 		f.Silkd, err = usage(n.Silkd)
 	}
@@ -208,6 +216,20 @@ func state(n *node.Node, ref string) (whole, proved bool, err error) {
 		return whole, proved, nil
 	}
 	return false, false, fmt.Errorf("silk does not know %s", ref)
+}
+
+// limit asks silkd what limited the pull of an image that is whole.
+func limit(n *node.Node, ref string) (string, error) {
+	timing, err := n.Timing(ref)
+	if err != nil {
+		return "", err
+	}
+	for _, image := range timing.Images {
+		if image.Reference == ref {
+			return image.Limit, nil
+		}
+	}
+	return "", fmt.Errorf("silk does not know %s", ref)
 }
 
 func usage(p *node.Process) (u use, err error) {

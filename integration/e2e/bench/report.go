@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -113,13 +114,13 @@ func (r report) of(image, column string) (found []figures) {
 }
 
 func (r report) table(text *strings.Builder) {
-	text.WriteString("| image, column | pull s | ready s | sooner | whole s | proved s | sooner | warm s | until ready: MB, requests | until whole: MB, requests | containerd: MiB, CPU s | silkd: MiB, CPU s |\n")
-	text.WriteString("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	text.WriteString("| image, column | pull s | ready s | sooner | whole s | proved s | sooner | warm s | until ready: MB, requests | until whole: MB, requests | limited by | containerd: MiB, CPU s | silkd: MiB, CPU s |\n")
+	text.WriteString("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|\n")
 	for _, s := range r.subjects {
 		if !slices.ContainsFunc(r.figures, func(f figures) bool { return f.Image == s.name }) {
 			continue
 		}
-		fmt.Fprintf(text, "| **%s**, %.0f MB in %d layers%s | | | | | | | | | | | |\n", s.name, float64(s.bytes)/1e6, len(s.layers()), r.wire(s))
+		fmt.Fprintf(text, "| **%s**, %.0f MB in %d layers%s | | | | | | | | | | | | |\n", s.name, float64(s.bytes)/1e6, len(s.layers()), r.wire(s))
 		for _, c := range r.columns {
 			r.row(text, s, c)
 		}
@@ -137,7 +138,7 @@ func (r report) wire(s subject) string {
 func (r report) row(text *strings.Builder, s subject, c column) {
 	all := r.of(s.name, c.name)
 	if len(all) == 0 {
-		fmt.Fprintf(text, "| %s | no figure | | | | | | | | | | |\n", c.name)
+		fmt.Fprintf(text, "| %s | no figure | | | | | | | | | | | |\n", c.name)
 		return
 	}
 	name := c.name
@@ -159,7 +160,7 @@ func (r report) row(text *strings.Builder, s subject, c column) {
 		}
 		return fmt.Sprintf("%d, %.1f", median(all, func(f figures) int64 { return of(f).Memory })>>20, median(all, func(f figures) time.Duration { return of(f).CPU }).Seconds())
 	}
-	fmt.Fprintf(text, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", name,
+	fmt.Fprintf(text, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", name,
 		seconds(func(f figures) time.Duration { return f.Pull }),
 		seconds(func(f figures) time.Duration { return f.Ready }),
 		r.sooner(s, c, func(f figures) time.Duration { return f.Ready }),
@@ -167,8 +168,21 @@ func (r report) row(text *strings.Builder, s subject, c column) {
 		seconds(func(f figures) time.Duration { return f.Proved }),
 		r.sooner(s, c, func(f figures) time.Duration { return f.Proved }),
 		seconds(func(f figures) time.Duration { return f.Warm }),
-		asked(func(f figures) traffic { return f.UntilReady }), asked(func(f figures) traffic { return f.UntilWhole }),
+		asked(func(f figures) traffic { return f.UntilReady }), asked(func(f figures) traffic { return f.UntilWhole }), limits(all),
 		used(func(f figures) use { return f.Containerd }), used(func(f figures) use { return f.Silkd }))
+}
+
+// limits are the words of all rounds, the commonest first.
+func limits(all []figures) string {
+	times := map[string]int{}
+	for _, f := range all {
+		if f.Limit != "" {
+			times[f.Limit]++
+		}
+	}
+	words := slices.Sorted(maps.Keys(times))
+	slices.SortStableFunc(words, func(a, b string) int { return times[b] - times[a] })
+	return strings.Join(words, ", ")
 }
 
 // sooner compares with the baseline of the same round.
@@ -190,7 +204,8 @@ func (r report) sooner(s subject, c column, of func(figures) time.Duration) stri
 func (r report) legend(text *strings.Builder) {
 	text.WriteString("\nSeconds are since the pull began. *pull*: containerd's pull returned. *ready*: the container printed its line. *whole*: every byte is here. " +
 		"*proved*: and was compared with the image's digests. *warm*: a second container of the image that is here by then, from its creation to its line. " +
-		"Memory is the daemon's peak, CPU its own with that of its helpers (igzip, mkfs.erofs), until whole.\n\n")
+		"Memory is the daemon's peak, CPU its own with that of its helpers (igzip, mkfs.erofs), until whole. " +
+		"*limited by*: what decided when silk had the image whole, as `silk status --timing` tells it (docs/operations.md); several words are of several rounds.\n\n")
 	for _, c := range r.columns {
 		fmt.Fprintf(text, "- *%s*: %s\n", c.name, c.says)
 	}

@@ -12,7 +12,7 @@ use silk_share::{Found, Image, LayerKnowledge};
 use silk_store::Known;
 
 use super::{Puller, pull::Source};
-use crate::{ImageSpec, LayerSpec, lazy::Road};
+use crate::{ImageSpec, LayerSpec, lazy::Road, timing::Trip};
 
 type Learned = HashMap<Digest, Found<()>>;
 type FoundProfiles = Vec<Found<Bytes>>;
@@ -23,6 +23,7 @@ impl Puller {
         self: &Arc<Self>,
         mut missing: Vec<(usize, LayerSpec)>,
         sources: &[Source],
+        trip: Option<&Arc<Trip>>,
     ) -> Vec<(usize, LayerSpec)> {
         if !self.config.lazy || !self.seams.show.lazily() {
             return missing;
@@ -38,7 +39,7 @@ impl Puller {
             let (learned, profiles) = self.ask(spec, repository, &layers).await;
             let asked = began.elapsed().as_secs_f64();
             let starting = self.lazies.starting();
-            let opened = self.open(spec, repository, layers, learned).await;
+            let opened = self.open(self.road(spec, repository, trip), layers, learned).await;
             let seconds = began.elapsed().as_secs_f64();
             tracing::debug!(image = spec.reference, opened = opened.len(), asked, seconds, "known layers were opened");
             if !opened.is_empty() {
@@ -89,23 +90,24 @@ impl Puller {
         learned.map_err(|e| (Class::Internal, e.to_string()))?.map_err(|e| (e.class(), e.to_string()))
     }
 
-    /// Opens what is known by now; returns what was opened.
-    async fn open(
-        self: &Arc<Self>,
-        spec: &Arc<ImageSpec>,
-        repository: &Repository,
-        layers: Vec<LayerSpec>,
-        mut learned: Learned,
-    ) -> Vec<Digest> {
-        let road = Road {
+    fn road(&self, spec: &Arc<ImageSpec>, repository: &Repository, trip: Option<&Arc<Trip>>) -> Road {
+        Road {
             lazies: Arc::clone(&self.lazies),
             streams: Arc::clone(&self.layers),
             show: Arc::clone(&self.seams.show),
             share: Arc::clone(&self.seams.share),
             repository: repository.clone(),
             image: Arc::clone(spec),
-        };
+            trip: trip.cloned(),
+        }
+    }
+
+    /// Opens what is known by now; returns what was opened.
+    async fn open(&self, road: Road, layers: Vec<LayerSpec>, mut learned: Learned) -> Vec<Digest> {
+        // The layers outlive the opening, so they are parts of what it is a part of.
+        let span = tracing::Span::current();
         let opened = tokio::task::spawn_blocking(move || {
+            let _span = span.entered();
             let mut opened = Vec::new();
             for layer in layers {
                 match road.lazies.open(&layer, learned.remove(&layer.diff_id), &road) {

@@ -5,26 +5,32 @@ use std::{sync::Arc, time::Instant};
 use silk_model::{Class, Digest, metrics::Kind};
 use silk_registry::Repository;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::{Image, Puller};
-use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, lazy::Lazies};
+use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, lazy::Lazies, spans, timing::Trip};
 
 impl Puller {
-    /// The lowest `count` layers at once, then their mounts.
+    /// The lowest `count` layers at once, then their mounts. The image's own pull has a `trip`; one for the sake of lower layers
+    /// only has none: it says nothing of the image's, which may be under way.
     pub(super) async fn pull(
         self: &Arc<Self>,
         image: &Image,
         spec: &Arc<ImageSpec>,
         count: usize,
+        trip: Option<&Arc<Trip>>,
     ) -> Result<(), ImageError> {
         let began = Instant::now();
-        self.pull_layers(image, spec, count).await?;
+        self.pull_layers(image, spec, count, trip).await?;
+        trip.inspect(|trip| trip.is_here());
         let here = began.elapsed().as_secs_f64();
         let (show, mut ids) = (Arc::clone(&self.seams.show), spec.diff_ids());
         ids.truncate(count);
-        let shown = tokio::task::spawn_blocking(move || show.show(&ids))
+        let span = spans::part!("mount");
+        let shown = tokio::task::spawn_blocking(move || span.in_scope(|| show.show(&ids)))
             .await
             .unwrap_or_else(|panic| Err(ShowError { diff_id: None, class: Class::Internal, source: Box::new(panic) }));
+        trip.inspect(|trip| trip.is_mounted());
         let seconds = began.elapsed().as_secs_f64();
         tracing::debug!(image = spec.reference, count, here, seconds, "layers were brought and shown");
         shown.map_err(|error| ImageError::Show {
@@ -43,17 +49,19 @@ impl Puller {
         image: &Image,
         spec: &Arc<ImageSpec>,
         count: usize,
+        trip: Option<&Arc<Trip>>,
     ) -> Result<(), ImageError> {
         let mut missing = missing(spec, &self.lazies);
         missing.retain(|(index, _)| *index < count);
-        // Who waits for lower layers only says nothing of the image's own pull, which may be under way.
-        let note = |kind| {
-            if count == spec.layers.len() {
+        let had_to = |kind| {
+            if let Some(trip) = trip {
                 image.had_to(kind);
+                trip.is_resolved();
             }
         };
+        self.fill_already(spec, trip);
         if missing.is_empty() {
-            note(Kind::Here);
+            had_to(Kind::Here);
             return Ok(());
         }
         let mut sources = Vec::new();
@@ -61,13 +69,14 @@ impl Puller {
             let repository = self.repository(&source.reference).await.map_err(Arc::new);
             sources.push((source, repository));
         }
-        let missing = self.open_known(missing, &sources).await;
-        note(if missing.is_empty() { Kind::Known } else { Kind::First });
+        let missing = self.open_known(missing, &sources, trip).instrument(spans::part!("known")).await;
+        had_to(if missing.is_empty() { Kind::Known } else { Kind::First });
         let sources = Arc::new(sources);
         let mut pulls = JoinSet::new();
         for (_, layer) in missing {
-            let (puller, sources) = (Arc::clone(self), Arc::clone(&sources));
-            pulls.spawn(async move { puller.from_one(&layer.diff_id, &sources).await });
+            let (puller, sources, trip) = (Arc::clone(self), Arc::clone(&sources), trip.cloned());
+            let pull = async move { puller.from_one(&layer.diff_id, &sources, trip.as_deref()).await };
+            pulls.spawn(pull.in_current_span());
         }
         while let Some(ended) = pulls.join_next().await {
             match ended {
@@ -79,6 +88,15 @@ impl Puller {
         }
         Ok(())
     }
+
+    /// Layers that another pull opened, and that are not whole yet.
+    fn fill_already(&self, spec: &ImageSpec, trip: Option<&Arc<Trip>>) {
+        for (trip, layer) in spec.layers.iter().filter_map(|layer| Some((trip?, layer))) {
+            if let Some(lazy) = self.lazies.get(&layer.diff_id) {
+                trip.has(layer.diff_id, &lazy.clocks);
+            }
+        }
+    }
 }
 
 /// An image that has a layer, and the repository of its blobs if it can be asked.
@@ -87,12 +105,17 @@ pub(super) type Source = (Arc<ImageSpec>, Result<Repository, Arc<LayerError>>);
 impl Puller {
     /// Streams a layer from the first source that gives it. The error is the first one's, which is what the user asked for
     /// last.
-    async fn from_one(self: &Arc<Self>, diff_id: &Digest, sources: &[Source]) -> Result<(), ImageError> {
+    async fn from_one(
+        self: &Arc<Self>,
+        diff_id: &Digest,
+        sources: &[Source],
+        trip: Option<&Trip>,
+    ) -> Result<(), ImageError> {
         let mut first = None;
         for (spec, repository) in sources {
             let Some(index) = spec.layers.iter().position(|l| l.diff_id == *diff_id) else { continue };
             let outcome = match repository {
-                Ok(repository) => self.layers.pull(&spec.layers[index], repository).await.map(|()| repository),
+                Ok(repository) => self.layers.pull(&spec.layers[index], repository, trip).await.map(|()| repository),
                 Err(error) => Err(Arc::clone(error)),
             };
             let error = match outcome {

@@ -9,7 +9,7 @@ use silk_model::{
 use silk_store::LayerRecord;
 
 use super::{Claim, Image, Puller, State, lock, rate, record_rate};
-use crate::{Arrived, ImageSpec, LayerSpec, Refused};
+use crate::{Arrived, ImageSpec, ImageTiming, LayerSpec, Refused};
 
 /// Refusals that are remembered for `silk explain`.
 const REFUSALS: usize = 64;
@@ -62,6 +62,15 @@ pub struct ImageStatus {
     pub waiting: u64,
     /// Base first; none for a refused image.
     pub layers: Vec<LayerStatus>,
+}
+
+/// An image, and where the time of its last pull went.
+#[derive(Debug, Clone)]
+pub struct PullTiming {
+    /// The image.
+    pub status: ImageStatus,
+    /// [`None`]: it was not pulled since the daemon started.
+    pub timing: Option<ImageTiming>,
 }
 
 /// What is in use of all that is bounded; `docs/config.md` has the limits.
@@ -207,6 +216,18 @@ impl Puller {
         }
         all.sort_by(|a, b| (&a.reference, a.manifest).cmp(&(&b.reference, b.manifest)));
         all
+    }
+
+    /// Where the time of images' last pulls went: of those whose reference or manifest digest is `only`, sorted by reference.
+    /// Nothing is known of a pull from before the daemon's start.
+    pub fn timings(&self, only: &str) -> Vec<PullTiming> {
+        let status = self.status(Some(only));
+        let timing = |status: &ImageStatus| {
+            let (image, spec) = self.find(&status.manifest, &status.reference)?;
+            let trip = lock(&image.trip).clone()?;
+            Some(trip.timing(&spec.diff_ids()))
+        };
+        status.into_iter().map(|status| PullTiming { timing: timing(&status), status }).collect()
     }
 
     fn image_status(&self, image: &Image, spec: &ImageSpec) -> ImageStatus {

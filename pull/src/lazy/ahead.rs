@@ -16,6 +16,7 @@ use silk_model::Digest;
 use tokio::{task::JoinSet, time::sleep_until};
 
 use super::{Lazies, Lazy, range::Wanted, scheduler::Starting};
+use crate::timing::Part;
 
 /// Compressed bytes of a batch: what the connections bring within two or three round trips of 20 ms.
 const BATCH: u64 = 8 << 20;
@@ -85,7 +86,9 @@ impl Lazies {
         for piece in join(batch, &joins) {
             let lazy = &lazies[&piece.layer];
             loop {
+                let asked = Instant::now();
                 let admitted = self.scheduler.start().await;
+                lazy.clocks.add(Part::Turn, asked.elapsed());
                 // It became whole, or is given up.
                 if !self.get(&piece.layer).is_some_and(|now| Arc::ptr_eq(&now, lazy)) {
                     break;

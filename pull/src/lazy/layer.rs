@@ -25,12 +25,16 @@ use silk_registry::Blob;
 use silk_share::Found;
 use silk_store::{Partial, StoreError, read_at};
 use tokio::{runtime::Handle, sync::watch};
+use tracing::Span;
 
 use super::{
     range::{RangeError, Wanted},
     scheduler::Scheduler,
 };
-use crate::LayerSpec;
+use crate::{
+    LayerSpec,
+    timing::{Clocks, Way},
+};
 
 mod take;
 
@@ -71,6 +75,10 @@ pub struct Lazy {
     /// Compressed bytes of a range that nobody waits for.
     range: u64,
     pub(super) counts: Counts,
+    /// Where its time goes.
+    pub(crate) clocks: Arc<Clocks>,
+    /// From its opening to its end.
+    pub(super) span: Span,
     made: Instant,
     /// When somebody read it last: milliseconds since it was made, and one more; 0 is never.
     last_read: AtomicU64,
@@ -173,11 +181,12 @@ pub(super) struct Parts {
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) read_wait: Duration,
     pub(super) range: u64,
+    pub(super) span: Span,
 }
 
 impl Lazy {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { spec, image, learned, blob, partial, scheduler, read_wait, range } = parts;
+        let Parts { spec, image, learned, blob, partial, scheduler, read_wait, range, span } = parts;
         Arc::new(Self {
             spec,
             image,
@@ -191,6 +200,8 @@ impl Lazy {
             read_wait,
             range,
             counts: Counts::default(),
+            clocks: Arc::new(Clocks::new(Way::Filled)),
+            span,
             made: Instant::now(),
             last_read: AtomicU64::new(0),
         })

@@ -11,7 +11,7 @@ use silk_sys::priority;
 use tokio::{sync::watch, time::sleep_until};
 
 use super::{Arrived, Lazy, Road, range::Wanted};
-use crate::LayerError;
+use crate::{LayerError, timing::Part};
 
 /// Spans that are scanned in one go: some milliseconds of a core.
 const SCANNED_AT_ONCE: usize = 8;
@@ -59,7 +59,9 @@ impl Lazy {
     async fn fetch_all(self: &Arc<Self>) {
         let mut events = self.events.subscribe();
         loop {
+            let asked = Instant::now();
             let admitted = self.scheduler.background().await;
+            self.clocks.add(Part::Turn, asked.elapsed());
             events.borrow_and_update();
             let wake = match self.next_run() {
                 Ok(Some(run)) => {
@@ -99,6 +101,7 @@ impl Lazy {
 
     fn scan_spans(&self, scanner: &mut Scanner, spans: Range<usize>) -> Result<(), LayerError> {
         let _lowered = priority::lowered();
+        let began = Instant::now();
         let mut bytes = Vec::new();
         for span in spans {
             let range = self.partial.index().range(span);
@@ -106,12 +109,16 @@ impl Lazy {
             self.partial.read(range.start, &mut bytes)?;
             scanner.push(&bytes)?;
         }
+        self.clocks.add(Part::Scan, began.elapsed());
         Ok(())
     }
 
     async fn finish(self: &Arc<Self>, road: &Road, toc: Toc, began: Instant) -> Result<(), Fault> {
         let (lazy, road) = (Arc::clone(self), road.clone());
         let finished = tokio::task::spawn_blocking(move || {
+            let proof = Instant::now();
+            // A span that is never entered would last until the last handle of the layer is dropped.
+            let _span = lazy.span.enter();
             let diff_id = lazy.partial.diff_id();
             let store = road.lazies.store();
             let known = store.toc(&diff_id).map_err(LayerError::from)?;
@@ -121,6 +128,9 @@ impl Lazy {
             }
             let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             lazy.partial.finish(&toc, millis).map_err(LayerError::from)?;
+            lazy.clocks.add(Part::Proof, proof.elapsed());
+            lazy.clocks.end();
+            lazy.span.record("result", "whole");
             road.lazies.remove(&diff_id);
             if !lied {
                 road.show.renew(&diff_id, false);

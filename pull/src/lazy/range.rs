@@ -6,7 +6,10 @@ use std::{
     time::Instant,
 };
 
-use silk_layer::index::{self, SpanError};
+use silk_layer::{
+    index::{self, SpanError},
+    media::Compression,
+};
 use silk_model::{
     Class,
     metrics::{self, METRICS},
@@ -14,9 +17,14 @@ use silk_model::{
 use silk_store::StoreError;
 use silk_sys::priority;
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::{Lazy, pieces::PieceReader, scheduler::Admitted};
-use crate::fetch::PIECES;
+use crate::{
+    fetch::PIECES,
+    spans,
+    timing::{Clocks, Part, Way},
+};
 
 /// What asked for bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,10 +72,15 @@ impl Lazy {
         let asked = Instant::now();
         let _admitted = match admitted {
             Some(admitted) => admitted,
-            None => self.scheduler.demand().await,
+            None => {
+                let admitted = self.scheduler.demand().await;
+                self.clocks.add(Part::Turn, asked.elapsed());
+                admitted
+            }
         };
         let began = Instant::now();
-        let outcome = self.fetch(run.clone(), wanted).await;
+        let span = spans::range(&self.span, &wanted, &run, self.blob_bytes(&run));
+        let outcome = self.fetch(run.clone(), wanted).instrument(span).await;
         tracing::debug!(
             diff_id = %self.spec.diff_id,
             spans = ?run,
@@ -87,11 +100,20 @@ impl Lazy {
             stream = stream.urgent();
         }
         let lazy = Arc::clone(self);
-        let decode = tokio::task::spawn_blocking(move || lazy.decode(run, wanted, PieceReader::new(pieces)));
+        let span = spans::part!("decode");
+        let decode = tokio::task::spawn_blocking(move || {
+            let _span = span.entered();
+            // Of its own: other ranges of the layer are read at the same time.
+            let clocks = Arc::new(Clocks::new(Way::Filled));
+            let outcome = lazy.decode(run, wanted, PieceReader::new(pieces, Arc::clone(&clocks)), &clocks);
+            lazy.clocks.take_in(&clocks);
+            outcome
+        });
         while let Some(piece) = stream.next().await.transpose() {
             let last = piece.is_err();
             if let Ok(bytes) = &piece {
                 self.counts.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                self.clocks.came();
             }
             if to.send(piece).await.is_err() || last {
                 break;
@@ -102,13 +124,23 @@ impl Lazy {
     }
 
     /// Blocks until the run is decoded.
-    fn decode(self: &Arc<Self>, run: Range<usize>, wanted: Wanted, input: PieceReader) -> Result<(), RangeError> {
+    fn decode(
+        self: &Arc<Self>,
+        run: Range<usize>,
+        wanted: Wanted,
+        input: PieceReader,
+        clocks: &Clocks,
+    ) -> Result<(), RangeError> {
         // The container that is starting needs the processors first.
         let _lowered = (wanted == Wanted::Later).then(priority::lowered);
         let mut spans = index::read(Arc::clone(self.partial.index()), run, input);
+        let decoding = match self.partial.index().compression {
+            Compression::None => Part::Digest,
+            Compression::Gzip | Compression::Zstd => Part::Inflate,
+        };
         let mut bytes = Vec::new();
         loop {
-            match spans.next(&mut bytes) {
+            match clocks.time_reading(decoding, || spans.next(&mut bytes)) {
                 Ok(Some(span)) => {
                     if !self.partial.has(span) {
                         let (count, class) = match wanted {
@@ -119,7 +151,7 @@ impl Lazy {
                         count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                         METRICS.arrived.of(class).add(bytes.len() as u64);
                     }
-                    self.partial.fill(span, &bytes, wanted != Wanted::Later)?;
+                    clocks.time(Part::Write, || self.partial.fill(span, &bytes, wanted != Wanted::Later))?;
                     self.has_come(span);
                 }
                 Ok(None) => return Ok(()),

@@ -8,3 +8,4 @@ mod node;
 mod others;
 mod profile;
 mod road;
+mod timing;

@@ -47,6 +47,32 @@ func (n *Node) Status() (status Status, err error) {
 	return status, nil
 }
 
+// Timing is what the tests and the bench read of `silk status --timing --json`.
+type Timing struct {
+	Images []struct {
+		Reference string `json:"reference"`
+		Known     bool   `json:"known"`
+		// Limit is one word; empty while the image is on its way.
+		Limit  string `json:"limit"`
+		Layers []struct {
+			Way   string `json:"way"`
+			Limit string `json:"limit"`
+		} `json:"layers"`
+	} `json:"images"`
+}
+
+// Timing asks silkd where the time of an image's last pull went.
+func (n *Node) Timing(ref string) (timing Timing, err error) {
+	out, err := n.Silk("status", "--timing", "--json", ref)
+	if err != nil {
+		return timing, err
+	}
+	if err := json.Unmarshal([]byte(out), &timing); err != nil {
+		return timing, fmt.Errorf("silk status --timing --json printed %q: %w", out, err)
+	}
+	return timing, nil
+}
+
 // ImageState is what silkd says of one image: its state, and the cause when it failed.
 func (n *Node) ImageState(ref string) (state, message string) {
 	status, err := n.Status()
