@@ -7,6 +7,9 @@ mod digest;
 pub mod metrics;
 mod usage;
 
+/// The target of all spans, at level `trace`: what `tracing.otlp_endpoint` sends, and no log at a lower level shows.
+pub const SPANS: &str = "silk::span";
+
 pub use class::Class;
 pub use digest::{Digest, DigestError, chain_id, chain_ids};
 pub use usage::Use;

@@ -103,8 +103,9 @@ impl Budget {
         let job = road::Job { blob: blob.digest(), blob_size: size, limit: self.config.decoded_limit(size) };
         let pieces = fetch::start(blob, size, self.window.clone(), counts.clone());
         let turn = Turn { permit: Some(turn), turns: Arc::clone(&self.turns), runtime: Handle::current() };
+        let span = tracing::Span::current();
         let streamed = tokio::task::spawn_blocking(move || {
-            let _open = open;
+            let (_open, _span) = (open, span.entered());
             let inlet = Inlet::new(pieces, turn, Arc::clone(&counts.clocks));
             road::run(job, inlet, sink()?, &counts.written)
         });

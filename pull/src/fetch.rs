@@ -20,7 +20,9 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{Config, budget::Counts};
+use tracing::Instrument as _;
+
+use crate::{Config, budget::Counts, spans};
 
 /// Pieces that may wait between the network and the decoder once their range's permits are given back. A piece is what one
 /// read of the socket gave: 160 KiB on average, 680 KiB at most, so this is about the memory of one decoder.
@@ -62,13 +64,14 @@ impl Window {
 /// Starts to fetch `size` bytes of `blob`; `counts` has them as they come. Dropping the receiver ends it.
 pub(crate) fn start(blob: Blob, size: u64, window: Window, counts: Counts) -> Pieces {
     let (to, pieces) = mpsc::channel(PIECES);
-    tokio::spawn(async move {
+    let work = async move {
         if size <= window.range {
-            whole(&blob, size, &to, &counts).await;
+            whole(&blob, size, &to, &counts).instrument(spans::fetch(0, size)).await;
         } else {
             InRanges { blob, size, window, counts, next: 0, under_way: VecDeque::new(), width: 2 }.run(&to).await;
         }
-    });
+    };
+    tokio::spawn(work.in_current_span());
     pieces
 }
 
@@ -123,7 +126,7 @@ impl InRanges {
         let first_range = tokio::time::timeout(PATIENCE, self.add(true)).await;
         if first_range.is_err() {
             // Others hold the memory, perhaps for long because their registry is silent. One plain stream needs none.
-            return whole(&self.blob, self.size, to, &self.counts).await;
+            return self.whole(to).await;
         }
         let mut first = true;
         while let Some(mut head) = self.under_way.pop_front() {
@@ -135,7 +138,7 @@ impl InRanges {
                 waited += asked.elapsed();
                 if std::mem::take(&mut first) && self.blob.ranges() == Some(false) {
                     drop(head);
-                    return whole(&self.blob, self.size, to, &self.counts).await;
+                    return self.whole(to).await;
                 }
                 let last = piece.is_err();
                 if to.send(piece).await.is_err() || last {
@@ -153,6 +156,10 @@ impl InRanges {
                 self.add(true).await;
             }
         }
+    }
+
+    async fn whole(&self, to: &To) {
+        whole(&self.blob, self.size, to, &self.counts).instrument(spans::fetch(0, self.size)).await;
     }
 
     /// Starts ranges while the width and the window allow, without waiting.
@@ -176,7 +183,8 @@ impl InRanges {
         let Some(permit) = permit else { return false };
         self.next = range.end;
         let (to, pieces) = mpsc::unbounded_channel();
-        let task = tokio::spawn(one(self.blob.clone(), range, to, self.counts.clone()));
+        let span = spans::fetch(range.start, range.end - range.start);
+        let task = tokio::spawn(one(self.blob.clone(), range, to, self.counts.clone()).instrument(span));
         self.under_way.push_back(UnderWay { pieces, task, _permit: permit });
         true
     }

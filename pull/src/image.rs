@@ -12,19 +12,20 @@ use std::{
 
 use silk_model::{
     Digest,
-    metrics::{Kind, METRICS, Outcome},
+    metrics::{Kind, Label as _, METRICS, Outcome},
 };
 use silk_registry::{Object, Reference, Registry, Repository};
 use silk_share::Share;
 use silk_store::{LayerRecord, Profiles, Store, StoreError};
 use tokio::sync::{OnceCell, watch};
+use tracing::Instrument as _;
 
 use crate::{
     Config, Contents, ImageError, ImageSpec, LayerError, Refused, ShowError,
     layer::Layers,
     lazy::Lazies,
     records::{Records, key},
-    resolve,
+    resolve, spans,
     timing::Trip,
 };
 
@@ -210,13 +211,12 @@ impl Puller {
         let spec = image
             .spec
             .get_or_try_init(async || {
-                let spec =
-                    resolve::resolve(&self.seams.contents, &claim.namespace, &claim.reference, &claim.manifest).await;
-                spec.map(Arc::new)
+                let spec = resolve::resolve(&self.seams.contents, &claim.namespace, &claim.reference, &claim.manifest);
+                spec.instrument(spans::part!("resolve")).await.map(Arc::new)
             })
             .await;
         let spec = Arc::clone(spec?);
-        let claimed = fits(&spec, claim)?;
+        let claimed = claim.fits(&spec)?;
         let here = self.here(&spec);
         let settled = match *image.state.borrow() {
             State::Pulling(_) => true,
@@ -225,7 +225,7 @@ impl Puller {
         };
         if !settled {
             if !here {
-                self.first_contact(&spec).await?;
+                self.first_contact(&spec).instrument(spans::part!("first contact")).await?;
             }
             image.accepted.store(true, Ordering::Relaxed);
             self.start(&image, &spec, began);
@@ -383,16 +383,23 @@ impl Puller {
         let trip = Arc::new(Trip::since(asked));
         *lock(&image.trip) = Some(Arc::clone(&trip));
         let (puller, image, spec) = (Arc::clone(self), Arc::clone(image), Arc::clone(spec));
+        let span = spans::pull(&spec.reference, &spec.manifest);
         tokio::spawn(async move {
             let began = Instant::now();
             // In a task of its own: whatever happens there, those who wait are told.
             let pull = tokio::spawn({
                 let (puller, image, spec) = (Arc::clone(&puller), Arc::clone(&image), Arc::clone(&spec));
-                async move { puller.pull(&image, &spec, spec.layers.len(), Some(&trip)).await }
+                async move { puller.pull(&image, &spec, spec.layers.len(), Some(&trip)).await }.instrument(span.clone())
             });
             let outcome = pull.await.unwrap_or_else(|_| Err(pull::failed(&spec, 0, Arc::new(LayerError::Panicked))));
             let ended = if outcome.is_ok() { Outcome::Ready } else { Outcome::Failed };
-            METRICS.image_pull.of((ended, *lock(&image.kind))).took(began.elapsed());
+            let kind = *lock(&image.kind);
+            METRICS.image_pull.of((ended, kind)).took(began.elapsed());
+            for (name, value) in kind.pairs() {
+                span.record(name, value);
+            }
+            spans::ended(&span, "ready", outcome.as_ref().map(drop));
+            drop(span);
             let state = match outcome {
                 Ok(()) => State::Ready(began.elapsed()),
                 Err(error) => {
@@ -468,16 +475,6 @@ impl Puller {
     fn drop_undecided(&self) {
         lock(&self.images).retain(|_, i| i.accepted.load(Ordering::Relaxed) || Arc::strong_count(i) > 1);
     }
-}
-
-/// Is the layer that containerd prepares the one that the manifest has there?
-fn fits(spec: &ImageSpec, claim: &Claim) -> Result<Claimed, Refused> {
-    let number = claim.below + 1;
-    let layer = spec.layers.get(claim.below).ok_or(Refused::Mismatch { number })?;
-    if layer.blob != claim.blob || spec.chain_ids()[claim.below] != claim.chain_id {
-        return Err(Refused::Mismatch { number });
-    }
-    Ok(Claimed { diff_id: layer.diff_id, top: number == spec.layers.len() })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

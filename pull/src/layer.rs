@@ -14,11 +14,13 @@ use silk_model::{
 use silk_registry::{Blob, Repository};
 use silk_store::{Facts, LayerWriter, Store, StoreError};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::{
     Config, LayerError, LayerSpec,
     budget::{Budget, Counts},
     road::Sink,
+    spans,
     timing::{Part, Trip},
 };
 
@@ -119,14 +121,16 @@ impl Layers {
         });
         jobs.insert(spec.diff_id, Arc::clone(&job));
         let (layers, spec, repository) = (Arc::clone(self), spec.clone(), repository.clone());
+        let span = spans::layer(&spec.diff_id, &spec.blob, spec.size, "streamed");
         tokio::spawn(async move {
             // In a task of its own: whatever happens there, those who wait are told.
             let run = tokio::spawn({
                 let (layers, job, spec) = (Arc::clone(&layers), Arc::clone(&job), spec.clone());
-                async move { layers.run(&job, &spec, &repository).await }
+                async move { layers.run(&job, &spec, &repository).await }.instrument(span.clone())
             });
             let result = run.await.unwrap_or(Err(LayerError::Panicked));
             job.counts.clocks.end();
+            spans::ended(&span, "whole", result.as_ref().map(drop));
             match &result {
                 Ok(()) => METRICS.layer_pulls.of(Arrival::Streamed).one(),
                 Err(LayerError::Abandoned) => {}

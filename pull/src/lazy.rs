@@ -21,7 +21,7 @@ use silk_share::{Found, Image, Share};
 use silk_store::{Store, StoreError};
 use tokio::task::AbortHandle;
 
-use crate::{Config, ImageSpec, LayerSpec, Show, layer::Layers, timing::Trip};
+use crate::{Config, ImageSpec, LayerSpec, Show, layer::Layers, spans, timing::Trip};
 
 mod ahead;
 mod layer;
@@ -159,6 +159,7 @@ impl Lazies {
             scheduler: Arc::clone(&self.scheduler),
             read_wait: self.read_wait,
             range: self.range,
+            span: spans::layer(&spec.diff_id, &spec.blob, spec.size, "filled"),
         });
         if let Some(trip) = &road.trip {
             trip.has(spec.diff_id, &lazy.clocks);

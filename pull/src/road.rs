@@ -28,6 +28,7 @@ use silk_store::StoreError;
 use crate::{
     LayerError,
     inlet::Inlet,
+    spans,
     timing::{Clocks, Part},
 };
 
@@ -61,14 +62,15 @@ pub(crate) trait Sink: Send {
 /// Moves one layer from its inlet into its sink. Blocks until it is whole and proved, or failed.
 pub(crate) fn run<S: Sink>(job: Job, mut inlet: Inlet, sink: S, written: &AtomicU64) -> Result<S::Kept, LayerError> {
     let clocks = Arc::clone(&inlet.clocks);
+    let stored_in = spans::part!("store");
     let outcome = thread::scope(|scope| {
         let (full, filled) = mpsc::sync_channel::<Filled>(BUFFERS);
         let (empty, emptied) = mpsc::sync_channel::<Vec<u8>>(BUFFERS);
         let store = thread::Builder::new()
             .name("silk-store".into())
-            .spawn_scoped(scope, || store(sink, filled, empty, written, &clocks))
+            .spawn_scoped(scope, || stored_in.in_scope(|| store(sink, filled, empty, written, &clocks)))
             .expect("the system gives a thread");
-        let decoded = pour(job, &mut inlet, &full, &emptied);
+        let decoded = spans::part!("decode").in_scope(|| pour(job, &mut inlet, &full, &emptied));
         drop(full);
         let stored = store.join().map_err(|_| LayerError::Panicked)?;
         // When the store fails, the decoder only sees a closed channel.
@@ -77,6 +79,7 @@ pub(crate) fn run<S: Sink>(job: Job, mut inlet: Inlet, sink: S, written: &Atomic
     });
     match outcome {
         Ok((Stored { scanner, builder, sink }, compression)) => {
+            let _proved_in = spans::part!("prove").entered();
             prove_blob(job, inlet)?;
             clocks.time(Part::Proof, || {
                 let toc = scanner.finish()?;

@@ -25,9 +25,13 @@ use silk_api::{
         types::Mount,
     },
 };
-use silk_model::metrics::{Call, METRICS};
+use silk_model::{
+    SPANS,
+    metrics::{Call, METRICS},
+};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tracing::{Instrument as _, trace_span};
 
 use crate::{
     Caller, Claim, Kind, Layers, NotReady, Refused, Remote, RemoteChain, Snapshot, SnapshotError, Snapshots, State,
@@ -202,7 +206,8 @@ impl Service {
             namespace: header(headers, NAMESPACE).unwrap_or(&remote.namespace).to_owned(),
             lease: header(headers, waits::LEASE).map(str::to_owned),
         };
-        inner.layers.ready(chain, caller).await.map_err(SnapshotError::Pull)?;
+        let span = trace_span!(target: SPANS, "Stat", snapshot = name, image.reference = remote.image_ref);
+        inner.layers.ready(chain, caller).instrument(span).await.map_err(SnapshotError::Pull)?;
         inner.waits.forget(name);
         // It may have been removed or updated meanwhile.
         inner.snapshots.get(name)
@@ -294,11 +299,12 @@ impl snapshots_server::Snapshots for Service {
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
         let (headers, _, request) = request.into_parts();
-        answer(Call::Prepare, async move {
+        let span = trace_span!(target: SPANS, "Prepare", snapshot = request.key, parent = request.parent);
+        let work = async move {
             let mounts = self.prepare_any(request, &headers).await?;
             Ok(PrepareSnapshotResponse { mounts })
-        })
-        .await
+        };
+        answer(Call::Prepare, work.instrument(span)).await
     }
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Result<Response<ViewSnapshotResponse>, Status> {
@@ -312,6 +318,7 @@ impl snapshots_server::Snapshots for Service {
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Result<Response<MountsResponse>, Status> {
         let key = request.into_inner().key;
+        let span = trace_span!(target: SPANS, "Mounts", snapshot = key);
         let work = self.blocking(move |inner| {
             let snapshot = inner.snapshots.get(&key)?;
             if snapshot.kind == Kind::Committed {
@@ -320,7 +327,7 @@ impl snapshots_server::Snapshots for Service {
             let lowers = inner.lowers(&inner.snapshots.stack(&snapshot.parent))?;
             Ok(MountsResponse { mounts: mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers) })
         });
-        answer(Call::Mounts, work).await
+        answer(Call::Mounts, work.instrument(span)).await
     }
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {

@@ -34,6 +34,8 @@ pub struct Config {
     pub mount: silk_mount::Config,
     /// Numbers for Prometheus.
     pub metrics: Metrics,
+    /// Spans for OpenTelemetry.
+    pub tracing: Tracing,
 }
 
 /// Numbers for Prometheus, as [operations.md](operations.md#metrics) describes them.
@@ -43,6 +45,15 @@ pub struct Metrics {
     /// `address:port` at which `GET /metrics` answers with them, such as `127.0.0.1:9419`. Not set: nobody can ask. Whoever reaches
     /// it can read it, and nothing else; use a loopback address unless the network is trusted.
     pub address: Option<SocketAddr>,
+}
+
+/// Spans for OpenTelemetry, as [operations.md](operations.md#traces) describes them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracing {
+    /// The collector that gets them, as OTLP over gRPC without TLS: `http://127.0.0.1:4317`. Not set: there are none. One that is away
+    /// costs spans, and nothing else.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// `[containerd]`.
@@ -66,6 +77,7 @@ impl Default for Config {
             store: silk_store::Config::default(),
             mount: silk_mount::Config::default(),
             metrics: Metrics::default(),
+            tracing: Tracing::default(),
         }
     }
 }

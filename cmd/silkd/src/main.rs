@@ -19,14 +19,16 @@ mod served;
 mod socket;
 mod starts;
 mod timing;
+mod traces;
 mod views;
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Parser;
+use tracing_subscriber::{Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use crate::config::Config;
+use crate::{config::Config, traces::Traces};
 
 const CONFIG: &str = "/etc/silk/config.toml";
 
@@ -61,13 +63,22 @@ fn main() -> anyhow::Result<()> {
     config.address = arguments.address.unwrap_or(config.address);
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .with_context(|| format!("`log = {:?}` is no log filter", config.log))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("silk-async")
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    let (layer, traces) = {
+        // The connection to the collector belongs to it.
+        let _inside = runtime.enter();
+        Traces::layer(&config.tracing)?.unzip()
+    };
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter);
+    tracing_subscriber::registry().with(log).with(layer).init();
     let outcome = runtime.block_on(daemon::run(config));
+    if let Some(traces) = traces {
+        traces.end();
+    }
     // A pull's blocking threads end with their streams; waiting for a slow disk is not worth a late stop.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     outcome

@@ -104,7 +104,10 @@ impl Puller {
 
     /// Opens what is known by now; returns what was opened.
     async fn open(&self, road: Road, layers: Vec<LayerSpec>, mut learned: Learned) -> Vec<Digest> {
+        // The layers outlive the opening, so they are parts of what it is a part of.
+        let span = tracing::Span::current();
         let opened = tokio::task::spawn_blocking(move || {
+            let _span = span.entered();
             let mut opened = Vec::new();
             for layer in layers {
                 match road.lazies.open(&layer, learned.remove(&layer.diff_id), &road) {

@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Instant};
 use silk_model::{Class, Digest, metrics::Kind};
 use silk_registry::Repository;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::{Image, Puller};
-use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, lazy::Lazies, timing::Trip};
+use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, lazy::Lazies, spans, timing::Trip};
 
 impl Puller {
     /// The lowest `count` layers at once, then their mounts. The image's own pull has a `trip`; one for the sake of lower layers
@@ -25,7 +26,8 @@ impl Puller {
         let here = began.elapsed().as_secs_f64();
         let (show, mut ids) = (Arc::clone(&self.seams.show), spec.diff_ids());
         ids.truncate(count);
-        let shown = tokio::task::spawn_blocking(move || show.show(&ids))
+        let span = spans::part!("mount");
+        let shown = tokio::task::spawn_blocking(move || span.in_scope(|| show.show(&ids)))
             .await
             .unwrap_or_else(|panic| Err(ShowError { diff_id: None, class: Class::Internal, source: Box::new(panic) }));
         trip.inspect(|trip| trip.is_mounted());
@@ -67,13 +69,14 @@ impl Puller {
             let repository = self.repository(&source.reference).await.map_err(Arc::new);
             sources.push((source, repository));
         }
-        let missing = self.open_known(missing, &sources, trip).await;
+        let missing = self.open_known(missing, &sources, trip).instrument(spans::part!("known")).await;
         had_to(if missing.is_empty() { Kind::Known } else { Kind::First });
         let sources = Arc::new(sources);
         let mut pulls = JoinSet::new();
         for (_, layer) in missing {
             let (puller, sources, trip) = (Arc::clone(self), Arc::clone(&sources), trip.cloned());
-            pulls.spawn(async move { puller.from_one(&layer.diff_id, &sources, trip.as_deref()).await });
+            let pull = async move { puller.from_one(&layer.diff_id, &sources, trip.as_deref()).await };
+            pulls.spawn(pull.in_current_span());
         }
         while let Some(ended) = pulls.join_next().await {
             match ended {

@@ -25,6 +25,7 @@ use silk_registry::Blob;
 use silk_share::Found;
 use silk_store::{Partial, StoreError, read_at};
 use tokio::{runtime::Handle, sync::watch};
+use tracing::Span;
 
 use super::{
     range::{RangeError, Wanted},
@@ -76,6 +77,8 @@ pub struct Lazy {
     pub(super) counts: Counts,
     /// Where its time goes.
     pub(crate) clocks: Arc<Clocks>,
+    /// From its opening to its end.
+    pub(super) span: Span,
     made: Instant,
     /// When somebody read it last: milliseconds since it was made, and one more; 0 is never.
     last_read: AtomicU64,
@@ -178,11 +181,12 @@ pub(super) struct Parts {
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) read_wait: Duration,
     pub(super) range: u64,
+    pub(super) span: Span,
 }
 
 impl Lazy {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { spec, image, learned, blob, partial, scheduler, read_wait, range } = parts;
+        let Parts { spec, image, learned, blob, partial, scheduler, read_wait, range, span } = parts;
         Arc::new(Self {
             spec,
             image,
@@ -197,6 +201,7 @@ impl Lazy {
             range,
             counts: Counts::default(),
             clocks: Arc::new(Clocks::new(Way::Filled)),
+            span,
             made: Instant::now(),
             last_read: AtomicU64::new(0),
         })

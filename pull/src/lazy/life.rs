@@ -117,6 +117,8 @@ impl Lazy {
         let (lazy, road) = (Arc::clone(self), road.clone());
         let finished = tokio::task::spawn_blocking(move || {
             let proof = Instant::now();
+            // A span that is never entered would last until the last handle of the layer is dropped.
+            let _span = lazy.span.enter();
             let diff_id = lazy.partial.diff_id();
             let store = road.lazies.store();
             let known = store.toc(&diff_id).map_err(LayerError::from)?;
@@ -128,6 +130,7 @@ impl Lazy {
             lazy.partial.finish(&toc, millis).map_err(LayerError::from)?;
             lazy.clocks.add(Part::Proof, proof.elapsed());
             lazy.clocks.end();
+            lazy.span.record("result", "whole");
             road.lazies.remove(&diff_id);
             if !lied {
                 road.show.renew(&diff_id, false);

@@ -17,10 +17,12 @@ use silk_model::{
 use silk_store::StoreError;
 use silk_sys::priority;
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::{Lazy, pieces::PieceReader, scheduler::Admitted};
 use crate::{
     fetch::PIECES,
+    spans,
     timing::{Clocks, Part, Way},
 };
 
@@ -77,7 +79,8 @@ impl Lazy {
             }
         };
         let began = Instant::now();
-        let outcome = self.fetch(run.clone(), wanted).await;
+        let span = spans::range(&self.span, &wanted, &run, self.blob_bytes(&run));
+        let outcome = self.fetch(run.clone(), wanted).instrument(span).await;
         tracing::debug!(
             diff_id = %self.spec.diff_id,
             spans = ?run,
@@ -97,7 +100,9 @@ impl Lazy {
             stream = stream.urgent();
         }
         let lazy = Arc::clone(self);
+        let span = spans::part!("decode");
         let decode = tokio::task::spawn_blocking(move || {
+            let _span = span.entered();
             // Of its own: other ranges of the layer are read at the same time.
             let clocks = Arc::new(Clocks::new(Way::Filled));
             let outcome = lazy.decode(run, wanted, PieceReader::new(pieces, Arc::clone(&clocks)), &clocks);
