@@ -216,7 +216,7 @@ impl Puller {
             })
             .await;
         let spec = Arc::clone(spec?);
-        let claimed = fits(&spec, claim)?;
+        let claimed = claim.fits(&spec)?;
         let here = self.here(&spec);
         let settled = match *image.state.borrow() {
             State::Pulling(_) => true,
@@ -475,16 +475,6 @@ impl Puller {
     fn drop_undecided(&self) {
         lock(&self.images).retain(|_, i| i.accepted.load(Ordering::Relaxed) || Arc::strong_count(i) > 1);
     }
-}
-
-/// Is the layer that containerd prepares the one that the manifest has there?
-fn fits(spec: &ImageSpec, claim: &Claim) -> Result<Claimed, Refused> {
-    let number = claim.below + 1;
-    let layer = spec.layers.get(claim.below).ok_or(Refused::Mismatch { number })?;
-    if layer.blob != claim.blob || spec.chain_ids()[claim.below] != claim.chain_id {
-        return Err(Refused::Mismatch { number });
-    }
-    Ok(Claimed { diff_id: layer.diff_id, top: number == spec.layers.len() })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,6 +2,8 @@
 
 use silk_model::Digest;
 
+use crate::{ImageSpec, Refused};
+
 /// containerd prepares a layer of an image.
 #[derive(Debug, Clone)]
 pub struct Claim {
@@ -17,6 +19,18 @@ pub struct Claim {
     pub chain_id: Digest,
     /// How many layers lie below.
     pub below: usize,
+}
+
+impl Claim {
+    /// Is the layer that containerd prepares the one that the manifest has there?
+    pub(super) fn fits(&self, spec: &ImageSpec) -> Result<Claimed, Refused> {
+        let number = self.below + 1;
+        let layer = spec.layers.get(self.below).ok_or(Refused::Mismatch { number })?;
+        if layer.blob != self.blob || spec.chain_ids()[self.below] != self.chain_id {
+            return Err(Refused::Mismatch { number });
+        }
+        Ok(Claimed { diff_id: layer.diff_id, top: number == spec.layers.len() })
+    }
 }
 
 /// The layer that a [`Claim`] is about.
