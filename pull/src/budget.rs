@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use futures::{FutureExt as _, future::BoxFuture};
 use silk_model::Use;
 use silk_registry::Blob;
 use tokio::{
@@ -79,12 +80,20 @@ impl Budget {
         [self.window.now(), turns, open]
     }
 
-    /// Waits for a place.
-    pub(crate) async fn place(&self) -> Result<Place, LayerError> {
-        let closed = |_| LayerError::Panicked;
-        let open = Arc::clone(&self.open).acquire_owned().await.map_err(closed)?;
-        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(closed)?;
-        Ok(Place { _open: open, turn })
+    /// Stands in line for a place from now on: who calls this first comes first, whichever task waits.
+    pub(crate) fn place(&self) -> BoxFuture<'static, Result<Place, LayerError>> {
+        let (open, turns) = (Arc::clone(&self.open), Arc::clone(&self.turns));
+        let mut place = async move {
+            let closed = |_| LayerError::Panicked;
+            let open = open.acquire_owned().await.map_err(closed)?;
+            let turn = turns.acquire_owned().await.map_err(closed)?;
+            Ok(Place { _open: open, turn })
+        }
+        .boxed();
+        match (&mut place).now_or_never() {
+            Some(at_once) => std::future::ready(at_once).boxed(),
+            None => place,
+        }
     }
 
     /// Moves a layer along the road into what `sink` makes on the layer's own thread. Goes on when it is dropped.

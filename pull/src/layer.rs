@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 
 use crate::{
     Config, LayerError, LayerSpec,
-    budget::{Budget, Counts},
+    budget::{Budget, Counts, Place},
     road::Sink,
     spans,
     timing::{Part, Trip},
@@ -121,12 +121,13 @@ impl Layers {
         });
         jobs.insert(spec.diff_id, Arc::clone(&job));
         let (layers, spec, repository) = (Arc::clone(self), spec.clone(), repository.clone());
+        let place = self.budget.place();
         let span = spans::layer(&spec.diff_id, &spec.blob, spec.size, "streamed");
         tokio::spawn(async move {
             // In a task of its own: whatever happens there, those who wait are told.
             let run = tokio::spawn({
                 let (layers, job, spec) = (Arc::clone(&layers), Arc::clone(&job), spec.clone());
-                async move { layers.run(&job, &spec, &repository).await }.instrument(span.clone())
+                async move { layers.run(&job, place, &spec, &repository).await }.instrument(span.clone())
             });
             let result = run.await.unwrap_or(Err(LayerError::Panicked));
             job.counts.clocks.end();
@@ -148,11 +149,12 @@ impl Layers {
     async fn run(
         self: &Arc<Self>,
         job: &Arc<LayerJob>,
+        place: impl Future<Output = Result<Place, LayerError>>,
         spec: &LayerSpec,
         repository: &Repository,
     ) -> Result<(), LayerError> {
         let asked = Instant::now();
-        let place = self.budget.place().await?;
+        let place = place.await?;
         job.counts.clocks.add(Part::Turn, asked.elapsed());
         if job.outcome.receiver_count() == 0 {
             // The image failed while this layer waited for its turn: nobody wants it now.

@@ -201,14 +201,23 @@ async fn a_bad_layer_is_named_and_the_good_ones_are_published() {
     let builder = Builder::of(&config);
     let text = std::fs::read_to_string(builder.config()).unwrap();
     std::fs::write(builder.config(), format!("{text}\n[pull]\nlayers_at_once = 1\n")).unwrap();
-    let (code, out, err) = builder.index(&[&pushed.reference]).await;
     let blob = pushed.layers[1].blob_digest;
+    let of_bad = format!("GET .*{blob}");
+    fake.fault(&of_bad, Fault::Hold, ALWAYS);
+    // The other's turn comes when the good one is decoded; then its index is put together, a matter of milliseconds.
+    let reference = [pushed.reference.as_str()];
+    let (ended, ()) = tokio::join!(builder.index(&reference), async {
+        fake.wait_for(&of_bad, 1).await;
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        fake.heal();
+    });
+    let (code, out, err) = ended;
     assert_eq!(code, Some(1), "{out}{err}");
     let words = format!("error: cannot index {}: layer 2 of 2 ({blob}): ", pushed.reference);
     assert!(err.contains(&words) && err.contains("not its diff ID"), "{err}");
     assert_eq!(found(&config, &fake, &pushed).await, [true, false]);
 
-    fake.fault(&format!("GET .*{blob}"), Fault::Flip(20), ALWAYS);
+    fake.fault(&of_bad, Fault::Flip(20), ALWAYS);
     let (code, _, err) = Builder::of(&config).index(&[&pushed.reference]).await;
     assert!(code == Some(1) && err.contains("the registry sent other bytes than the manifest names"), "{err}");
 }

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Instant};
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use silk_model::{Class, Digest, metrics::Kind};
 use silk_registry::Repository;
-use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use super::{Image, Puller};
@@ -71,20 +71,13 @@ impl Puller {
         }
         let missing = self.open_known(missing, &sources, trip).instrument(spans::part!("known")).await;
         had_to(if missing.is_empty() { Kind::Known } else { Kind::First });
-        let sources = Arc::new(sources);
-        let mut pulls = JoinSet::new();
-        for (_, layer) in missing {
-            let (puller, sources, trip) = (Arc::clone(self), Arc::clone(&sources), trip.cloned());
-            let pull = async move { puller.from_one(&layer.diff_id, &sources, trip.as_deref()).await };
-            pulls.spawn(pull.in_current_span());
-        }
-        while let Some(ended) = pulls.join_next().await {
-            match ended {
-                Ok(Ok(())) => {}
-                // The others are no longer waited for: those not started yet never will be, those under way become cache.
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(failed(spec, 0, Arc::new(LayerError::Panicked))),
-            }
+        let trip = trip.map(Arc::as_ref);
+        // In this order they stand in line for their turns.
+        let pulls = missing.iter().map(|(_, layer)| self.from_one(&layer.diff_id, &sources, trip));
+        let mut pulls: FuturesUnordered<_> = pulls.collect();
+        while let Some(ended) = pulls.next().await {
+            // The others are no longer waited for: those not started yet never will be, those under way become cache.
+            ended?;
         }
         Ok(())
     }

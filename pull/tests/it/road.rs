@@ -249,6 +249,22 @@ async fn an_evicted_layer_is_fetched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_largest_layers_come_first() {
+    let registry = Fake::start().await;
+    let sizes = [10_000, 90_000, 1_000, 50_000, 70_000, 30_000, 5_000];
+    let layers = sizes.iter().map(|size| tar(&[("noise", &noise(*size as u64, *size))]));
+    let image = layers.fold(ImageSpec::new(), |image, tar| image.layer(tar, Compression::Plain));
+    let pushed = registry.push_image("library/app:1", &image);
+    let node = Node::with(|config| config.layers_at_once = 1);
+    node.pull(&pushed).await.unwrap();
+    let mut by_size: Vec<_> = pushed.layers.iter().collect();
+    by_size.sort_by_key(|layer| std::cmp::Reverse(layer.size));
+    let asked = registry.matching("GET .*/blobs/").into_iter().map(|request| request.path);
+    let place = |path: String| by_size.iter().position(|layer| path.ends_with(&layer.blob_digest.to_string()));
+    assert_eq!(asked.filter_map(place).collect::<Vec<_>>(), (0..sizes.len()).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_silent_registry_holds_up_nobody_else() {
     let registry = Fake::start().await;
     let node = Node::patient();
