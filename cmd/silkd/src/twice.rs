@@ -23,7 +23,7 @@ use silk_sys::{priority, resident};
 
 use crate::views::StoreViews;
 
-/// Time between looks. A layer is quiet when two of them find the same. A look takes some microseconds a layer, and 3 ms for
+/// Time between looks. A layer is quiet when the second finds no more than the first. A look takes some microseconds a layer, and 3 ms for
 /// each GiB in memory.
 const INTERVAL: Duration = Duration::from_secs(2);
 
@@ -86,8 +86,9 @@ impl Twice {
     fn look(&mut self) {
         let mut chains: HashMap<Digest, HashSet<Vec<Digest>>> = HashMap::new();
         for chain in self.snapshots.remote_chains() {
-            if let Some(diff_id) = chain.diff_ids.last() {
-                chains.entry(*diff_id).or_default().insert(chain.diff_ids);
+            for end in 1..=chain.diff_ids.len() {
+                let below = &chain.diff_ids[..end];
+                chains.entry(below[end - 1]).or_default().insert(below.to_vec());
             }
         }
         self.seen.retain(|diff_id, _| chains.contains_key(diff_id));
@@ -105,8 +106,8 @@ impl Twice {
         let now = cached()?;
         let start = Instant::now();
         let seen = self.seen.entry(diff_id).or_insert(Seen { cached: 0, left: 0, rests: start });
-        let is_quiet = std::mem::replace(&mut seen.cached, now) == now;
-        // The kernel may have dropped some.
+        // The kernel may have dropped some meanwhile.
+        let is_quiet = now <= std::mem::replace(&mut seen.cached, now);
         seen.left = seen.left.min(now);
         if !is_quiet || now - seen.left < WORTH || start < seen.rests {
             return Ok(());
