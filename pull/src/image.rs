@@ -25,7 +25,7 @@ use crate::{
     layer::Layers,
     lazy::Lazies,
     records::{Records, key},
-    resolve, spans,
+    resolve, settle, spans,
     timing::Trip,
 };
 
@@ -159,12 +159,13 @@ pub struct Puller {
 }
 
 impl Puller {
-    /// A puller that knows the images claimed before the daemon's last stop; none is started.
+    /// A puller that knows the images claimed before the daemon's last stop; none is started. Must be called on a tokio runtime.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub fn new(config: Config, registry: Registry, lazies: Arc<Lazies>, seams: Seams) -> Result<Arc<Self>, StoreError> {
         let store = Arc::clone(lazies.store());
+        settle::left(&store);
         let (records, specs) = Records::open(store.database())?;
         let profiles = Profiles::open(store.database())?;
         let images =
@@ -408,12 +409,7 @@ impl Puller {
                 }
             };
             image.state.send_replace(state);
-            let store = Arc::clone(&puller.store);
-            let ids = spec.diff_ids();
-            let settled = tokio::task::spawn_blocking(move || store.settle(&ids)).await;
-            if let Ok(Err(error)) = settled {
-                tracing::warn!(image = spec.reference, %error, "layers could not be synced: fetched again after a host crash");
-            }
+            settle::later(&puller.store, spec.diff_ids(), spec.reference.clone());
         });
     }
 

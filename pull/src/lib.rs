@@ -26,6 +26,7 @@ mod learn;
 mod records;
 mod resolve;
 mod road;
+mod settle;
 mod spans;
 mod timing;
 

@@ -11,7 +11,7 @@ use silk_sys::priority;
 use tokio::{sync::watch, time::sleep_until};
 
 use super::{Arrived, Lazy, Road, range::Wanted};
-use crate::{LayerError, timing::Part};
+use crate::{LayerError, settle, timing::Part};
 
 /// Spans that are scanned in one go: some milliseconds of a core.
 const SCANNED_AT_ONCE: usize = 8;
@@ -140,9 +140,7 @@ impl Lazy {
             tracing::info!(
                 %diff_id, demand, profile, background, seconds = began.elapsed().as_secs_f64(), "a layer is whole and proved"
             );
-            if let Err(error) = store.settle(&[diff_id]) {
-                tracing::warn!(%diff_id, %error, "a layer could not be synced: fetched again after a host crash");
-            }
+            settle::later(store, vec![diff_id], diff_id.to_string());
             Ok(())
         });
         finished.await.unwrap_or(Err(LayerError::Panicked)).map_err(Fault::from)

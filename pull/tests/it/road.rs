@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::node::{Node, caller, noise, tar};
 use silk_model::{Class, Digest};
 use silk_pull::{Broken, Refused, State};
-use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_compression_arrives_whole_and_verbatim() {
@@ -246,6 +246,28 @@ async fn an_evicted_layer_is_fetched_again() {
     node.ready(&pushed).await.unwrap();
     node.whole(&pushed.layers[0].diff_id).await;
     assert_eq!(registry.count("GET .*blobs/"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_become_durable_when_their_container_has_started_or_in_the_next_process() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let one = registry.push_image("library/one:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
+    let two = registry.push_image("library/two:1", &ImageSpec::new().layer(tar(&[("c", b"d")]), Compression::Gzip));
+    let becomes_durable = async |node: &Node, pushed: &Pushed| {
+        for _ in 0..6000 {
+            if node.store.record(&pushed.layers[0].diff_id).unwrap().durable {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not within a minute");
+    };
+    node.pull(&one).await.unwrap();
+    becomes_durable(&node, &one).await;
+    node.pull(&two).await.unwrap();
+    let node = node.restart();
+    becomes_durable(&node, &two).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
