@@ -139,6 +139,8 @@ func TestMemoryHoldsBytesOnce(t *testing.T) {
 	}
 	defer undo()
 	data := filepath.Join(n.Dir, "silk/layers/sha256", strings.TrimPrefix(layer.DiffID, "sha256:"), "data")
+	// Long enough that silkd has found it quiet and unread.
+	time.Sleep(5 * time.Second)
 	if _, err := os.ReadFile(filepath.Join(dir, "read")); err != nil {
 		t.Fatal(err)
 	}

@@ -26,8 +26,8 @@ use crate::{
 /// How long a layer whose sender is silent keeps its turn: above any round trip, below what anybody notices.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Bytes a second below which a layer that mostly waits for them needs no turn. With as many of them as may be under way (64),
-/// their decoding takes a tenth of a processor, at 600 MB/s.
+/// Bytes a second below which a layer that mostly waits for them needs no turn. As many of them as may be under way (64) make
+/// 200 MB of tar a second at the usual third of its size: a quarter of a processor to inflate, at 800 MB/s.
 const DRIP: u64 = 1 << 20;
 
 /// The right to decode, and where to get it back.

@@ -238,17 +238,17 @@ impl Trip {
     }
 
     /// Layers can begin.
-    pub(crate) fn is_resolved(&self) {
+    pub(crate) fn mark_resolved(&self) {
         self.resolved.once(self.began.elapsed());
     }
 
     /// All layers can be mounted.
-    pub(crate) fn is_here(&self) {
+    pub(crate) fn mark_here(&self) {
         self.here.once(self.began.elapsed());
     }
 
     /// They are mounted.
-    pub(crate) fn is_mounted(&self) {
+    pub(crate) fn mark_mounted(&self) {
         self.mounted.once(self.began.elapsed());
     }
 

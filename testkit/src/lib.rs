@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+mod bytes;
 mod certificates;
 mod fake;
 mod image;
 
+pub use bytes::{noise, tar};
 pub use certificates::Certificates;
 pub use fake::{ALWAYS, Access, Bodies, Fake, Fault, Request};
 pub use image::{Compression, ImageSpec, LayerSpec, Pushed, PushedLayer};

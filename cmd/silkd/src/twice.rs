@@ -23,18 +23,18 @@ use silk_sys::{priority, resident};
 
 use crate::views::StoreViews;
 
-/// Time between looks. A layer is quiet when the second finds no more than the first. A look takes some microseconds a layer, and 3 ms for
-/// each GiB in memory.
+/// Time between looks. A layer is quiet when the second finds no more than the first. The kernel tells in 0.1 ms how much of a GiB is
+/// in memory (ext4 on Linux 6.18).
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Less than this is not worth a walk through a layer's files.
 const WORTH: u64 = 1 << 20;
 
-/// After a walk through its files, which takes some 10 µs a file, a layer has this many times as long to rest: one that is read
-/// now and then costs a tenth of a processor that nobody else wants.
-const REST: u32 = 10;
-/// On a busy machine a walk may take long: it has the processors last.
-const LONGEST_REST: Duration = Duration::from_secs(60);
+/// A layer has this long to rest after a walk through its files, which takes some 10 µs a file, and twice as long each time that a
+/// walk was in vain: what nobody has read yet is in the data file only, and nothing tells when that changes.
+const REST: Duration = Duration::from_secs(4);
+/// See [`REST`].
+const LONGEST_REST: Duration = Duration::from_secs(3600);
 
 /// Between two files of a tar lie a header or a few (512 bytes each), which no reader of the mount asks for.
 const GAP: u64 = 4096;
@@ -54,8 +54,8 @@ pub struct Twice {
 struct Seen {
     /// Bytes of the data file that are in memory.
     cached: u64,
-    /// What of them stayed when memory was given back.
-    left: u64,
+    /// How long it rests after the next walk in vain.
+    rest: Duration,
     /// Its files are not looked through before.
     rests: Instant,
 }
@@ -84,54 +84,53 @@ impl Twice {
 
     /// One round. Blocks.
     fn look(&mut self) {
-        let mut chains: HashMap<Digest, HashSet<Vec<Digest>>> = HashMap::new();
-        for chain in self.snapshots.remote_chains() {
-            for end in 1..=chain.diff_ids.len() {
-                let below = &chain.diff_ids[..end];
-                chains.entry(below[end - 1]).or_default().insert(below.to_vec());
-            }
-        }
-        self.seen.retain(|diff_id, _| chains.contains_key(diff_id));
-        for (diff_id, chains) in chains {
+        let chains: Vec<_> = self.snapshots.remote_chains().into_iter().map(|chain| chain.diff_ids).collect();
+        let layers: HashSet<Digest> = chains.iter().flatten().copied().collect();
+        self.seen.retain(|diff_id, _| layers.contains(diff_id));
+        for diff_id in layers {
             if let Err(error) = self.layer(diff_id, &chains) {
                 tracing::debug!(%diff_id, %error, "a layer's memory is left as it is");
             }
         }
     }
 
-    fn layer(&mut self, diff_id: Digest, chains: &HashSet<Vec<Digest>>) -> io::Result<()> {
+    fn layer(&mut self, diff_id: Digest, chains: &[Vec<Digest>]) -> io::Result<()> {
         let Some(size) = self.views.store.size(&diff_id) else { return Ok(()) };
         let data = File::open(self.views.store.layer_path(&diff_id).join("data"))?;
         let cached = || resident::pages(data.as_fd(), 0..size).map(|pages| pages * PAGE);
         let now = cached()?;
         let start = Instant::now();
-        let seen = self.seen.entry(diff_id).or_insert(Seen { cached: 0, left: 0, rests: start });
+        let seen = self.seen.entry(diff_id).or_insert(Seen { cached: 0, rest: REST, rests: start });
         // The kernel may have dropped some meanwhile.
         let is_quiet = now <= std::mem::replace(&mut seen.cached, now);
-        seen.left = seen.left.min(now);
-        if !is_quiet || now - seen.left < WORTH || start < seen.rests {
+        if !is_quiet || now < WORTH || start < seen.rests {
             return Ok(());
         }
+        // What lies below a layer may decide how it is shown.
+        let ends = |chain: &Vec<Digest>| chain.iter().position(|id| *id == diff_id);
+        let mounted: HashSet<&[Digest]> = chains.iter().filter_map(|c| ends(c).map(|at| &c[..=at])).collect();
         let mut held = Vec::new();
-        for chain in chains {
+        for chain in mounted {
             let Some(pages) = self.views.pages_now(chain) else { continue };
             let found = pages.now().map_err(io::Error::other)?;
             held.extend(found.into_iter().filter(|(layer, _)| *layer == diff_id).map(|(_, bytes)| bytes));
         }
-        for bytes in whole_pages(held) {
+        for bytes in touched_pages(held) {
             fadvise(&data, bytes.start, NonZeroU64::new(bytes.end - bytes.start), Advice::DontNeed)?;
         }
         let left = cached()?;
-        *seen = Seen { cached: left, left, rests: Instant::now() + (start.elapsed() * REST).min(LONGEST_REST) };
-        METRICS.given_back.add(now.saturating_sub(left));
-        tracing::debug!(%diff_id, bytes = now.saturating_sub(left), left, "memory that held bytes twice was given back");
+        let given_back = now.saturating_sub(left);
+        let rest = if given_back < WORTH { (seen.rest * 2).min(LONGEST_REST) } else { REST };
+        *seen = Seen { cached: left, rest, rests: Instant::now() + rest };
+        METRICS.given_back.add(given_back);
+        tracing::debug!(%diff_id, bytes = given_back, left, "memory that held bytes twice was given back");
         Ok(())
     }
 }
 
 /// The pages that ranges touch, where small gaps count as touched. At the ends of a range the neighbour loses its part of a page, at
 /// most; rounded the other way, a header would keep the kernel's large folio behind it.
-fn whole_pages(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+fn touched_pages(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::new();
     for range in ranges {
@@ -150,8 +149,8 @@ mod tests {
     #[test]
     fn neighbours_are_one() {
         let files = [8192 + 512..20_000, 512..3000, 20_512..32_768, 3584..8192, 100_000..100_900];
-        assert_eq!(whole_pages(files.to_vec()), [0..32_768, 98_304..102_400]);
-        assert_eq!(whole_pages(vec![0..4096, 8193..12_288]), [0..4096, 8192..12_288]);
-        assert_eq!(whole_pages(Vec::new()), []);
+        assert_eq!(touched_pages(files.to_vec()), [0..32_768, 98_304..102_400]);
+        assert_eq!(touched_pages(vec![0..4096, 8193..12_288]), [0..4096, 8192..12_288]);
+        assert_eq!(touched_pages(Vec::new()), []);
     }
 }

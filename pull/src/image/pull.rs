@@ -22,7 +22,7 @@ impl Puller {
     ) -> Result<(), ImageError> {
         let began = Instant::now();
         self.pull_layers(image, spec, count, trip).await?;
-        trip.inspect(|trip| trip.is_here());
+        trip.inspect(|trip| trip.mark_here());
         let here = began.elapsed().as_secs_f64();
         let (show, mut ids) = (Arc::clone(&self.seams.show), spec.diff_ids());
         ids.truncate(count);
@@ -30,7 +30,7 @@ impl Puller {
         let shown = tokio::task::spawn_blocking(move || span.in_scope(|| show.show(&ids)))
             .await
             .unwrap_or_else(|panic| Err(ShowError { diff_id: None, class: Class::Internal, source: Box::new(panic) }));
-        trip.inspect(|trip| trip.is_mounted());
+        trip.inspect(|trip| trip.mark_mounted());
         let seconds = began.elapsed().as_secs_f64();
         tracing::debug!(image = spec.reference, count, here, seconds, "layers were brought and shown");
         shown.map_err(|error| ImageError::Show {
@@ -56,7 +56,7 @@ impl Puller {
         let had_to = |kind| {
             if let Some(trip) = trip {
                 image.had_to(kind);
-                trip.is_resolved();
+                trip.mark_resolved();
             }
         };
         self.fill_already(spec, trip);

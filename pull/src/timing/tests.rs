@@ -104,9 +104,9 @@ fn times_are_since_the_pull_began() {
     let trip = Trip::since(Instant::now());
     trip.has(id, &clocks);
     assert_eq!(trip.timing(&[id]).time(), None);
-    trip.is_resolved();
-    trip.is_here();
-    trip.is_mounted();
+    trip.mark_resolved();
+    trip.mark_here();
+    trip.mark_mounted();
     clocks.came();
     let timing = trip.timing(&[id, Digest::new([2; 32])]);
     let [first, second] = &timing.layers_timing[..] else { panic!("{timing:?}") };

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use crate::node::{Node, noise, tar};
+use crate::node::Node;
 use silk_layer::profile::{GRAIN, Profile, Seen};
 use silk_model::Use;
 use silk_pull::{Budgets, Config, Puller};
-use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed, noise, tar};
 
 /// Looks at a budget all the time.
 struct Watch {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::node::{Node, noise, tar};
+use crate::node::Node;
 use silk_layer::{index, toc};
 use silk_model::{Class, Digest};
 use silk_store::Known;
-use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed, noise, tar};
 
 /// Compresses to about a half.
 fn text(seed: u64, len: usize) -> Vec<u8> {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::node::{Node, caller, noise, tar};
-use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed};
+use crate::node::{Node, caller};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed, noise, tar};
 
 /// An image of two layers, the upper of which was pushed broken.
 fn broken(registry: &Fake, name: &str) -> Pushed {

@@ -2,10 +2,10 @@
 
 use std::{ops::Range, time::Duration};
 
-use crate::node::{Node, noise, tar};
+use crate::node::Node;
 use silk_layer::profile::{GRAIN, Profile, Seen};
 use silk_model::Digest;
-use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed, noise, tar};
 
 /// An image of two layers of noise, pulled by a node that teaches others.
 async fn taught(registry: &Fake) -> (Node, Pushed, [Vec<u8>; 2]) {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::node::{Node, caller, noise, tar};
+use crate::node::{Node, caller};
 use silk_model::{Class, Digest};
 use silk_pull::{Broken, Refused, State};
-use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed, noise, tar};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_compression_arrives_whole_and_verbatim() {

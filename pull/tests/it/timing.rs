@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::node::{Node, noise, tar};
+use crate::node::Node;
 use silk_pull::{ImageTiming, LayerTiming, Limit, Part, Way};
-use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed, noise, tar};
 
 /// Bodies begin this late, or a little later.
 const HELD: Duration = Duration::from_millis(300);

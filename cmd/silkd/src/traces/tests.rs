@@ -20,7 +20,7 @@ use silk_pull::{Caller, Claim, Contents, ContentsError, Held, Lazies, Puller, Se
 use silk_registry::Registry;
 use silk_share::Share;
 use silk_store::Store;
-use silk_testkit::{Compression, Fake, ImageSpec, Pushed};
+use silk_testkit::{Compression, Fake, ImageSpec, Pushed, noise, tar};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, trace_span};
@@ -161,8 +161,7 @@ async fn a_pulls_spans_arrive_with_their_parents() {
     // For all threads: no other test of this binary looks at spans of its own.
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).unwrap();
     let registry = Fake::start().await;
-    let bytes: Vec<u8> = (0..400_000_u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    let tar = [file(&bytes), vec![0; 1024]].concat();
+    let tar = tar(&[("f", &noise(1, 1_600_000))]);
     let pushed = registry.push_image("library/app:1", &ImageSpec::new().layer(&tar, Compression::Plain));
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(dir.path(), silk_store::Config::default()).unwrap());
@@ -230,26 +229,6 @@ async fn a_pulls_spans_arrive_with_their_parents() {
     let layer = of(&filled, "layer");
     assert_eq!((text(&layer, "way"), text(&layer, "result")), ("filled".into(), "whole".into()));
     traces.end();
-}
-
-/// A member of a ustar archive.
-fn file(bytes: &[u8]) -> Vec<u8> {
-    let mut header = [0_u8; 512];
-    header[..1].copy_from_slice(b"f");
-    header[100..108].copy_from_slice(b"0000644\0");
-    header[108..116].copy_from_slice(b"0000000\0");
-    header[116..124].copy_from_slice(b"0000000\0");
-    header[124..136].copy_from_slice(format!("{:011o}\0", bytes.len()).as_bytes());
-    header[136..148].copy_from_slice(b"00000000000\0");
-    header[148..156].fill(b' ');
-    header[156] = b'0';
-    header[257..265].copy_from_slice(b"ustar\x0000");
-    let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut member = header.to_vec();
-    member.extend_from_slice(bytes);
-    member.resize(member.len().next_multiple_of(512), 0);
-    member
 }
 
 /// What is logged.
