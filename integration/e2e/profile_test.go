@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"silk.invalid/integration/e2e/internal/hub"
 	"silk.invalid/integration/e2e/internal/image"
 	"silk.invalid/integration/e2e/internal/node"
@@ -74,6 +76,59 @@ func TestStartsAreLearnedAndFetchedFirst(t *testing.T) {
 		return err
 	})
 	exported(t, teacher, ref)
+}
+
+// The kernel keeps a trace that nobody reads, and all of them make the reads of every container dearer: a silkd that stops
+// takes its own away, and the next one those of a silkd that was killed, whatever its root.
+func TestTracesEndWithSilkd(t *testing.T) {
+	registry := hub.Start(t)
+	first, second := withPods(t, registry, node.Options{Generation: node.Second}), withPods(t, registry, node.Options{Generation: node.Second})
+	if status, err := first.Status(); err != nil || status.Rung != "file" {
+		t.Skipf("reads of layers on the rung %q are not traced (%v)", status.Rung, err)
+	}
+	ref := registry.Add("app", "1", runnable(t, noiseLayer("one", 64, 1<<20)).Bundle())
+	for _, n := range []*node.Node{first, second} {
+		runs(t, n, ref)
+		n.Eventually("the start is watched", func() error {
+			if len(traces(t, n)) == 0 {
+				return fmt.Errorf("no trace")
+			}
+			return nil
+		})
+	}
+	if err := first.Silkd.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if left := traces(t, first); len(left) != 0 {
+		t.Errorf("a silkd that was stopped left %q", left)
+	}
+	second.Silkd.Kill()
+	if left := traces(t, second); len(left) == 0 {
+		t.Error("a silkd that was killed left none: this test shows nothing")
+	}
+	first.StartSilkd()
+	if left := traces(t, second); len(left) != 0 {
+		t.Errorf("another silkd let stay %q", left)
+	}
+}
+
+// traces names the kernel's traces of a node's silkd.
+func traces(t *testing.T, n *node.Node) []string {
+	t.Helper()
+	tracefs := t.TempDir()
+	if err := unix.Mount("tracefs", tracefs, "tracefs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(tracefs, 0)
+	var root unix.Stat_t
+	if err := unix.Stat(filepath.Join(n.Dir, "silk"), &root); err != nil {
+		t.Fatal(err)
+	}
+	found, err := filepath.Glob(filepath.Join(tracefs, "instances", fmt.Sprintf("silk-%x-%x-*", root.Dev, root.Ino)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
 }
 
 // exported takes a profile away and brings it back.

@@ -62,7 +62,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let wake = Arc::new(Notify::new());
     let starts = Starts::new(&root, Arc::clone(&views), Arc::clone(&puller), connect(&config.containerd.address))
         .with_context(|| format!("cannot look at {}", root.display()))?;
-    let rooms = Rooms { puller: Arc::clone(&puller), views: Arc::clone(&views), starts, wake: Arc::clone(&wake) };
+    let rooms = Rooms {
+        puller: Arc::clone(&puller),
+        views: Arc::clone(&views),
+        starts: Arc::clone(&starts),
+        wake: Arc::clone(&wake),
+    };
     let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
     let service =
         Service::new(Arc::clone(&snapshots), Arc::new(rooms)).with_containerd(connect(&config.containerd.address));
@@ -87,11 +92,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     notify("READY=1");
     tracing::info!(address = %config.address.display(), "serving");
 
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        asked = asked_to_stop() => asked.context("cannot listen for signals")?,
         ended = &mut server => {
             ended.context("the server failed")?.context("the server failed")?;
         }
@@ -101,7 +103,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     cleaning.abort();
     stop.send_replace(true);
     let _ = tokio::time::timeout(DRAIN, server).await;
+    starts.stop();
     let _ = std::fs::remove_file(&config.address);
+    Ok(())
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn asked_to_stop() -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     Ok(())
 }
 

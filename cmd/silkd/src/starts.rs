@@ -11,7 +11,7 @@ use std::{
     ops::Range,
     os::unix::fs::MetadataExt as _,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -39,6 +39,9 @@ const SETTLES: Duration = Duration::from_secs(4);
 /// Starts that are watched at once: others teach nothing.
 const WATCHES: usize = 4;
 
+/// How the kernel's traces of all silkds of a machine are called.
+const TRACES: &str = "silk-";
+
 /// How long containerd may take to name a container.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -51,27 +54,65 @@ pub struct Starts {
     views: Arc<StoreViews>,
     puller: Arc<Puller>,
     containerd: Connect,
-    /// Names of traces that nobody uses.
-    names: Arc<Mutex<Vec<String>>>,
+    places: Arc<Places>,
 }
 
-/// A watch's place among those that may go on at once: the name of its trace.
+/// Places of the watches that may go on at once.
 #[derive(Debug)]
-struct Name {
-    name: String,
-    names: Arc<Mutex<Vec<String>>>,
+struct Places {
+    state: Mutex<Free>,
+    /// Told when [`Free`] changes.
+    changed: Condvar,
 }
 
-impl Name {
-    fn take(names: &Arc<Mutex<Vec<String>>>) -> Option<Self> {
-        let name = names.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-        Some(Self { name, names: Arc::clone(names) })
+#[derive(Debug)]
+struct Free {
+    /// Names of traces that nobody uses, [`WATCHES`] when nothing is watched.
+    names: Vec<String>,
+    stopping: bool,
+}
+
+/// A watch's place: the name of its trace.
+#[derive(Debug)]
+struct Place {
+    name: String,
+    places: Arc<Places>,
+}
+
+impl Places {
+    fn free(&self) -> MutexGuard<'_, Free> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>) -> Option<Place> {
+        let mut free = self.free();
+        let name = if free.stopping { None } else { free.names.pop() }?;
+        Some(Place { name, places: Arc::clone(self) })
+    }
+
+    /// Waits until a moment; says false as soon as watches are to end.
+    fn sleep_until(&self, moment: Instant) -> bool {
+        let left = moment.saturating_duration_since(Instant::now());
+        let waited = self.changed.wait_timeout_while(self.free(), left, |free| !free.stopping);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.stopping
+    }
+
+    /// Ends all watches.
+    fn stop(&self) {
+        let mut free = self.free();
+        free.stopping = true;
+        self.changed.notify_all();
+        let waited = self.changed.wait_timeout_while(free, ANSWER, |free| free.names.len() < WATCHES);
+        if waited.is_ok_and(|(_, late)| late.timed_out()) {
+            tracing::warn!("traces of the kernel stay until silkd starts again");
+        }
     }
 }
 
-impl Drop for Name {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.name));
+        self.places.free().names.push(std::mem::take(&mut self.name));
+        self.places.changed.notify_all();
     }
 }
 
@@ -115,14 +156,18 @@ impl Starts {
     /// Asks this containerd what containers run. `root` is silk's: one process uses it, so traces are named after it.
     pub fn new(root: &Path, views: Arc<StoreViews>, puller: Arc<Puller>, containerd: Connect) -> io::Result<Arc<Self>> {
         let id = root.metadata()?;
-        let names: Vec<_> = (0..WATCHES).map(|nr| format!("silk-{:x}-{:x}-{nr}", id.dev(), id.ino())).collect();
-        for name in &names {
-            if let Err(error) = Trace::end(name) {
-                tracing::debug!(%error, "the kernel does not tell of reads");
-                break;
-            }
+        let name = |nr| format!("{TRACES}{:x}-{:x}-{nr}", id.dev(), id.ino());
+        if let Err(error) = Trace::sweep(TRACES) {
+            tracing::debug!(%error, "the kernel does not tell of reads");
         }
-        Ok(Arc::new(Self { views, puller, containerd, names: Arc::new(Mutex::new(names)) }))
+        let free = Free { names: (0..WATCHES).map(name).collect(), stopping: false };
+        let places = Places { state: Mutex::new(free), changed: Condvar::new() };
+        Ok(Arc::new(Self { views, puller, containerd, places: Arc::new(places) }))
+    }
+
+    /// Ends all watches: they teach nothing. Waits for them, for [`ANSWER`] at most.
+    pub fn stop(&self) {
+        self.places.stop();
     }
 
     /// A snapshot was made on a chain. Returns within a millisecond; the watch goes on without the caller. Must be called on
@@ -132,13 +177,13 @@ impl Starts {
         if !active || !chain.top || !layers.iter().any(|layer| layer.fresh) {
             return;
         }
-        let Some(name) = Name::take(&self.names) else { return };
+        let Some(place) = self.places.take() else { return };
         let served = layers.iter().filter(|layer| layer.pages.is_none()).map(|layer| layer.diff_id);
         let watch = self.views.lazies.watch(served);
         let (starts, chain, key, runtime) = (Arc::clone(self), chain.clone(), key.to_owned(), Handle::current());
         let began = Instant::now();
         let thread = std::thread::Builder::new().name("silk-starts".to_owned());
-        let spawned = thread.spawn(move || starts.watch(&chain, &key, (layers, watch, began), &runtime, name));
+        let spawned = thread.spawn(move || starts.watch(&chain, &key, (layers, watch, began), &runtime, place));
         if let Err(error) = spawned {
             tracing::warn!(%error, "a start is not watched");
         }
@@ -161,9 +206,9 @@ impl Starts {
         key: &str,
         (mut layers, watch, began): (Vec<Layer>, Watch, Instant),
         runtime: &Handle,
-        name: Name,
+        place: Place,
     ) {
-        let mut seer = Seer::new(&name.name, &layers, self.views.views.mounts().rung());
+        let mut seer = Seer::new(&place.name, &layers, self.views.views.mounts().rung());
         if let Err(error) = silk_sys::priority::idle() {
             tracing::debug!(%error, "starts are watched at an ordinary priority");
         }
@@ -175,7 +220,9 @@ impl Starts {
         }
         let mut container = None;
         for look_at in LOOKS.map(Duration::from_secs) {
-            std::thread::sleep(look_at.saturating_sub(began.elapsed()));
+            if !place.places.sleep_until(began + look_at) {
+                return;
+            }
             if container.is_none() {
                 container = runtime.block_on(self.container(key));
             }
