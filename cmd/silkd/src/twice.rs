@@ -31,7 +31,8 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const WORTH: u64 = 1 << 20;
 
 /// A layer has this long to rest after a walk through its files, which takes some 10 µs a file, and twice as long each time that a
-/// walk was in vain: what nobody has read yet is in the data file only, and nothing tells when that changes.
+/// walk was in vain: what nobody has read yet is in the data file only, and nothing tells when that changes. It is over when more
+/// comes into memory.
 const REST: Duration = Duration::from_secs(4);
 /// See [`REST`].
 const LONGEST_REST: Duration = Duration::from_secs(3600);
@@ -103,6 +104,10 @@ impl Twice {
         let seen = self.seen.entry(diff_id).or_insert(Seen { cached: 0, rest: REST, rests: start });
         // The kernel may have dropped some meanwhile.
         let is_quiet = now <= std::mem::replace(&mut seen.cached, now);
+        if !is_quiet {
+            // Somebody read what was not in memory: the mount holds it, too.
+            (seen.rest, seen.rests) = (REST, start);
+        }
         if !is_quiet || now < WORTH || start < seen.rests {
             return Ok(());
         }
