@@ -95,6 +95,7 @@ impl Registry {
     /// A setting is zero.
     pub fn new(config: Config) -> Result<Self, Error> {
         config.validate()?;
+        tls::seed();
         let credentials = Credentials::new(config.docker_config_path(), config.credential_helper_timeout());
         Ok(Self {
             config: Arc::new(config),

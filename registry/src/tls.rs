@@ -19,7 +19,7 @@ use rustls::{
     server::ParsedCertificate,
     sign::CertifiedKey,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     Error,
@@ -44,6 +44,15 @@ struct Verifier {
 /// Offers the first client certificate whose key can sign what the server accepts.
 #[derive(Debug)]
 struct Identities(Vec<Arc<CertifiedKey>>);
+
+/// Seeds the random numbers of TLS on a thread of its own. aws-lc measures jitter for that, once in a process, which takes a
+/// processor 21 ms: the first handshake, and with it the first pull, would wait for them.
+pub(crate) fn seed() {
+    let seeds = || aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
+    if let Err(error) = std::thread::Builder::new().name("silk-seed".to_owned()).spawn(seeds) {
+        debug!(%error, "the first handshake seeds random numbers");
+    }
+}
 
 /// What reqwest is given for `host`.
 pub(crate) fn client_config(host: &Host, roots: &Roots, http2: bool) -> Result<ClientConfig, Error> {
