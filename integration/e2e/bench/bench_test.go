@@ -1,11 +1,14 @@
 package main
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"silk.invalid/integration/e2e/internal/image"
 )
 
 func TestMiddle(t *testing.T) {
@@ -139,5 +142,85 @@ func TestListing(t *testing.T) {
 	}
 	if got, err := readListing(path); err != nil || !slices.Equal(got, want) {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// gathered is a crowd's report of two rounds: the second on a machine ten times as slow, and a round of one side only.
+func gathered() crowdReport {
+	layers := func(name string, sizes ...int) subject {
+		s := subject{name: name}
+		var all []string
+		for _, size := range sizes {
+			all = append(all, fmt.Sprintf(`{"size": %d}`, size))
+			s.bundle.LayerDigests = append(s.bundle.LayerDigests, fmt.Sprint("sha256:", size))
+		}
+		s.bundle.Root.Body = []byte(`{"layers": [` + strings.Join(all, ",") + `]}`)
+		return s
+	}
+	a, b := layers("a", 1000, 500), layers("b", 1000, 2500)
+	take := func(crowd, column string, round int, atOnce bool, seconds int, bytes int64) gathering {
+		g := gathering{Crowd: crowd, Column: column, Round: round, AtOnce: atOnce, Took: time.Duration(seconds) * time.Second, Bytes: bytes}
+		if column == "silk" {
+			g.Memory = 64 << 20
+		}
+		return g
+	}
+	return crowdReport{
+		settings: crowdSettings{pods: 20},
+		crowds:   []crowd{{name: "a", subjects: []subject{a}, pods: 20}, {name: "2 images", subjects: []subject{a, b}}},
+		columns:  []column{{name: "silk", snapshotter: "silk", says: "x"}, {name: baseline, says: "y"}},
+		taken: []gathering{
+			take("a", "silk", 0, false, 1, 1500), take("a", "silk", 0, true, 3, 1500),
+			take("a", "silk", 1, false, 10, 1500), take("a", "silk", 1, true, 30, 3000),
+			take("a", "silk", 2, true, 7, 1500),
+			take("a", baseline, 0, true, 4, 3000),
+			take("2 images", "silk", 0, false, 8, 4000), take("2 images", "silk", 0, true, 6, 5000),
+			take("2 images", baseline, 0, false, 20, 4000), take("2 images", baseline, 0, true, 10, 4000),
+		},
+	}
+}
+
+// Ratios are of one round, bytes of the run at once, and a layer of two images counts once.
+func TestCrowdReport(t *testing.T) {
+	text := gathered().markdown()
+	for _, row := range []string{
+		"| **a**, 0 MB in 2 layers | | | | | | |",
+		"| silk | 5.50 | 7.00 | 1.3x | 3.00 | 1.00 | 64 |",
+		"| overlayfs | no figure | 4.00 |  |  | 2.00 |  |",
+		"| **2 images**, 0 MB in 3 layers | | | | | | |",
+		"| silk | 8.00 | 6.00 | 1.7x | 0.75 | 1.25 | 64 |",
+		"| overlayfs | 20.00 | 10.00 |  | 0.50 | 1.00 |  |",
+	} {
+		if !strings.Contains(text, row+"\n") {
+			t.Errorf("no row %q in\n%s", row, text)
+		}
+	}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "|") && strings.Count(line, "|") != 8 {
+			t.Errorf("not 7 cells: %s", line)
+		}
+	}
+}
+
+// What unpacks to the same is pulled once, whatever its blobs.
+func TestDistinctImages(t *testing.T) {
+	of := func(name string, diffIDs ...string) subject {
+		return subject{name: name, bundle: image.Bundle{DiffIDs: diffIDs}}
+	}
+	a, b, same := of("a", "base", "a"), of("b", "base", "b"), of("same", "base", "a")
+	if err := (crowd{subjects: []subject{a, b}}).distinct(); err != nil {
+		t.Error(err)
+	}
+	if err := (crowd{subjects: []subject{a, b, same}}).distinct(); err == nil || !strings.HasPrefix(err.Error(), "same unpacks to the layers of a") {
+		t.Errorf("two of a kind: %v", err)
+	}
+}
+
+// A table of which nothing was measured is left away.
+func TestCrowdReportOfOneKind(t *testing.T) {
+	r := gathered()
+	r.taken = r.taken[:6]
+	if text := r.markdown(); strings.Contains(text, "one after the other") || !strings.Contains(text, "20 pods") {
+		t.Errorf("not of pods alone:\n%s", text)
 	}
 }

@@ -68,9 +68,8 @@ type timing struct {
 }
 
 type fsSettings struct {
-	images, rungs, builder, lock, out, name string
-	rounds                                  int
-	seed                                    uint64
+	basics
+	images, rungs string
 }
 
 func fsMain(arguments []string) error {
@@ -78,12 +77,7 @@ func fsMain(arguments []string) error {
 	flags := flag.NewFlagSet("hack/bench fs", flag.ExitOnError)
 	flags.StringVar(&s.images, "images", "python-service,node-service", "recipes under hack/images, with commas between")
 	flags.StringVar(&s.rungs, "rungs", "file,loop", "how silk mounts, with commas between")
-	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each")
-	flags.Uint64Var(&s.seed, "seed", uint64(time.Now().UnixNano()), "of the random order")
-	flags.StringVar(&s.lock, "lock", "", "as of hack/bench")
-	flags.StringVar(&s.out, "out", "", "the folder for the report; only printed when not given")
-	flags.StringVar(&s.name, "machine", "", "the machine's name in the report's file name (the host's)")
-	flags.StringVar(&s.builder, "builder", "../../hack/images/build", "builds images")
+	s.define(flags)
 	flags.Parse(arguments)
 	subjects, err := buildImages(s.builder, split(s.images))
 	if err != nil {

@@ -3,12 +3,9 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
-
-	"silk.invalid/integration/e2e/internal/node"
 )
 
 // write prints a table for each image, and keeps it where the settings say.
@@ -18,8 +15,7 @@ func (s fsSettings) write(subjects []subject, all []timing) error {
 	}
 	var text strings.Builder
 	now := time.Now()
-	fmt.Fprintf(&text, "# A whole image as a file system, %s\n\n%s. %s; %s.\n", now.Format("2006-01-02"), machine(),
-		versionOf(node.Second.Binary, "--version"), versionOf(node.Silkd, "--version"))
+	fmt.Fprintf(&text, "# A whole image as a file system, %s\n\n%s", now.Format("2006-01-02"), environment())
 	fmt.Fprintf(&text, "Milliseconds, medians of %d rounds; in brackets overlayfs's time of the same round by this one's: above 1 is faster than overlayfs.\n", s.rounds)
 	for _, subject := range subjects {
 		fsTable(&text, subject, all)
@@ -28,15 +24,11 @@ func (s fsSettings) write(subjects []subject, all []timing) error {
 		"*mmap*: every page of every file touched. *random*: 4,000 reads of 4 KiB in files above 1 MiB. *exec*: " + fmt.Sprint(len(programs)) + " programs of the base system started. " +
 		"Page cache: pages of the image's files, and of the files that silk mounts them from, " + quiet.String() + " after the cold read by one process.\n")
 	if s.out != "" {
-		name := s.name
-		if name == "" {
-			name, _ = os.Hostname()
-		}
-		if err := os.MkdirAll(s.out, 0o755); err != nil {
+		file, err := s.file(now, "-fs")
+		if err != nil {
 			return err
 		}
-		file := filepath.Join(s.out, now.Format("2006-01-02")+"-"+name+"-fs.md")
-		if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
+		if err := os.WriteFile(file+".md", []byte(text.String()), 0o644); err != nil {
 			return err
 		}
 	}

@@ -22,7 +22,7 @@ import (
 
 // cold leaves the machine as after a boot, with two exceptions that make the figures those of a node and its link: the programs
 // of a node that runs containers are in memory, and so is what the registry will send.
-func cold(bundle image.Bundle) error {
+func cold(subjects ...subject) error {
 	if err := dropCaches(); err != nil {
 		return err
 	}
@@ -32,7 +32,12 @@ func cold(bundle image.Bundle) error {
 			file.Close()
 		}
 	}
-	return inMemory(bundle)
+	for _, s := range subjects {
+		if err := inMemory(s.bundle); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func dropCaches() error {
@@ -140,7 +145,12 @@ func (t *turn) giveBack() {
 	}
 }
 
-// machine says where figures were taken, for the head of a report.
+// environment says where and of what figures were taken, for the head of a report.
+func environment() string {
+	return fmt.Sprintf("%s. %s; %s; %s.\n", machine(), versionOf(node.Second.Binary, "--version"), versionOf(node.Silkd, "--version"), runtime.Version())
+}
+
+// machine says where figures were taken.
 func machine() string {
 	memory := fieldOf("/proc/meminfo", `MemTotal:\s+(\d+)`)
 	kib, _ := strconv.ParseInt(memory, 10, 64)

@@ -15,21 +15,8 @@ import (
 	"syscall"
 	"time"
 
-	"silk.invalid/integration/e2e/internal/hub"
 	"silk.invalid/integration/e2e/internal/scope"
-	"silk.invalid/integration/e2e/internal/shape"
 )
-
-type settings struct {
-	images, columns, proxies string
-	builder                  string
-	rounds                   int
-	seed                     uint64
-	rung, lock               string
-	network                  shape.Profile
-	out, name, record, logs  string
-	quick                    bool
-}
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "fs-worker" {
@@ -37,8 +24,9 @@ func main() {
 		return
 	}
 	heedSignals()
-	if len(os.Args) > 1 && os.Args[1] == "fs" {
-		exit(fsMain(os.Args[2:]))
+	commands := map[string]func([]string) error{"fs": fsMain, "crowd": crowdMain}
+	if len(os.Args) > 1 && commands[os.Args[1]] != nil {
+		exit(commands[os.Args[1]](os.Args[2:]))
 	}
 	exit(pullMain(os.Args[1:]))
 }
@@ -70,27 +58,9 @@ func pullMain(arguments []string) error {
 	var s settings
 	flags := flag.NewFlagSet("hack/bench", flag.ExitOnError)
 	flags.StringVar(&s.images, "images", "", "recipes under hack/images, with commas between (all)")
-	flags.StringVar(&s.columns, "columns", "", "columns, with commas between (all)")
-	flags.StringVar(&s.proxies, "snapshotter", "", "a proxy snapshotter that runs already, as NAME=/path/to/socket; several with commas between")
-	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each image and column")
 	flags.BoolVar(&s.quick, "quick", false, "two images, overlayfs and silk, one round")
-	flags.Uint64Var(&s.seed, "seed", uint64(time.Now().UnixNano()), "of the random order")
-	flags.StringVar(&s.rung, "rung", "auto", "how silk mounts: auto, file, loop")
-	flags.StringVar(&s.lock, "lock", "", "a file that is locked during each measurement, where others on the machine lock it while they use its CPUs")
-	flags.StringVar(&s.out, "out", "", "the folder for the report; only printed when not given")
 	flags.StringVar(&s.record, "record", "", "a file to which each measurement is added as a line of JSON; what it has already is not measured again")
-	flags.StringVar(&s.name, "machine", "", "the machine's name in the report's file name (the host's)")
-	flags.StringVar(&s.logs, "logs", "", "a folder for silkd's logs of all measurements, with every range that it fetched")
-	flags.StringVar(&s.builder, "builder", "../../hack/images/build", "builds images")
-	s.network = shape.Gigabit
-	flags.Int64Var(&s.network.All, "rate", s.network.All, "bytes a second that the registry sends in all; 0 is no limit")
-	flags.Int64Var(&s.network.Connection, "connection-rate", s.network.Connection, "bytes a second that it sends on one connection; 0 is no limit")
-	flags.DurationVar(&s.network.FirstByte, "first-byte", s.network.FirstByte, "time from a request to the first byte of its answer")
-	unshaped := flags.Bool("unshaped", false, "as fast as loopback: no limit and no delay")
-	flags.Parse(arguments)
-	if *unshaped {
-		s.network = shape.Profile{}
-	}
+	s.parse(flags, arguments)
 	if s.quick {
 		s.images, s.columns, s.rounds = or(s.images, "python-service,layers"), or(s.columns, "overlayfs,silk"), 1
 	}
@@ -122,16 +92,7 @@ func (s settings) run() error {
 		return err
 	}
 	err = scope.Run(func(t scope.Scope) {
-		b := &bench{Scope: t, fleets: map[string]*fleet{}, rung: s.rung, logs: s.logs, turn: &turn{path: s.lock}}
-		defer b.turn.giveBack()
-		b.origin = hub.StartShaped(t, s.network)
-		b.origin.TakesPushes = true
-		for _, subject := range subjects {
-			for _, column := range chosen {
-				b.origin.Add(repository(subject, column), "latest", subject.bundle)
-			}
-		}
-		b.measureAll(&report)
+		s.bench(t, subjects, chosen).measureAll(&report)
 	})
 	if written := report.write(true); err == nil {
 		err = written
@@ -188,7 +149,7 @@ func recorded(path string) (all []figures, err error) {
 }
 
 // record shows a measurement, and adds it to a file if there is one.
-func record(path string, f figures) error {
+func record(path string, f any) error {
 	line, err := json.Marshal(f)
 	if err != nil {
 		return err

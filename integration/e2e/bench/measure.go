@@ -75,24 +75,14 @@ func (b *bench) measure(s subject, c column, round int) (f figures, err error) {
 	f = figures{Image: s.name, Column: c.name, Round: round}
 	f.Busy = busy()
 	failed := scope.Run(func(t scope.Scope) {
-		settings, err := b.fleet(c).join(s)
+		n := b.emptyNode(t, c, fmt.Sprintf("%s-%s-%d", s.name, c.name, round), s)
+		ctx := node.Context(t, "bench")
+		err := b.pullAndRun(ctx, n, s, c, &f)
+		if err == nil {
+			err = b.forget(ctx, n, c, s)
+		}
 		if err != nil {
 			t.Fatal(err)
-		}
-		n := node.Start(t, c.options(settings, b.rung, b.logs != ""))
-		t.Cleanup(func() { b.keepLog(n, f) })
-		if err := cold(s.bundle); err != nil {
-			t.Fatal(err)
-		}
-		ctx := node.Context(t, "bench")
-		if err := b.pullAndRun(ctx, n, s, c, &f); err != nil {
-			t.Fatal(err)
-		}
-		if c.socket != "" {
-			// The snapshotter outlives this containerd.
-			if err := n.Client.ImageService().Delete(ctx, reference(b.origin, s, c), images.SynchronousDelete()); err != nil {
-				t.Fatal(err)
-			}
 		}
 	})
 	if failed != nil {
@@ -101,15 +91,44 @@ func (b *bench) measure(s subject, c column, round int) (f figures, err error) {
 	return f, nil
 }
 
+// emptyNode is one on which images will be pulled, with cold caches.
+func (b *bench) emptyNode(t scope.Scope, c column, measurement string, subjects ...subject) *node.Node {
+	var settings string
+	for _, s := range subjects {
+		var err error
+		if settings, err = b.fleet(c).join(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := node.Start(t, c.options(settings, b.rung, b.logs != ""))
+	t.Cleanup(func() { b.keepLog(n, measurement) })
+	if err := cold(subjects...); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// forget deletes images from a snapshotter that outlives its containerd.
+func (b *bench) forget(ctx context.Context, n *node.Node, c column, subjects ...subject) error {
+	if c.socket == "" {
+		return nil
+	}
+	for _, s := range subjects {
+		if err := n.Client.ImageService().Delete(ctx, reference(b.origin, s, c), images.SynchronousDelete()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // keepLog keeps what silkd said during a measurement, where somebody wants it.
-func (b *bench) keepLog(n *node.Node, f figures) {
+func (b *bench) keepLog(n *node.Node, measurement string) {
 	if b.logs == "" || n.Silkd == nil {
 		return
 	}
-	name := fmt.Sprintf("%s-%s-%d.log", f.Image, f.Column, f.Round)
 	log, err := os.ReadFile(n.Silkd.Log)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(b.logs, name), log, 0o644)
+		err = os.WriteFile(filepath.Join(b.logs, measurement+".log"), log, 0o644)
 	}
 	if err != nil {
 		b.Error(err)
@@ -175,10 +194,8 @@ func (b *bench) awaitWhole(ctx context.Context, n *node.Node, ref string, c colu
 			f.Proved = time.Since(start)
 		}
 		if !whole || !proved {
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("not whole: %w", ctx.Err())
-			case <-time.After(50 * time.Millisecond):
+			if err := pause(ctx); err != nil {
+				return err
 			}
 		}
 	}
@@ -193,6 +210,16 @@ func (b *bench) awaitWhole(ctx context.Context, n *node.Node, ref string, c colu
 		f.Silkd, err = usage(n.Silkd)
 	}
 	return err
+}
+
+// pause is between two looks at whether an image is whole.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("not whole: %w", ctx.Err())
+	case <-time.After(50 * time.Millisecond):
+		return nil
+	}
 }
 
 // state asks silkd whether every layer of an image is whole, and proved. What silkd left to containerd is a failure.

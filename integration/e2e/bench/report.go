@@ -5,12 +5,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
-
-	"silk.invalid/integration/e2e/internal/node"
 )
 
 // report is what a run found, as Markdown and as a chart.
@@ -40,15 +37,8 @@ func (r report) write(last bool) error {
 }
 
 func (r report) keep() error {
-	name := r.settings.name
-	if name == "" {
-		name, _ = os.Hostname()
-	}
-	file := filepath.Join(r.settings.out, r.started.Format("2006-01-02")+"-"+name)
-	if r.settings.network.All == 0 {
-		file += "-unshaped"
-	}
-	if err := os.MkdirAll(r.settings.out, 0o755); err != nil {
+	file, err := r.settings.file(r.started, "")
+	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(file+".svg", []byte(r.chart()), 0o644); err != nil {
@@ -59,34 +49,13 @@ func (r report) keep() error {
 
 func (r report) markdown(chart string) string {
 	var text strings.Builder
-	network := r.settings.network
-	fmt.Fprintf(&text, "# Pull to ready, %s\n\n", r.started.Format("2006-01-02"))
-	fmt.Fprintf(&text, "%s. %s; %s; %s.\n", machine(), versionOf(node.Second.Binary, "--version"), versionOf(node.Silkd, "--version"), runtime.Version())
-	if network.All == 0 && network.FirstByte == 0 {
-		text.WriteString("The registry answers as fast as loopback.\n")
-	} else {
-		fmt.Fprintf(&text, "The registry sends %s in all, %s a connection, and its first byte after %v.\n",
-			rate(network.All), rate(network.Connection), network.FirstByte)
-	}
-	fmt.Fprintf(&text, "Caches are cold, the order is random (seed %d), figures are medians of up to %d rounds; ratios are medians of each round's own.\n",
-		r.settings.seed, r.settings.rounds)
-	if busy := r.busy(); busy > 0 {
-		fmt.Fprintf(&text, "%d of the %d measurements began while other programs used more than %.0f %% of the CPUs: marked with \\*.\n", busy, len(r.figures), busyShare*100)
-	}
-	text.WriteString("\n")
+	r.settings.head(&text, "Pull to ready", r.started, r.busy(), len(r.figures))
 	if chart != "" {
 		fmt.Fprintf(&text, "![seconds from the pull to the container's ready line](%s)\n\n", chart)
 	}
 	r.table(&text)
 	r.legend(&text)
 	return text.String()
-}
-
-func rate(bytesPerSecond int64) string {
-	if bytesPerSecond == 0 {
-		return "without limit"
-	}
-	return fmt.Sprintf("%.0f MB/s", float64(bytesPerSecond)/1e6)
 }
 
 func (r report) busy() (n int) {
@@ -215,7 +184,7 @@ type number interface {
 	~int | ~int64 | ~float64
 }
 
-func median[T number](all []figures, of func(figures) T) T {
+func median[F any, T number](all []F, of func(F) T) T {
 	var values []T
 	for _, f := range all {
 		values = append(values, of(f))

@@ -224,9 +224,17 @@ func within(t scope.Scope, limit time.Duration, what string, try func() error) {
 // Context is one of the test's namespace with a deadline: nothing here may hang.
 func (n *Node) Context() context.Context { return Context(n.t, "e2e") }
 
-// Context is one of a containerd namespace with a deadline of four minutes.
+// Deadline is that of a Context.
+const Deadline = 4 * time.Minute
+
+// Context is one of a containerd namespace with the usual deadline.
 func Context(t scope.Scope, namespace string) context.Context {
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), namespace), 4*time.Minute)
+	return ContextFor(t, namespace, Deadline)
+}
+
+// ContextFor is one of a containerd namespace with a deadline of its own.
+func ContextFor(t scope.Scope, namespace string, limit time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), namespace), limit)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/scope"
+	"silk.invalid/integration/e2e/internal/shape"
+)
+
+// basics are what all commands can be told.
+type basics struct {
+	builder, lock, out, name string
+	rounds                   int
+	seed                     uint64
+}
+
+func (s *basics) define(flags *flag.FlagSet) {
+	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each")
+	flags.Uint64Var(&s.seed, "seed", uint64(time.Now().UnixNano()), "of the random order")
+	flags.StringVar(&s.lock, "lock", "", "a file that is locked during each measurement, where others on the machine lock it while they use its CPUs")
+	flags.StringVar(&s.out, "out", "", "the folder for the report; only printed when not given")
+	flags.StringVar(&s.name, "machine", "", "the machine's name in the report's file name (the host's)")
+	flags.StringVar(&s.builder, "builder", "../../hack/images/build", "builds images")
+}
+
+// file is where a report is kept, without what its name ends with; the folder is there by then.
+func (s basics) file(started time.Time, kind string) (string, error) {
+	name := s.name
+	if name == "" {
+		name, _ = os.Hostname()
+	}
+	return filepath.Join(s.out, started.Format("2006-01-02")+"-"+name+kind), os.MkdirAll(s.out, 0o755)
+}
+
+// settings are what commands that pull can be told.
+type settings struct {
+	basics
+	images, columns, proxies string
+	rung                     string
+	network                  shape.Profile
+	record, logs             string
+	quick                    bool
+}
+
+// parse reads the arguments: the flags that a command has for itself, and those of all that pull.
+func (s *settings) parse(flags *flag.FlagSet, arguments []string) {
+	s.define(flags)
+	flags.StringVar(&s.columns, "columns", s.columns, "columns, with commas between; empty is all")
+	flags.StringVar(&s.proxies, "snapshotter", "", "a proxy snapshotter that runs already, as NAME=/path/to/socket; several with commas between")
+	flags.StringVar(&s.rung, "rung", "auto", "how silk mounts: auto, file, loop")
+	flags.StringVar(&s.logs, "logs", "", "a folder for silkd's logs of all measurements, with every range that it fetched")
+	s.network = shape.Gigabit
+	flags.Int64Var(&s.network.All, "rate", s.network.All, "bytes a second that the registry sends in all; 0 is no limit")
+	flags.Int64Var(&s.network.Connection, "connection-rate", s.network.Connection, "bytes a second that it sends on one connection; 0 is no limit")
+	flags.DurationVar(&s.network.FirstByte, "first-byte", s.network.FirstByte, "time from a request to the first byte of its answer")
+	unshaped := flags.Bool("unshaped", false, "as fast as loopback: no limit and no delay")
+	flags.Parse(arguments)
+	if *unshaped {
+		s.network = shape.Profile{}
+	}
+}
+
+// file tells runs without a network from others.
+func (s settings) file(started time.Time, kind string) (string, error) {
+	if s.network.All == 0 {
+		kind += "-unshaped"
+	}
+	return s.basics.file(started, kind)
+}
+
+// head begins a report of measurements, some of which began on a busy machine.
+func (s settings) head(text *strings.Builder, title string, started time.Time, busy, all int) {
+	fmt.Fprintf(text, "# %s, %s\n\n%s", title, started.Format("2006-01-02"), environment())
+	if s.network.All == 0 && s.network.FirstByte == 0 {
+		text.WriteString("The registry answers as fast as loopback.\n")
+	} else {
+		fmt.Fprintf(text, "The registry sends %s in all, %s a connection, and its first byte after %v.\n",
+			rate(s.network.All), rate(s.network.Connection), s.network.FirstByte)
+	}
+	fmt.Fprintf(text, "Caches are cold, the order is random (seed %d), figures are medians of up to %d rounds; ratios are medians of each round's own.\n", s.seed, s.rounds)
+	if busy > 0 {
+		fmt.Fprintf(text, "%d of the %d measurements began while other programs used more than %.0f %% of the CPUs: marked with \\*.\n", busy, all, busyShare*100)
+	}
+	text.WriteString("\n")
+}
+
+func rate(bytesPerSecond int64) string {
+	if bytesPerSecond == 0 {
+		return "without limit"
+	}
+	return fmt.Sprintf("%.0f MB/s", float64(bytesPerSecond)/1e6)
+}
+
+// bench has a registry with each image for each column.
+func (s settings) bench(t scope.Scope, subjects []subject, chosen []column) *bench {
+	b := &bench{Scope: t, fleets: map[string]*fleet{}, rung: s.rung, logs: s.logs, turn: &turn{path: s.lock}}
+	b.origin = hub.StartShaped(t, s.network)
+	b.origin.TakesPushes = true
+	for _, subject := range subjects {
+		for _, column := range chosen {
+			b.origin.Add(repository(subject, column), "latest", subject.bundle)
+		}
+	}
+	t.Cleanup(b.turn.giveBack)
+	return b
+}
