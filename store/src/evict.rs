@@ -42,6 +42,11 @@ impl Store {
     /// # Errors
     /// What the database or the file system says. The record goes first: a failed delete is swept at the next start.
     pub fn evict(&self, diff_id: &Digest) -> Result<Evicted, StoreError> {
+        // Who wants the layer again waits until its files are gone: its own must not go with them.
+        let writing = self.writing();
+        if writing.contains(diff_id) {
+            return Ok(Evicted::default());
+        }
         let changing = self.changing();
         let Some(mut record) = self.record(diff_id).filter(|r| r.whole) else { return Ok(Evicted::default()) };
         record.whole = false;
@@ -52,6 +57,7 @@ impl Store {
         METRICS.evicted_bytes.add(bytes);
         drop(changing);
         drop_data(&self.layer_path(diff_id))?;
+        drop(writing);
         self.forget_oldest()?;
         Ok(Evicted { layers: 1, bytes })
     }

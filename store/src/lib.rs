@@ -282,6 +282,12 @@ fn reserve(path: &Path) -> Result<(), StoreError> {
 
 /// Deletes the bytes of a layer and what points into them; its names and index stay.
 fn drop_data(dir: &Path) -> Result<(), StoreError> {
+    // The marks first: a silkd that is killed here must not leave some that speak for bytes that are gone.
+    let marks = dir.join("present");
+    match fs::remove_file(&marks) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("delete", &marks, e)),
+        _ => {}
+    }
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -91,7 +91,10 @@ impl Store {
         let (data_path, present_path) = (dir.join("data"), dir.join("present"));
         let head = header(&self.boot, digest);
         let marks = match fs::read(&present_path) {
-            Ok(bytes) if is_of(&bytes, &head, index.len()) => Some(bytes),
+            // They speak for the data file that is there, if it is.
+            Ok(bytes) if is_of(&bytes, &head, index.len()) && has_len(&data_path, writer::padded(index.size)) => {
+                Some(bytes)
+            }
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("read", &present_path, e)),
             _ => None,
         };
@@ -125,6 +128,10 @@ impl Store {
 
 fn header(boot: &[u8; 16], index: &Digest) -> Vec<u8> {
     [MAGIC.as_slice(), boot, &index.as_bytes()[..16]].concat()
+}
+
+fn has_len(path: &std::path::Path, len: u64) -> bool {
+    fs::metadata(path).is_ok_and(|data| data.len() == len)
 }
 
 /// Is it a file of marks for this index, of whatever boot?
@@ -241,9 +248,15 @@ impl Partial {
         if self.missing_from(0).is_some() {
             return Err(StoreError::Absent(self.diff_id));
         }
+        let names = toc::encode(toc);
+        // Against `discard`: the layer is given up, or becomes whole.
+        let changing = self.store.changing();
         self.check_open()?;
         let known = self.store.record(&self.diff_id).ok_or(StoreError::Absent(self.diff_id))?;
-        writer::write_new(&self.store.layer_path(&self.diff_id).join("toc"), &toc::encode(toc))?;
+        // A full disk must not cost the names that are there.
+        if self.store.read_known(&self.diff_id, "toc").ok().as_ref() != Some(&names) {
+            writer::write_new(&self.store.layer_path(&self.diff_id).join("toc"), &names)?;
+        }
         let facts = Facts { entries: toc.entries.len() as u64, millis, ..known.facts };
         let record = LayerRecord {
             whole: true,
@@ -253,10 +266,13 @@ impl Partial {
             from: String::new(),
             facts,
         };
-        let changing = self.store.changing();
         self.store.persist(&[(self.diff_id, record)])?;
         drop(changing);
-        fs::remove_file(&self.present_path).map_err(|e| StoreError::io("delete", &self.present_path, e))
+        // It is whole: marks that stay are of no harm.
+        if let Err(error) = fs::remove_file(&self.present_path) {
+            tracing::debug!(path = %self.present_path.display(), %error, "marks of a whole layer stay");
+        }
+        Ok(())
     }
 
     /// Deletes the bytes, and names and index too if they lied. Whoever still holds this gets [`StoreError::Absent`].
@@ -264,7 +280,15 @@ impl Partial {
     /// # Errors
     /// What the file system or the database says.
     pub fn discard(&self, lied: bool) -> Result<(), StoreError> {
+        let changing = self.store.changing();
         if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let is_whole = self.store.whole(&self.diff_id);
+        drop(changing);
+        if is_whole {
+            // It became so a moment ago: who wants it gone evicts it.
+            drop(self.claim.lock().unwrap_or_else(PoisonError::into_inner).take());
             return Ok(());
         }
         let forgotten = if lied { self.store.unlearn(&self.diff_id) } else { Ok(()) };

@@ -176,3 +176,138 @@ fn a_layer_that_is_discarded_reads_no_more() {
 fn known_of(bytes: &[u8]) -> Known {
     known(bytes).0
 }
+
+#[test]
+fn a_layer_that_is_given_up_as_it_becomes_whole_is_either() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    let data = store.layer_path(&known.diff_id).join("data");
+    for round in 0..60u64 {
+        store.learn(&known, "a peer").unwrap();
+        let partial = store.partial(known.diff_id).unwrap();
+        for nr in 0..index.len() {
+            partial.fill(nr, span(&index, nr, &bytes), false).unwrap();
+        }
+        let toc = store.toc(&known.diff_id).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| _ = partial.finish(&toc, 1));
+            std::thread::sleep(std::time::Duration::from_micros(100 * round));
+            let _ = partial.discard(false);
+        });
+        drop(partial);
+        assert!(!store.whole(&known.diff_id) || data.exists(), "round {round}: whole, and without data");
+        store.evict(&known.diff_id).unwrap();
+    }
+}
+
+#[test]
+fn a_layer_that_is_wanted_again_as_it_is_evicted_has_its_data() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    let data = store.layer_path(&known.diff_id).join("data");
+    let make = || {
+        let partial = store.partial(known.diff_id)?;
+        for nr in 0..index.len() {
+            partial.fill(nr, span(&index, nr, &bytes), false)?;
+        }
+        partial.finish(&store.toc(&known.diff_id)?, 1)
+    };
+    store.learn(&known, "a peer").unwrap();
+    let (mut bare, mut failed) = (0, Vec::new());
+    for _ in 0..300 {
+        make().unwrap();
+        let (evicted, made) = std::thread::scope(|scope| {
+            let evicted = scope.spawn(|| store.evict(&known.diff_id).map(drop));
+            while store.whole(&known.diff_id) {
+                std::hint::spin_loop();
+            }
+            let made = make();
+            (evicted.join().unwrap(), made)
+        });
+        failed.extend([evicted, made].into_iter().filter_map(Result::err).map(|e| e.to_string()));
+        if store.whole(&known.diff_id) && !data.exists() {
+            bare += 1;
+        }
+        let _ = store.evict(&known.diff_id);
+    }
+    assert!(
+        bare == 0 && failed.is_empty(),
+        "{bare} of 300 whole without data; {} errors, such as {:?}",
+        failed.len(),
+        failed.first()
+    );
+}
+
+#[test]
+fn a_layer_that_streams_in_again_as_it_is_evicted_has_its_data() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    let data = store.layer_path(&known.diff_id).join("data");
+    let toc = Toc { size: bytes.len() as u64, entries: vec![] };
+    let make = || {
+        let facts = silk_store::Facts {
+            size: bytes.len() as u64,
+            entries: 0,
+            blob: known.blob,
+            blob_size: 0,
+            source: String::new(),
+            millis: 1,
+        };
+        let mut writer = store.writer(known.diff_id)?;
+        writer.append(&bytes)?;
+        writer.finish(&toc, &index, facts)
+    };
+    let (mut bare, mut failed) = (0, Vec::new());
+    for _ in 0..300 {
+        if !store.whole(&known.diff_id) {
+            make().unwrap();
+        }
+        for name in ["erofs", "erofs-base", "depends"] {
+            std::fs::write(store.layer_path(&known.diff_id).join(name), vec![1; 1 << 20]).unwrap();
+        }
+        let (evicted, made) = std::thread::scope(|scope| {
+            let evicted = scope.spawn(|| store.evict(&known.diff_id).map(drop));
+            while store.whole(&known.diff_id) {
+                std::hint::spin_loop();
+            }
+            let made = make();
+            (evicted.join().unwrap(), made)
+        });
+        failed.extend([evicted, made].into_iter().filter_map(Result::err).map(|e| e.to_string()));
+        if store.whole(&known.diff_id) && !data.exists() {
+            bare += 1;
+        }
+        let _ = store.evict(&known.diff_id);
+        let _ = std::fs::remove_file(&data);
+    }
+    assert!(
+        bare == 0 && failed.is_empty(),
+        "{bare} of 300 whole without data; {} errors, such as {:?}",
+        failed.len(),
+        failed.first()
+    );
+}
+
+#[test]
+fn marks_whose_data_is_gone_are_not_believed() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    store.learn(&known, "a peer").unwrap();
+    let partial = store.partial(known.diff_id).unwrap();
+    partial.fill(0, span(&index, 0, &bytes), false).unwrap();
+    drop(partial);
+    // silkd drops the layer's bytes and is killed between the two files.
+    fs::remove_file(store.layer_path(&known.diff_id).join("data")).unwrap();
+    drop(store);
+    let store = open(root.path());
+    let partial = store.partial(known.diff_id).unwrap();
+    let mut out = vec![1; 1000];
+    match partial.read(0, &mut out) {
+        Err(error) => assert_eq!(error.class(), Class::NotFound),
+        Ok(_) => assert!(out[..] == bytes[..1000], "wrong bytes: {:?} instead of {:?}", &out[..8], &bytes[..8]),
+    }
+}
