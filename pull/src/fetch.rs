@@ -66,7 +66,7 @@ pub(crate) fn start(blob: Blob, size: u64, window: Window, counts: Counts) -> Pi
     let (to, pieces) = mpsc::channel(PIECES);
     let work = async move {
         if size <= window.range {
-            whole(&blob, size, &to, &counts).instrument(spans::fetch(0, size)).await;
+            whole(&blob, 0..size, &to, &counts).instrument(spans::fetch(0, size)).await;
         } else {
             InRanges { blob, size, window, counts, next: 0, under_way: VecDeque::new(), width: 2 }.run(&to).await;
         }
@@ -78,8 +78,8 @@ pub(crate) fn start(blob: Blob, size: u64, window: Window, counts: Counts) -> Pi
 type To = mpsc::Sender<Result<Bytes, Error>>;
 
 /// One request for everything; the channel's bound holds the socket back.
-async fn whole(blob: &Blob, size: u64, to: &To, counts: &Counts) {
-    let mut stream = blob.read(0..size);
+async fn whole(blob: &Blob, bytes: Range<u64>, to: &To, counts: &Counts) {
+    let mut stream = blob.read(bytes);
     while let Some(piece) = next(&mut stream, counts).await {
         let last = piece.is_err();
         if to.send(piece).await.is_err() || last {
@@ -152,14 +152,21 @@ impl InRanges {
                 self.width = (self.width + 1).min(self.window.ranges_at_once);
             }
             self.fill().await;
-            if self.under_way.is_empty() {
-                self.add(true).await;
+            let is_starved = self.under_way.is_empty() && tokio::time::timeout(PATIENCE, self.add(true)).await.is_err();
+            if is_starved {
+                return self.rest(to).await;
             }
         }
     }
 
     async fn whole(&self, to: &To) {
-        whole(&self.blob, self.size, to, &self.counts).instrument(spans::fetch(0, self.size)).await;
+        whole(&self.blob, 0..self.size, to, &self.counts).instrument(spans::fetch(0, self.size)).await;
+    }
+
+    /// What no range was begun for, as one plain stream: it needs no memory of the window.
+    async fn rest(&self, to: &To) {
+        let span = spans::fetch(self.next, self.size - self.next);
+        whole(&self.blob, self.next..self.size, to, &self.counts).instrument(span).await;
     }
 
     /// Starts ranges while the width and the window allow, without waiting.

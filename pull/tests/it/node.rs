@@ -105,6 +105,13 @@ impl Node {
         Self::open(config, Arc::default(), tempfile::tempdir().unwrap(), 3600)
     }
 
+    /// A node that never gives a silent registry up.
+    pub fn patient_with(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        change(&mut config);
+        Self::open(config, Arc::default(), tempfile::tempdir().unwrap(), 3600)
+    }
+
     fn open(config: Config, documents: Arc<Documents>, root: TempDir, stall_timeout_secs: u64) -> Self {
         let store = Arc::new(Store::open(root.path(), silk_store::Config::default()).unwrap());
         // No waiting: a fault is given up after one more try.

@@ -384,3 +384,26 @@ async fn a_layer_that_cannot_be_shown_is_broken_while_no_other_image_has_it() {
     node.store.evict(&base).unwrap();
     assert_eq!(node.puller.broken(), []);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_drips_does_not_hold_up_a_pull_that_began_before() {
+    let (registry, dripping) = (Fake::start().await, Fake::start().await);
+    let node = Node::patient_with(|config| {
+        (config.layers_at_once, config.range_bytes, config.bytes_in_flight) = (4, 100_000, 200_000);
+    });
+    let good = ImageSpec::new().layer(tar(&[("a", &noise(1, 2_000_000))]), Compression::Plain);
+    let good = registry.push_image("library/good:1", &good);
+    let slow = ImageSpec::new()
+        .layer(tar(&[("b", &noise(2, 1_000_000))]), Compression::Plain)
+        .layer(tar(&[("c", &noise(3, 1_000_000))]), Compression::Plain);
+    let slow = dripping.push_image("library/slow:1", &slow);
+    for layer in &slow.layers {
+        dripping.fault(&format!("GET .*{}", layer.blob_digest), Fault::Slow(8_000), ALWAYS);
+    }
+    registry.fault(&format!("GET .*{}", good.layers[0].blob_digest), Fault::Slow(1_000_000), ALWAYS);
+    node.claim(&good).await.unwrap();
+    registry.wait_for_bodies(1).await;
+    node.claim(&slow).await.unwrap();
+    let ready = tokio::time::timeout(Duration::from_secs(15), node.ready(&good)).await;
+    ready.expect("2 MB at 1 MB/s are here within 15 s").unwrap();
+}
