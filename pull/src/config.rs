@@ -23,10 +23,10 @@ pub struct Config {
     /// Range requests of one layer that may be under way at once. Two are always; more only while the decoder waits for
     /// bytes, that is, while fewer do not fill the link.
     pub ranges_at_once: usize,
-    /// Ranges of mounted layers that readers wait for, at once, over all layers. More than a container's threads ask for; each holds a
+    /// Ranges of mounted layers that readers wait for, at once, from each registry. More than a container's threads ask for; each holds a
     /// decoder and a span of at most 2 MiB.
     pub demand_ranges: usize,
-    /// Ranges that starts are known to touch, at once: they are small, so this many fill a link of 1 Gbit/s at 20 ms to the
+    /// Ranges that starts are known to touch, at once, from each registry: they are small, so this many fill a link of 1 Gbit/s at 20 ms to the
     /// first byte, and are what a registry is asked for at once by default.
     pub profile_ranges: usize,
     /// Milliseconds that the first Prepare of an image may spend on learning that the registry answers and lets silk in.

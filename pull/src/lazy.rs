@@ -156,7 +156,7 @@ impl Lazies {
             learned,
             blob: road.repository.blob(spec.blob, spec.size),
             partial,
-            scheduler: Arc::clone(&self.scheduler),
+            lane: self.scheduler.lane(road.repository.registry()),
             read_wait: self.read_wait,
             range: self.range,
             span: spans::layer(&spec.diff_id, &spec.blob, spec.size, "filled"),

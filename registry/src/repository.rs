@@ -150,6 +150,11 @@ impl Registry {
 // === impl Repository ===
 
 impl Repository {
+    /// The registry, as references name it.
+    pub fn registry(&self) -> &str {
+        &self.inner.registry
+    }
+
     /// A manifest or index, whole (at most 8 MiB) and proved against its digest. [`MANIFEST_TYPES`] accepts any.
     ///
     /// # Errors

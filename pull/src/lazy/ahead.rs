@@ -87,7 +87,7 @@ impl Lazies {
             let lazy = &lazies[&piece.layer];
             loop {
                 let asked = Instant::now();
-                let admitted = self.scheduler.start().await;
+                let admitted = lazy.lane.start().await;
                 lazy.clocks.add(Part::Turn, asked.elapsed());
                 // It became whole, or is given up.
                 if !self.get(&piece.layer).is_some_and(|now| Arc::ptr_eq(&now, lazy)) {

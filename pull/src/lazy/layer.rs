@@ -29,7 +29,7 @@ use tracing::Span;
 
 use super::{
     range::{RangeError, Wanted},
-    scheduler::Scheduler,
+    scheduler::Lane,
 };
 use crate::{
     LayerSpec,
@@ -69,7 +69,7 @@ pub struct Lazy {
     work: Mutex<Work>,
     /// Counts everything that happens: who waits for anything looks again at each change.
     pub(super) events: watch::Sender<u64>,
-    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) lane: Arc<Lane>,
     pub(super) runtime: Handle,
     read_wait: Duration,
     /// Compressed bytes of a range that nobody waits for.
@@ -178,7 +178,7 @@ pub(super) struct Parts {
     pub(super) learned: Option<Found<()>>,
     pub(super) blob: Blob,
     pub(super) partial: Partial,
-    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) lane: Arc<Lane>,
     pub(super) read_wait: Duration,
     pub(super) range: u64,
     pub(super) span: Span,
@@ -186,7 +186,7 @@ pub(super) struct Parts {
 
 impl Lazy {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { spec, image, learned, blob, partial, scheduler, read_wait, range, span } = parts;
+        let Parts { spec, image, learned, blob, partial, lane, read_wait, range, span } = parts;
         Arc::new(Self {
             spec,
             image,
@@ -195,7 +195,7 @@ impl Lazy {
             partial,
             work: Mutex::default(),
             events: watch::Sender::new(0),
-            scheduler,
+            lane,
             runtime: Handle::current(),
             read_wait,
             range,

@@ -1,12 +1,20 @@
 //! From a mounted layer with holes to a whole one that is proved, or, where its index is no good, to a stream in its place.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use silk_layer::{
     tar::{Limits, Scanner},
     toc::Toc,
 };
-use silk_model::metrics::{Arrival, METRICS};
+use silk_model::{
+    Class,
+    metrics::{Arrival, METRICS},
+};
+use silk_store::StoreError;
 use silk_sys::priority;
 use tokio::{sync::watch, time::sleep_until};
 
@@ -15,6 +23,9 @@ use crate::{LayerError, settle, timing::Part};
 
 /// Spans that are scanned in one go: some milliseconds of a core.
 const SCANNED_AT_ONCE: usize = 8;
+
+/// After an error of the disk or the database at the end of a layer. Chosen: a full disk is not full for long, and nobody waits.
+const FINISH_AGAIN: Duration = Duration::from_secs(8);
 
 /// Why a layer cannot be filled by its index.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +47,17 @@ impl Lazy {
             fault = self.serve() => return Err(fault),
             () = self.fetch_all() => unreachable!("it goes on until the proof ends"),
         };
-        self.finish(road, toc, began).await
+        let toc = Arc::new(toc);
+        loop {
+            match self.finish(road, Arc::clone(&toc), began).await {
+                // The disk's fault, not the index's: all bytes are here, and readers get them.
+                Err(LayerError::Store(error)) if error.class() != Class::Corrupt => {
+                    tracing::error!(diff_id = %self.spec.diff_id, %error, "a layer that is here cannot be made whole: tried again soon");
+                    tokio::time::sleep(FINISH_AGAIN).await;
+                }
+                done => return Ok(done?),
+            }
+        }
     }
 
     /// Looks after readers: what failed is fetched again, what takes too long is refused.
@@ -60,7 +81,7 @@ impl Lazy {
         let mut events = self.events.subscribe();
         loop {
             let asked = Instant::now();
-            let admitted = self.scheduler.background().await;
+            let admitted = self.lane.background().await;
             self.clocks.add(Part::Turn, asked.elapsed());
             events.borrow_and_update();
             let wake = match self.next_run() {
@@ -89,7 +110,7 @@ impl Lazy {
                 changed(&mut events, None).await;
                 continue;
             }
-            let _admitted = self.scheduler.scan().await;
+            let _admitted = self.lane.scan().await;
             let (lazy, spans) = (Arc::clone(self), done..end);
             let step =
                 tokio::task::spawn_blocking(move || lazy.scan_spans(&mut scanner, spans).map(|()| scanner)).await;
@@ -113,7 +134,7 @@ impl Lazy {
         Ok(())
     }
 
-    async fn finish(self: &Arc<Self>, road: &Road, toc: Toc, began: Instant) -> Result<(), Fault> {
+    async fn finish(self: &Arc<Self>, road: &Road, toc: Arc<Toc>, began: Instant) -> Result<(), LayerError> {
         let (lazy, road) = (Arc::clone(self), road.clone());
         let finished = tokio::task::spawn_blocking(move || {
             let proof = Instant::now();
@@ -121,13 +142,17 @@ impl Lazy {
             let _span = lazy.span.enter();
             let diff_id = lazy.partial.diff_id();
             let store = road.lazies.store();
-            let known = store.toc(&diff_id).map_err(LayerError::from)?;
-            let lied = known != toc;
+            let lied = match store.toc(&diff_id) {
+                Ok(known) => known != *toc,
+                // Damaged: nobody saw these names, and they are replaced.
+                Err(StoreError::Toc { .. }) => true,
+                Err(error) => return Err(error.into()),
+            };
             if lied {
                 road.names_lied(&lazy);
             }
             let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            lazy.partial.finish(&toc, millis).map_err(LayerError::from)?;
+            lazy.partial.finish(&toc, millis)?;
             lazy.clocks.add(Part::Proof, proof.elapsed());
             lazy.clocks.end();
             lazy.span.record("result", "whole");
@@ -143,7 +168,7 @@ impl Lazy {
             settle::later(store, vec![diff_id], diff_id.to_string());
             Ok(())
         });
-        finished.await.unwrap_or(Err(LayerError::Panicked)).map_err(Fault::from)
+        finished.await.unwrap_or(Err(LayerError::Panicked))
     }
 }
 

@@ -73,7 +73,7 @@ impl Lazy {
         let _admitted = match admitted {
             Some(admitted) => admitted,
             None => {
-                let admitted = self.scheduler.demand().await;
+                let admitted = self.lane.demand().await;
                 self.clocks.add(Part::Turn, asked.elapsed());
                 admitted
             }

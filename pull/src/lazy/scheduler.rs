@@ -8,10 +8,15 @@
 //! whole after 2.7 s (1 Gbit/s, 80 MiB/s a connection, 20 ms to the first byte; 2 cores, a busy machine, 1 to 3 runs). So was one
 //! connection (ready 4.3 s, whole 4.3 s) and two (3.1 s, 2.9 s) against three (3.0 s, 2.7 s; a quiet machine, one run each).
 //!
-//! Work that has begun is never cancelled: a range ends within tens of milliseconds, and its bytes are wanted anyway.
+//! Work that has begun is never cancelled: a range ends within tens of milliseconds, and its bytes are wanted anyway. Unless its
+//! registry drips: so each registry has ranges of its own ([`Lane`]), and none takes those of others.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -41,17 +46,25 @@ const START: Duration = Duration::from_secs(10);
 /// Admits ranges.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    demands: Arc<Semaphore>,
-    /// What starts touch. Demand has permits of its own and never queues behind these.
-    starts: Arc<Semaphore>,
     /// Scans of what has come: one at a time for every two cores.
     scans: Arc<Semaphore>,
     most: usize,
-    /// For demands and starts.
+    /// For demands and starts, in each lane.
     places: [usize; 2],
     traffic: Mutex<Traffic>,
     /// A range that nobody waits for has ended.
     ended: Notify,
+}
+
+/// A registry's ranges.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    scheduler: Arc<Scheduler>,
+    demands: Arc<Semaphore>,
+    /// What starts touch. Demand has permits of its own and never queues behind these.
+    starts: Arc<Semaphore>,
+    /// Ranges that nobody waits for. Changed with the scheduler's traffic locked.
+    others: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -60,8 +73,8 @@ struct Traffic {
     readers: usize,
     /// When a reader was last answered.
     served: Option<Instant>,
-    /// Ranges that nobody waits for.
-    others: usize,
+    /// Those in use, by the registry's name.
+    lanes: HashMap<String, Weak<Lane>>,
     /// Images whose starts' bytes are not all on their way yet, and until when the rest waits for that.
     starting: usize,
     starts_end: Option<Instant>,
@@ -97,7 +110,7 @@ impl Drop for Starting {
 #[derive(Debug)]
 pub(crate) struct Admitted {
     _permit: Option<OwnedSemaphorePermit>,
-    of: Option<(Arc<Scheduler>, Whose)>,
+    of: Option<(Arc<Lane>, Whose)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,8 +122,8 @@ enum Whose {
 impl Admitted {
     /// It fetches so many bytes that nobody waits for.
     pub(crate) fn spend(&self, bytes: u64) {
-        if let Some((scheduler, Whose::Other)) = &self.of {
-            let mut traffic = scheduler.traffic();
+        if let Some((lane, Whose::Other)) = &self.of {
+            let mut traffic = lane.scheduler.traffic();
             traffic.spare = traffic.spare.saturating_sub(bytes);
         }
     }
@@ -120,15 +133,13 @@ impl Scheduler {
     pub(crate) fn new(config: &Config) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Arc::new(Self {
-            demands: Arc::new(Semaphore::new(config.demand_ranges.max(1))),
-            starts: Arc::new(Semaphore::new(config.profile_ranges.max(1))),
             places: [config.demand_ranges.max(1), config.profile_ranges.max(1)],
             scans: Arc::new(Semaphore::new(cores.div_ceil(2))),
             most: config.ranges_at_once.max(1),
             traffic: Mutex::new(Traffic {
                 readers: 0,
                 served: None,
-                others: 0,
+                lanes: HashMap::new(),
                 starting: 0,
                 starts_end: None,
                 spare: 0,
@@ -137,23 +148,32 @@ impl Scheduler {
         })
     }
 
-    /// Ranges under way: that readers wait for, that starts touch, and others.
-    pub(crate) fn now(&self) -> [Use; 3] {
-        let [demands, starts] = self.places;
-        let others = self.traffic().others as u64;
-        [
-            Use::of_places(demands, self.demands.available_permits()),
-            Use::of_places(starts, self.starts.available_permits()),
-            Use { limit: self.most as u64, in_use: others },
-        ]
+    /// That of a registry.
+    pub(crate) fn lane(self: &Arc<Self>, registry: &str) -> Arc<Lane> {
+        let mut traffic = self.traffic();
+        if let Some(lane) = traffic.lanes.get(registry).and_then(Weak::upgrade) {
+            return lane;
+        }
+        let [demands, starts] = self.places.map(|places| Arc::new(Semaphore::new(places)));
+        let lane = Arc::new(Lane { scheduler: Arc::clone(self), demands, starts, others: AtomicUsize::new(0) });
+        traffic.lanes.retain(|_, lane| lane.strong_count() > 0);
+        traffic.lanes.insert(registry.to_owned(), Arc::downgrade(&lane));
+        lane
     }
 
-    /// A reader waits.
-    pub(crate) async fn demand(self: &Arc<Self>) -> Admitted {
-        self.traffic().readers += 1;
-        let mut admitted = Admitted { _permit: None, of: Some((Arc::clone(self), Whose::Reader)) };
-        admitted._permit = Arc::clone(&self.demands).acquire_owned().await.ok();
-        admitted
+    /// Ranges under way from the registry that has most: that readers wait for, that starts touch, and others.
+    pub(crate) fn now(&self) -> [Use; 3] {
+        let [demands, starts] = self.places;
+        let lanes: Vec<_> = self.traffic().lanes.values().filter_map(Weak::upgrade).collect();
+        let most = |of: &dyn Fn(&Lane) -> Use, limit: usize| {
+            let busiest = lanes.iter().map(|lane| of(lane).in_use).max();
+            Use { limit: limit as u64, in_use: busiest.unwrap_or(0) }
+        };
+        [
+            most(&|lane| Use::of_places(demands, lane.demands.available_permits()), demands),
+            most(&|lane| Use::of_places(starts, lane.starts.available_permits()), starts),
+            most(&|lane| Use::of_places(self.most, self.most.saturating_sub(lane.others())), self.most),
+        ]
     }
 
     /// To be called before the image's layers are opened, so that no other range comes first.
@@ -168,6 +188,20 @@ impl Scheduler {
         Starting(Arc::clone(self))
     }
 
+    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lane {
+    /// A reader waits.
+    pub(crate) async fn demand(self: &Arc<Self>) -> Admitted {
+        self.scheduler.traffic().readers += 1;
+        let mut admitted = Admitted { _permit: None, of: Some((Arc::clone(self), Whose::Reader)) };
+        admitted._permit = Arc::clone(&self.demands).acquire_owned().await.ok();
+        admitted
+    }
+
     /// A start is known to touch it.
     pub(crate) async fn start(self: &Arc<Self>) -> Admitted {
         Admitted { _permit: Arc::clone(&self.starts).acquire_owned().await.ok(), of: None }
@@ -176,7 +210,7 @@ impl Scheduler {
     /// Nobody waits for it.
     pub(crate) async fn background(self: &Arc<Self>) -> Admitted {
         loop {
-            let ended = self.ended.notified();
+            let ended = self.scheduler.ended.notified();
             let again = match self.try_background() {
                 Ok(admitted) => return admitted,
                 Err(again) => again,
@@ -187,44 +221,46 @@ impl Scheduler {
 
     /// Or when to try again at the latest.
     fn try_background(self: &Arc<Self>) -> Result<Admitted, Instant> {
-        let mut traffic = self.traffic();
-        let now = Instant::now();
+        let traffic = self.scheduler.traffic();
+        let (now, others) = (Instant::now(), self.others());
         let starts = traffic.starts_end.filter(|end| traffic.starting > 0 && *end > now);
-        if let Some(end) = starts.filter(|_| traffic.spare == 0 || traffic.others > 0) {
+        if let Some(end) = starts.filter(|_| traffic.spare == 0 || others > 0) {
             return Err(end);
         }
         let lingers = traffic.served.map(|served| served + LINGERS).filter(|end| *end > now);
-        let most = if traffic.readers > 0 || lingers.is_some() { self.most.min(BESIDE_READERS) } else { self.most };
-        if traffic.others >= most {
+        let most = self.scheduler.most;
+        let most = if traffic.readers > 0 || lingers.is_some() { most.min(BESIDE_READERS) } else { most };
+        if others >= most {
             return Err(lingers.unwrap_or(now + LINGERS));
         }
-        traffic.others += 1;
+        self.others.store(others + 1, Ordering::Relaxed);
         Ok(Admitted { _permit: None, of: Some((Arc::clone(self), Whose::Other)) })
     }
 
     /// The right to read and scan some spans.
-    pub(crate) async fn scan(self: &Arc<Self>) -> Admitted {
-        Admitted { _permit: Arc::clone(&self.scans).acquire_owned().await.ok(), of: None }
+    pub(crate) async fn scan(&self) -> Admitted {
+        Admitted { _permit: Arc::clone(&self.scheduler.scans).acquire_owned().await.ok(), of: None }
     }
 
-    fn traffic(&self) -> MutexGuard<'_, Traffic> {
-        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    fn others(&self) -> usize {
+        self.others.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let Some((scheduler, whose)) = &self.of else { return };
-        let mut traffic = scheduler.traffic();
+        let Some((lane, whose)) = &self.of else { return };
+        let mut traffic = lane.scheduler.traffic();
         match whose {
             Whose::Reader => {
                 traffic.readers -= 1;
                 traffic.served = Some(Instant::now());
             }
-            Whose::Other => traffic.others -= 1,
+            Whose::Other => lane.others.store(lane.others() - 1, Ordering::Relaxed),
         }
         drop(traffic);
-        scheduler.ended.notify_one();
+        // Those of other lanes may wait, too, and may not be the ones that can go on.
+        lane.scheduler.ended.notify_waiters();
     }
 }
 
@@ -235,19 +271,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_start_has_the_link_for_itself_and_leaves_the_rest_a_part() {
         let scheduler = Scheduler::new(&Config::default());
+        let lane = scheduler.lane("a.example");
         let starting = scheduler.starting();
-        assert!(scheduler.try_background().is_err(), "it fetches");
+        assert!(lane.try_background().is_err(), "it fetches");
         starting.has_come(1000);
-        let one = scheduler.try_background().unwrap();
-        assert!(scheduler.try_background().is_err(), "one at a time");
+        let one = lane.try_background().unwrap();
+        assert!(lane.try_background().is_err(), "one at a time");
         one.spend(10 * SPARE - 1);
         drop(one);
-        let last = scheduler.try_background().unwrap();
+        let last = lane.try_background().unwrap();
         last.spend(1);
         drop(last);
-        assert!(scheduler.try_background().is_err(), "all of its part is spent");
+        assert!(lane.try_background().is_err(), "all of its part is spent");
         drop(starting);
-        let all: Vec<_> = (0..Config::default().ranges_at_once).map(|_| scheduler.try_background()).collect();
+        let all: Vec<_> = (0..Config::default().ranges_at_once).map(|_| lane.try_background()).collect();
         assert!(all.iter().all(Result::is_ok), "it is over");
         // One that never ends does not keep the rest back for good.
         drop(all);
@@ -255,21 +292,21 @@ mod tests {
         let began = Instant::now();
         tokio::time::sleep(START / 2).await;
         let _another = scheduler.starting();
-        drop(scheduler.background().await);
+        drop(lane.background().await);
         assert_eq!(began.elapsed(), START, "nor do starts one after another");
     }
 
     #[tokio::test(start_paused = true)]
     async fn readers_leave_the_rest_fewer_ranges_and_for_a_moment_only() {
-        let scheduler = Scheduler::new(&Config::default());
+        let lane = Scheduler::new(&Config::default()).lane("a.example");
         let mut others = Vec::new();
         for _ in 0..BESIDE_READERS {
-            others.push(scheduler.background().await);
+            others.push(lane.background().await);
         }
-        let reader = scheduler.demand().await;
+        let reader = lane.demand().await;
         let next = tokio::spawn({
-            let scheduler = Arc::clone(&scheduler);
-            async move { scheduler.background().await }
+            let lane = Arc::clone(&lane);
+            async move { lane.background().await }
         });
         tokio::time::sleep(10 * LINGERS).await;
         assert!(!next.is_finished(), "three, while a reader waits");
@@ -277,13 +314,29 @@ mod tests {
         others.push(next.await.unwrap());
         drop(reader);
         let served = Instant::now();
-        others.push(scheduler.background().await);
+        others.push(lane.background().await);
         assert_eq!(served.elapsed(), LINGERS);
         while others.len() < Config::default().ranges_at_once {
-            others.push(scheduler.background().await);
+            others.push(lane.background().await);
         }
-        assert!(scheduler.try_background().is_err());
+        assert!(lane.try_background().is_err());
         others.clear();
-        assert!(scheduler.try_background().is_ok());
+        assert!(lane.try_background().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_registry_takes_no_ranges_of_another() {
+        let config = Config::default();
+        let scheduler = Scheduler::new(&config);
+        let (lane, other) = (scheduler.lane("a.example"), scheduler.lane("b.example"));
+        let all: Vec<_> = (0..config.ranges_at_once).map(|_| lane.try_background().unwrap()).collect();
+        assert!(lane.try_background().is_err());
+        assert!(Arc::ptr_eq(&scheduler.lane("a.example"), &lane));
+        assert!(other.try_background().is_ok());
+        assert_eq!(scheduler.now()[2].in_use, config.ranges_at_once as u64);
+        drop((all, lane));
+        assert_eq!(scheduler.lane("a.example").others(), 0);
+        let starts: Vec<_> = futures::future::join_all((0..config.profile_ranges).map(|_| other.start())).await;
+        assert_eq!(scheduler.now()[1].in_use, starts.len() as u64);
     }
 }

@@ -1,6 +1,6 @@
 //! Layers that another node knows: mounted at once, read before their bytes are here, whole in the end.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use crate::node::Node;
 use silk_layer::{index, toc};
@@ -282,4 +282,74 @@ async fn a_layer_that_is_given_up_leaves_what_is_known() {
     let answered = tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap();
     assert_ne!(answered, Ok(true), "its bytes were given up");
     assert_eq!(Digest::of(&tar), id);
+}
+
+/// Two images that are known; the blob of the first drips.
+async fn two_known(registry: &Fake, dripping: &Fake) -> (Node, Pushed, Pushed, Vec<u8>) {
+    let (a, b) = (tar(&[("a", &noise(1, 12_000_000))]), tar(&[("b", &noise(2, 3_000_000))]));
+    let teacher = Node::new();
+    let slow = dripping.push_image("library/slow:1", &ImageSpec::new().layer(&a, Compression::Plain));
+    let good = registry.push_image("library/good:1", &ImageSpec::new().layer(&b, Compression::Plain));
+    teacher.pull(&slow).await.unwrap();
+    teacher.pull(&good).await.unwrap();
+    dripping.fault(&blobs(&slow), Fault::Slow(8_000), ALWAYS);
+    let node = Node::patient_with(|config| config.range_bytes = 1_000_000);
+    node.learn_from(&teacher, &slow);
+    node.learn_from(&teacher, &good);
+    node.pull(&slow).await.unwrap();
+    (node, slow, good, b)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_of_a_registry_that_drips_hold_up_no_other_reader() {
+    let (registry, dripping) = (Fake::start().await, Fake::start().await);
+    let (node, slow, good, b) = two_known(&registry, &dripping).await;
+    let lazy = node.lazies.get(&slow.layers[0].diff_id).unwrap();
+    for i in (0..16).rev() {
+        lazy.read(300_000 + i * 700_000, 4096, Box::new(|_| ()));
+    }
+    dripping.wait_for_bodies(2).await;
+    node.pull(&good).await.unwrap();
+    let read = node.read(&good.layers[0].diff_id, 2_000_000, 4096);
+    let read = tokio::time::timeout(Duration::from_secs(20), read).await;
+    assert_eq!(read.expect("a registry that is well answers").unwrap(), b[2_000_000..2_004_096]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_drips_holds_up_no_other_background() {
+    let (registry, dripping) = (Fake::start().await, Fake::start().await);
+    let (node, _, good, _) = two_known(&registry, &dripping).await;
+    dripping.wait_for_bodies(2).await;
+    node.pull(&good).await.unwrap();
+    let whole = tokio::time::timeout(Duration::from_secs(20), node.whole(&good.layers[0].diff_id)).await;
+    whole.expect("3 MB from a registry that is well are here within 20 s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_at_the_end_is_no_lie() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(1, 6_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    let (toc, away) = (node.store.layer_path(&id).join("toc"), node.store.layer_path(&id).join("away"));
+    let before = registry.sent(&blobs(&pushed));
+    registry.fault(&blobs(&pushed), Fault::Hold, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    registry.wait_for_bodies(1).await;
+    // What cannot be read.
+    fs::rename(&toc, &away).unwrap();
+    fs::create_dir(&toc).unwrap();
+    registry.heal();
+    let lazy = node.lazies.get(&id).unwrap();
+    while lazy.arrived().background < tar.len() as u64 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(node.read(&id, 1_000_000, 4096).await.unwrap(), tar[1_000_000..1_004_096]);
+    fs::remove_dir(&toc).unwrap();
+    fs::rename(&away, &toc).unwrap();
+    node.whole(&id).await;
+    assert_eq!(registry.sent(&blobs(&pushed)) - before, before, "it came once");
 }
