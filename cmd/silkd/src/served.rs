@@ -94,10 +94,15 @@ impl Served {
         Ok(self.at.join(name))
     }
 
+    /// The layer's data file is about to be deleted: one that is open would keep its disk space.
+    pub fn close(&self, diff_id: &Digest) {
+        self.files.close(diff_id);
+    }
+
     /// The layer's bytes are gone or were others: the kernel is to forget what it keeps of them. Blocks while reads of it
     /// are answered.
     pub fn forget(&self, diff_id: &Digest) {
-        lock(&self.files.open).pop(diff_id);
+        self.files.close(diff_id);
         let name = diff_id.hex();
         if let Some(slot) = self.files.slots.find(&name) {
             self.session.forget(Slot(slot), &name);
@@ -134,6 +139,10 @@ impl Files {
         let most = NonZero::new(open_files).unwrap_or(NonZero::<usize>::MIN);
         let (open, open_trees) = (Mutex::new(LruCache::new(most)), Mutex::new(LruCache::new(most)));
         Self { store, lazies, slots, open, trees: Mutex::default(), open_trees }
+    }
+
+    fn close(&self, diff_id: &Digest) {
+        lock(&self.open).pop(diff_id);
     }
 
     fn open_files(&self) -> Use {
@@ -222,3 +231,6 @@ impl Source for Files {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

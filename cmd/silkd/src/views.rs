@@ -47,7 +47,10 @@ impl StoreViews {
         in_use: &dyn Fn() -> bool,
         then: impl FnOnce() -> R,
     ) -> Result<Option<R>, ViewError> {
-        self.views.retire(&Files(self), diff_id, in_use, then)
+        self.views.retire(&Files(self), diff_id, in_use, || {
+            self.served.iter().for_each(|served| served.close(diff_id));
+            then()
+        })
     }
 
     /// Takes away what an earlier process left mounted of layers that are gone. Blocks.
