@@ -409,9 +409,9 @@ impl Budgets {
             bytes_in_flight: b.budget("silk_budget_bytes_in_flight", "Compressed bytes on their way in ranges of layers that stream in (pull.bytes_in_flight)"),
             decoders: b.budget("silk_budget_decoders", "Layers decoded at once (pull.layers_at_once)"),
             layers_under_way: b.budget("silk_budget_layers_under_way", "Layers that stream in, those whose registry is silent included (pull.layers_under_way)"),
-            demand_ranges: b.budget("silk_budget_demand_ranges", "Ranges fetched at once that readers wait for (pull.demand_ranges)"),
-            profile_ranges: b.budget("silk_budget_profile_ranges", "Ranges fetched at once that starts are known to touch (pull.profile_ranges)"),
-            background_ranges: b.budget("silk_budget_background_ranges", "Ranges fetched at once of mounted layers that nobody waits for (pull.ranges_at_once)"),
+            demand_ranges: b.budget("silk_budget_demand_ranges", "Ranges fetched at once from the busiest registry that readers wait for (pull.demand_ranges)"),
+            profile_ranges: b.budget("silk_budget_profile_ranges", "Ranges fetched at once from the busiest registry that starts are known to touch (pull.profile_ranges)"),
+            background_ranges: b.budget("silk_budget_background_ranges", "Ranges fetched at once from the busiest registry of mounted layers that nobody waits for (pull.ranges_at_once)"),
             open_files: b.budget("silk_budget_open_files", "Data files of whole layers and trees that are kept open (mount.open_files)"),
             cache_bytes: b.budget("silk_budget_cache_bytes", "Bytes of layers that no snapshot uses (store.cache_bytes)"),
         }

@@ -2,5 +2,6 @@
 
 pub mod inflate;
 pub mod loop_device;
+pub mod memory;
 pub mod priority;
 pub mod resident;

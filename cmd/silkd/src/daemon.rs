@@ -19,7 +19,7 @@ use tonic::transport::Server;
 
 use crate::{
     config::Config, contents::ContentStore, control, janitor::Janitor, layers::Rooms, metrics, node::Node,
-    notify::notify, process::Process, served::Served, socket, starts::Starts, twice::Twice, views::StoreViews,
+    notify::notify, process::Process, served::Served, socket, starts::Starts, trim, twice::Twice, views::StoreViews,
 };
 
 /// Requests that are being answered when the stop comes have this long. A Stat that waits for a pull does not end by
@@ -71,6 +71,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
     let service =
         Service::new(Arc::clone(&snapshots), Arc::new(rooms)).with_containerd(connect(&config.containerd.address));
+    tokio::spawn(trim::run());
     tokio::spawn(Twice::new(Arc::clone(&views), Arc::clone(&snapshots)).run());
     let janitor = Arc::new(Janitor { views, puller: Arc::clone(&puller), snapshots: Arc::clone(&snapshots), wake });
     let cleaning = tokio::spawn(Arc::clone(&janitor).run());

@@ -20,6 +20,7 @@ mod socket;
 mod starts;
 mod timing;
 mod traces;
+mod trim;
 mod twice;
 mod views;
 
@@ -52,6 +53,7 @@ struct Arguments {
 }
 
 fn main() -> anyhow::Result<()> {
+    silk_sys::memory::keep_little();
     let arguments = Arguments::parse();
     if arguments.print_config_docs {
         print!("{}", docs::page());
