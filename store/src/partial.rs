@@ -16,7 +16,7 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::FileExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -130,7 +130,7 @@ fn header(boot: &[u8; 16], index: &Digest) -> Vec<u8> {
     [MAGIC.as_slice(), boot, &index.as_bytes()[..16]].concat()
 }
 
-fn has_len(path: &std::path::Path, len: u64) -> bool {
+fn has_len(path: &Path, len: u64) -> bool {
     fs::metadata(path).is_ok_and(|data| data.len() == len)
 }
 

@@ -111,6 +111,8 @@ impl Twice {
         if !is_quiet || now < WORTH || start < seen.rests {
             return Ok(());
         }
+        // Also when the walk fails.
+        seen.rests = start + seen.rest;
         // What lies below a layer may decide how it is shown.
         let ends = |chain: &Vec<Digest>| chain.iter().position(|id| *id == diff_id);
         let mounted: HashSet<&[Digest]> = chains.iter().filter_map(|c| ends(c).map(|at| &c[..=at])).collect();
