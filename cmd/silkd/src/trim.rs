@@ -2,7 +2,7 @@
 //!
 //! Names, tables and buffers of layers come and go by the hundred megabytes when many images arrive at once, and the C library
 //! keeps what is freed between what is not. (Nine real images of 2.5 GB at once over loopback, 2 cores, peak resident memory:
-//! 263 to 313 MiB as it was, 193 with [`silk_sys::memory::keep_little`] alone, and with that 180, 158 and 123 to 151 when
+//! 263 to 313 MiB as it was, 193 with [`silk_sys::memory::keep_little`] alone, and with that 180, 158 and 123 to 155 when
 //! trimming every 1000, 250 and 100 ms. None of them was slower.)
 
 use std::time::Duration;
