@@ -27,6 +27,10 @@ const SCANNED_AT_ONCE: usize = 8;
 /// After an error of the disk or the database at the end of a layer. Chosen: a full disk is not full for long, and nobody waits.
 const FINISH_AGAIN: Duration = Duration::from_secs(8);
 
+/// A small layer is whole just when its first containers start, and overlayfs refuses (EINVAL) a lower mount that goes between its
+/// look at the path and its use of it: until this is over, new containers go through silkd, too.
+const RENEWED_AFTER: Duration = Duration::from_secs(5);
+
 /// Why a layer cannot be filled by its index.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
@@ -158,7 +162,11 @@ impl Lazy {
             lazy.span.record("result", "whole");
             road.lazies.remove(&diff_id);
             if !lied {
-                road.show.renew(&diff_id, false);
+                let show = Arc::clone(&road.show);
+                lazy.runtime.spawn(async move {
+                    tokio::time::sleep(RENEWED_AFTER).await;
+                    let _ = tokio::task::spawn_blocking(move || show.renew(&diff_id, false)).await;
+                });
             }
             METRICS.layer_pulls.of(Arrival::Filled).one();
             let Arrived { demand, profile, background } = lazy.arrived();
