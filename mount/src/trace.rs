@@ -75,7 +75,7 @@ impl Trace {
     }
 
     /// Ends what processes that are gone left under names with this beginning. The kernel keeps an instance that nobody has
-    /// open until somebody removes it, and fills it: 248 of them, left by silkds that were killed, took a quarter of a second
+    /// open until somebody removes it, and fills it: 248 of them, left by silkds that were stopped or killed, took a quarter of a second
     /// of the start of a Python service with 3,000 reads.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ const FINISH_AGAIN: Duration = Duration::from_secs(8);
 
 /// A small layer is whole just when its first containers start, and overlayfs refuses (EINVAL) a lower mount that goes between its
 /// look at the path and its use of it: until this is over, new containers go through silkd, too.
+/// Chosen: kubelet starts containers within a second or two of a pull.
 const RENEWED_AFTER: Duration = Duration::from_secs(5);
 
 /// Why a layer cannot be filled by its index.
