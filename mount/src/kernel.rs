@@ -22,8 +22,6 @@ use crate::Rung;
 
 /// Blocks of the metadata images, and so of the loop devices below them.
 const BLOCK: u32 = 512;
-/// `MOVE_MOUNT_BENEATH` (Linux 6.5, include/uapi/linux/mount.h): between the mount point and what is mounted on it.
-const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 /// `fsconfig` takes strings of 255 bytes.
 const MAX_STRING: usize = 255;
 
@@ -40,36 +38,22 @@ impl<E: Into<io::Error>> From<E> for Refused {
     }
 }
 
-/// What a mount is to do about one that is there already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// There is none.
-    Free,
-    /// It takes its place, so that whoever looks the path up meanwhile finds one of the two.
-    Instead,
-}
-
 /// Mounts the image `meta` with its data files, read-only, on the directory `target`.
 ///
 /// A process killed in here leaves nothing: until the last call the mount belongs to a descriptor, and loop devices go
 /// with their last user.
-pub(crate) fn mount_erofs(
-    rung: Rung,
-    meta: &Path,
-    devices: &[PathBuf],
-    (target, place): (&Path, Place),
-) -> Result<(), Refused> {
+pub(crate) fn mount_erofs(rung: Rung, meta: &Path, devices: &[PathBuf], target: &Path) -> Result<(), Refused> {
     match rung {
         Rung::File => {
             let files: Vec<_> = devices.iter().map(|d| Named::open(d)).collect::<io::Result<_>>()?;
             let source = Named::open(meta)?;
-            attach(&source.name, files.iter().map(|f| f.name.as_path()), target, place)?;
+            attach(&source.name, files.iter().map(|f| f.name.as_path()), target)?;
         }
         Rung::Loop => {
             let attached = |path: &Path| LoopDevice::attach(&File::open(path)?, path, BLOCK);
             let loops: Vec<_> = devices.iter().map(|d| attached(d)).collect::<io::Result<_>>()?;
             let source = attached(meta)?;
-            attach(source.path(), loops.iter().map(LoopDevice::path), target, place)?;
+            attach(source.path(), loops.iter().map(LoopDevice::path), target)?;
             // The device has a page cache of its own, which the mount has just emptied and would fill page by page.
             // Advice that is not taken costs time only.
             let _ = fadvise(source.file(), 0, None, Advice::WillNeed);
@@ -98,12 +82,7 @@ impl Named {
     }
 }
 
-fn attach<'a>(
-    source: &Path,
-    devices: impl Iterator<Item = &'a Path>,
-    target: &Path,
-    place: Place,
-) -> Result<(), Refused> {
+fn attach<'a>(source: &Path, devices: impl Iterator<Item = &'a Path>, target: &Path) -> Result<(), Refused> {
     let fs = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let made = (|| {
         fsconfig_set_string(&fs, "source", source)?;
@@ -115,16 +94,7 @@ fn attach<'a>(
         fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
     })();
     let mount = made.map_err(|e: Errno| Refused { source: e.into(), log: log(fs) })?;
-    let put = |flags| move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | flags);
-    match place {
-        Place::Free => put(MoveMountFlags::empty())?,
-        Place::Instead => match put(BENEATH) {
-            Ok(()) => unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?,
-            // Before Linux 6.5: on top of the old one, which goes with it.
-            Err(Errno::INVAL) => put(MoveMountFlags::empty())?,
-            Err(e) => return Err(e.into()),
-        },
-    }
+    move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
 }
 
@@ -148,7 +118,7 @@ pub(crate) fn unmount_all(target: &Path) -> io::Result<()> {
     for _ in 0..64 {
         match unmount(target, UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             Err(Errno::BUSY) => unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?,
             Err(e) => return Err(e.into()),
         }

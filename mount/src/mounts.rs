@@ -1,23 +1,28 @@
 //! The mounts below `<root>/mnt`: one a view, whoever made it, kept until somebody hides it.
+//!
+//! A view is mounted on `<root>/mnt/<name>/t`, and made under another name, `<root>/aside/<name>-<nr>/t`: renaming its directory, which is
+//! no mount point, puts all of it in place, and exchanging two of them replaces it. The old mount is aside then, where nobody
+//! finds it, until [`Mounts::put_away`]: who looked the path up before, to stand an overlay on it or to bind it, is refused (EINVAL) when
+//! the mount that he found was detached meanwhile.
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fmt, fs,
     io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use silk_model::Digest;
 
-use crate::{
-    Ground, MountError, RungChoice, View,
-    kernel::{self, Place},
-    meta, mountinfo, probe,
-    turns::Turns,
-    view::NAME_LEN,
-};
+use crate::{Ground, MountError, RungChoice, View, kernel, meta, mountinfo, probe, turns::Turns, view::NAME_LEN};
 
 /// How layers are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,14 +60,19 @@ pub trait Trees: fmt::Debug + Send + Sync {
     fn gone(&self, name: &str);
 }
 
-/// Ends the name of a file beside a mount point whose view is served by the process that mounted it: to the next process it
-/// is of no use.
-const SERVED: &str = ".served";
+/// The mount point in a view's directory. Short, as it stands in overlays' options.
+const TREE: &str = "t";
+/// A file beside a mount point whose view is served by the process that mounted it: to the next process it is of no use.
+const SERVED: &str = "served";
 
 /// The mounts of one silk root. One process a root.
 #[derive(Debug)]
 pub struct Mounts {
     mnt: PathBuf,
+    /// Where views are made, and replaced ones wait for their end.
+    aside: PathBuf,
+    /// Directories that were made there.
+    made: AtomicU64,
     /// The file system that `mnt` is on: what is mounted in it is on another.
     dev: u64,
     rung: Rung,
@@ -71,7 +81,16 @@ pub struct Mounts {
     shown: Mutex<BTreeSet<String>>,
     /// Those of them that were mounted since the process started and that nobody has used: see [`Mounts::first_use`].
     unused: Mutex<BTreeSet<String>>,
+    replaced: Mutex<Vec<Replaced>>,
     turns: Turns<String>,
+}
+
+/// A view's mount that another took the place of.
+#[derive(Debug)]
+struct Replaced {
+    name: String,
+    dir: PathBuf,
+    since: Instant,
 }
 
 impl Mounts {
@@ -82,21 +101,16 @@ impl Mounts {
     /// # Errors
     /// When `<root>/mnt` cannot be made or read, or leftovers cannot be taken away.
     pub fn open(root: &Path, choice: RungChoice, trees: Option<Arc<dyn Trees>>) -> Result<Self, MountError> {
-        let mnt = root.join("mnt");
-        // Images' files with their owners and setuid bits are nobody's business on the host.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&mnt)
-            .map_err(|e| MountError::io("create", &mnt, e))?;
-        // The kernel lists mounts by their real paths.
-        let mnt = mnt.canonicalize().map_err(|e| MountError::io("resolve", &mnt, e))?;
+        let (mnt, aside) = (private(root, "mnt")?, private(root, "aside")?);
         let dev = fs::metadata(&mnt).map_err(|e| MountError::io("look at", &mnt, e))?.dev();
+        names(&aside)?.iter().try_for_each(|name| take_away(&aside.join(name)))?;
         let shown = adopt(&mnt)?;
         let (rung, reason) = probe::probe(&mnt, choice, trees.is_some())?;
         tracing::info!(%rung, %reason, adopted = shown.len(), "layers are shown");
-        let (shown, unused) = (Mutex::new(shown), Mutex::default());
-        Ok(Self { mnt, dev, rung, reason, trees, shown, unused, turns: Turns::default() })
+        let (made, shown, unused, replaced) =
+            (AtomicU64::new(0), Mutex::new(shown), Mutex::default(), Mutex::default());
+        let turns = Turns::default();
+        Ok(Self { mnt, aside, made, dev, rung, reason, trees, shown, unused, replaced, turns })
     }
 
     /// What this kernel mounts from.
@@ -111,7 +125,11 @@ impl Mounts {
 
     /// Where a view is or will be shown.
     pub fn mountpoint(&self, view: &View) -> PathBuf {
-        self.mnt.join(view.name())
+        self.point(&view.name())
+    }
+
+    fn point(&self, name: &str) -> PathBuf {
+        self.mnt.join(name).join(TREE)
     }
 
     /// Whether a view is shown now. Asks the kernel too: an empty directory where somebody has unmounted the view by
@@ -127,7 +145,7 @@ impl Mounts {
 
     fn is_live(&self, name: &str) -> bool {
         let known = self.shown_set().contains(name);
-        known && fs::metadata(self.mnt.join(name)).is_ok_and(|m| m.dev() != self.dev)
+        known && fs::metadata(self.point(name)).is_ok_and(|m| m.dev() != self.dev)
     }
 
     /// Shows a view: mounts `meta` with the data files `devices`, in the order of the image's device table. A view that
@@ -137,18 +155,21 @@ impl Mounts {
     /// When the kernel cannot, or refuses.
     pub fn show(&self, view: &View, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<PathBuf, MountError> {
         let name = view.name();
-        let target = self.mnt.join(&name);
         self.turns.take(&name, || {
-            if self.is_live(&name) {
-                return Ok(target.clone());
+            if !self.is_live(&name) {
+                let (dir, place) = (self.make(&name, meta, devices, ground)?, self.mnt.join(&name));
+                let put = take_away(&place).and_then(|()| rename(&dir, &place, RenameFlags::empty()));
+                put.inspect_err(|_| give_up(&dir))?;
+                self.shown_set().insert(name.clone());
+                self.unused_set().insert(name.clone());
             }
-            self.mount(&name, meta, devices, (Place::Free, ground))?;
-            Ok(target.clone())
+            Ok(self.point(&name))
         })
     }
 
-    /// Shows a view, by the mount point's name, from other data files than before; a tree finds them by itself. There is no moment at which it is not
-    /// shown: somebody may be about to use a path that he was told. A view that is not shown is no error.
+    /// Shows a view, by the mount point's name, from other data files than before; a tree finds them by itself. There is no
+    /// moment at which it is not shown: somebody may be about to use a path that he was told, or be using it. So the old mount
+    /// stays where nobody finds it, until [`Mounts::put_away`]. A view that is not shown is no error.
     ///
     /// # Errors
     /// When the kernel refuses; the view is shown as before.
@@ -157,18 +178,30 @@ impl Mounts {
             if self.rung == Rung::Tree || !self.is_live(name) {
                 return Ok(());
             }
-            self.mount(name, meta, devices, (Place::Instead, ground))
+            let dir = self.make(name, meta, devices, ground)?;
+            rename(&dir, &self.mnt.join(name), RenameFlags::EXCHANGE).inspect_err(|_| give_up(&dir))?;
+            self.unused_set().insert(name.to_owned());
+            self.replaced_list().push(Replaced { name: name.to_owned(), dir, since: Instant::now() });
+            Ok(())
         })
     }
 
-    fn mount(
-        &self,
-        name: &str,
-        meta: &Path,
-        devices: &[PathBuf],
-        (place, ground): (Place, Ground),
-    ) -> Result<(), MountError> {
-        let (target, mark) = (self.mnt.join(name), self.mnt.join(format!("{name}{SERVED}")));
+    /// Takes away the mounts that were replaced at least so long ago.
+    ///
+    /// # Errors
+    /// The first refusal; others are taken away all the same.
+    pub fn put_away(&self, age: Duration) -> Result<(), MountError> {
+        self.end_replaced(|replaced| replaced.since.elapsed() >= age)
+    }
+
+    fn end_replaced(&self, which: impl Fn(&Replaced) -> bool) -> Result<(), MountError> {
+        let gone: Vec<_> = self.replaced_list().extract_if(.., |replaced| which(replaced)).collect();
+        let failed = gone.iter().filter_map(|replaced| take_away(&replaced.dir).err()).next();
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Mounts a view aside. Returns the directory.
+    fn make(&self, name: &str, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<PathBuf, MountError> {
         if self.rung == Rung::None {
             return Err(MountError::NoRung { reason: self.reason.clone() });
         }
@@ -176,33 +209,30 @@ impl Mounts {
         let Some(layers) = layers else {
             return Err(MountError::Devices { meta: meta.to_owned(), given: devices.len() });
         };
-        match fs::create_dir(&target) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(MountError::io("create", &target, e)),
-            _ => {}
-        }
-        if ground == Ground::Served {
-            fs::write(&mark, []).map_err(|e| MountError::io("write", &mark, e))?;
-        }
-        let mounted = match (self.rung, &self.trees) {
-            (Rung::Tree, Some(trees)) => trees
-                .tree(name, meta, &layers)
-                .and_then(|tree| rustix::mount::mount_bind(&tree, &target).map_err(io::Error::from))
-                .map_err(kernel::Refused::from),
-            _ => kernel::mount_erofs(self.rung, meta, devices, (&target, place)),
-        };
-        if let Err(refused) = mounted {
-            let (rung, meta) = (self.rung, meta.to_owned());
-            if place == Place::Free {
-                remove_dir(&target)?;
+        let dir = self.aside.join(format!("{name}-{}", self.made.fetch_add(1, Ordering::Relaxed)));
+        let mount = || {
+            let target = dir.join(TREE);
+            fs::create_dir_all(&target).map_err(|e| MountError::io("create", &target, e))?;
+            if ground == Ground::Served {
+                let mark = dir.join(SERVED);
+                fs::write(&mark, []).map_err(|e| MountError::io("write", &mark, e))?;
             }
-            return Err(MountError::Refused { meta, rung, source: refused.source, log: refused.log });
-        }
-        if ground == Ground::Disk {
-            remove_file(&mark)?;
-        }
-        self.shown_set().insert(name.to_owned());
-        self.unused_set().insert(name.to_owned());
-        Ok(())
+            let mounted = match (self.rung, &self.trees) {
+                (Rung::Tree, Some(trees)) => trees
+                    .tree(name, meta, &layers)
+                    .and_then(|tree| rustix::mount::mount_bind(&tree, &target).map_err(io::Error::from))
+                    .map_err(kernel::Refused::from),
+                _ => kernel::mount_erofs(self.rung, meta, devices, &target),
+            };
+            mounted.map_err(|kernel::Refused { source, log }| MountError::Refused {
+                meta: meta.to_owned(),
+                rung: self.rung,
+                source,
+                log,
+            })
+        };
+        mount().inspect_err(|_| give_up(&dir))?;
+        Ok(dir)
     }
 
     /// Takes a view away. Overlays that stand on it keep what they have: the file system lives as long as they do. A
@@ -221,7 +251,7 @@ impl Mounts {
     pub fn hide_name(&self, name: &str) -> Result<(), MountError> {
         self.turns.take(&name.to_owned(), || {
             take_away(&self.mnt.join(name))?;
-            remove_file(&self.mnt.join(format!("{name}{SERVED}")))?;
+            self.end_replaced(|replaced| replaced.name == name)?;
             self.shown_set().remove(name);
             self.trees.iter().for_each(|trees| trees.gone(name));
             self.unused_set().remove(name);
@@ -241,11 +271,15 @@ impl Mounts {
 
     /// The names of all views that are shown, and where.
     pub fn shown(&self) -> Vec<(String, PathBuf)> {
-        self.shown_set().iter().map(|name| (name.clone(), self.mnt.join(name))).collect()
+        self.shown_set().iter().map(|name| (name.clone(), self.point(name))).collect()
     }
 
     fn unused_set(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replaced_list(&self) -> MutexGuard<'_, Vec<Replaced>> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shown_set(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -253,28 +287,38 @@ impl Mounts {
     }
 }
 
+/// A directory of ours: images' files with their owners and setuid bits are nobody's business on the host. By its real path, as the
+/// kernel lists mounts.
+fn private(root: &Path, name: &str) -> Result<PathBuf, MountError> {
+    let dir = root.join(name);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    made.map_err(|e| MountError::io("create", &dir, e))?;
+    dir.canonicalize().map_err(|e| MountError::io("resolve", &dir, e))
+}
+
+fn names(dir: &Path) -> Result<Vec<OsString>, MountError> {
+    let list = || fs::read_dir(dir)?.map(|e| Ok(e?.file_name())).collect::<io::Result<_>>();
+    list().map_err(|e| MountError::io("list", dir, e))
+}
+
 /// The views that are mounted below `mnt`, but for those that an earlier process served. Directories without a mount are removed, mounts that are no views too.
 fn adopt(mnt: &Path) -> Result<BTreeSet<String>, MountError> {
     let mounted = mountinfo::below(mnt).map_err(|e| MountError::io("read", Path::new("/proc/self/mountinfo"), e))?;
-    let entries = fs::read_dir(mnt).map_err(|e| MountError::io("list", mnt, e))?;
-    let names: Vec<_> = entries
-        .map(|e| e.map(|e| e.file_name()))
-        .collect::<io::Result<_>>()
-        .map_err(|e| MountError::io("list", mnt, e))?;
     let mut shown = BTreeSet::new();
-    let served: Vec<_> = names.iter().filter_map(|n| n.to_str()?.strip_suffix(SERVED)).filter(|n| is_name(n)).collect();
-    for name in &names {
-        let target = mnt.join(name);
-        let view = name.to_str().filter(|n| is_name(n) && !served.contains(n));
-        match view {
-            _ if name == probe::DIR || name.to_str().is_some_and(|n| n.ends_with(SERVED)) => {}
-            Some(view) if mounted.iter().any(|m| m.point == target && m.fs_type == b"erofs") => {
+    for name in names(mnt)? {
+        let dir = mnt.join(&name);
+        let is_view = || {
+            let point = dir.join(TREE);
+            mounted.iter().any(|m| m.point == point && m.fs_type == b"erofs") && !dir.join(SERVED).exists()
+        };
+        match name.to_str() {
+            _ if name == probe::DIR => {}
+            Some(view) if is_name(view) && is_view() => {
                 shown.insert(view.to_owned());
             }
-            _ => take_away(&target)?,
+            _ => take_away(&dir)?,
         }
     }
-    served.iter().try_for_each(|name| remove_file(&mnt.join(format!("{name}{SERVED}"))))?;
     Ok(shown)
 }
 
@@ -282,14 +326,32 @@ fn is_name(name: &str) -> bool {
     name.len() == NAME_LEN && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }
 
-fn take_away(target: &Path) -> Result<(), MountError> {
-    kernel::unmount_all(target).map_err(|e| MountError::io("unmount", target, e))?;
-    remove_dir(target)
+fn rename(from: &Path, to: &Path, how: RenameFlags) -> Result<(), MountError> {
+    renameat_with(CWD, from, CWD, to, how).map_err(|e| MountError::io("rename to", to, e))
+}
+
+/// Takes a view's directory away, with what is mounted on it or in it.
+fn take_away(dir: &Path) -> Result<(), MountError> {
+    for target in [dir, &dir.join(TREE)] {
+        kernel::unmount_all(target).map_err(|e| MountError::io("unmount", target, e))?;
+    }
+    remove_dir(&dir.join(TREE))?;
+    remove_file(&dir.join(SERVED))?;
+    remove_dir(dir)
+}
+
+/// As [`take_away`], where another error is about to be told.
+fn give_up(dir: &Path) {
+    if let Err(error) = take_away(dir) {
+        tracing::warn!(%error, "what was made for a mount stays until silkd starts again");
+    }
 }
 
 fn remove_file(path: &Path) -> Result<(), MountError> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(MountError::io("remove", path, e)),
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(MountError::io("remove", path, e))
+        }
         _ => Ok(()),
     }
 }

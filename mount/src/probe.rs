@@ -86,7 +86,7 @@ fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn attempt(rung: Rung, dir: &Path, (image, device): (&Path, &PathBuf)) -> Result<(), kernel::Refused> {
     let target = dir.join("mnt");
-    kernel::mount_erofs(rung, image, std::slice::from_ref(device), (&target, kernel::Place::Free))?;
+    kernel::mount_erofs(rung, image, std::slice::from_ref(device), &target)?;
     let read = fs::read(target.join("file"));
     kernel::unmount_all(&target)?;
     if read? == data()[512..] { Ok(()) } else { Err(io::Error::other("the probe's file reads wrong").into()) }

@@ -3,8 +3,8 @@
 use sha2::{Digest as _, Sha256};
 use silk_model::Digest;
 
-/// Letters in a mount point's name: 50 bits. A hundred names with `/var/lib/silk/mnt/` before and a colon after each
-/// take 2,900 bytes of the 4,096 that mount(2) passes on as options.
+/// Letters in a view's name: 50 bits. A hundred mount points, with `/var/lib/silk/mnt/` before the name, `/t` and a colon behind it,
+/// take 3,100 bytes of the 4,096 that mount(2) passes on as options.
 pub(crate) const NAME_LEN: usize = 10;
 
 /// One way to show a layer.

@@ -7,6 +7,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -19,6 +20,9 @@ use silk_model::Digest;
 use silk_mount::{Ground, MountError, Mounts, Rung, RungChoice, Variant, View};
 
 const RUNGS: [RungChoice; 2] = [RungChoice::File, RungChoice::Loop];
+
+/// Of replacements beside mounts of the same view. A few are enough to meet where the old mount goes at once.
+const ROUNDS: u32 = 200;
 
 /// A root that takes its mounts with it, also when an assertion fails.
 struct Root(tempfile::TempDir);
@@ -145,13 +149,63 @@ fn privileged_a_served_view_is_replaced_without_a_moment_in_between() {
             done.store(true, std::sync::atomic::Ordering::Relaxed);
             assert!(looks.join().unwrap() > 0);
         });
-        assert_eq!(mounted_below(root.path()).len(), 1, "the old ones are gone");
+        mounts.put_away(Duration::from_secs(3600)).unwrap();
+        assert_eq!(mounted_below(root.path()).len(), 21, "somebody may have looked them up");
+        mounts.put_away(Duration::ZERO).unwrap();
+        assert_eq!(mounted_below(root.path()), [point], "the old ones are gone");
+        assert_eq!(fs::read_dir(root.path().join("aside")).unwrap().count(), 0);
         let device = |file: &fs::File| std::os::unix::fs::MetadataExt::dev(&file.metadata().unwrap());
         assert_ne!(device(&open), device(&fs::File::open(&file).unwrap()));
         assert_eq!(io::read_to_string(open).unwrap(), "layer 1", "who has it keeps it");
         mounts.hide(&view).unwrap();
         assert_eq!(mounted_below(root.path()).len(), 0);
         no_loops_below(root.path());
+    }
+}
+
+#[test]
+fn privileged_who_mounts_a_view_while_it_is_replaced_is_not_refused() {
+    for rung in RUNGS {
+        let root = Root::new();
+        let mounts = root.open(rung);
+        let [(view, meta, data), (other, other_meta, other_data)] = [1, 2].map(|nr| layer(root.path(), nr));
+        let lower = mounts.show(&view, &meta, std::slice::from_ref(&data), Ground::Served).unwrap();
+        let below = mounts.show(&other, &other_meta, &[other_data], Ground::Disk).unwrap();
+        let options = std::ffi::CString::new(format!("lowerdir={}:{}", lower.display(), below.display())).unwrap();
+        let (merged, bound) = (root.path().join("merged"), root.path().join("bound"));
+        [&merged, &bound].into_iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // What containerd mounts for a container, and for a view of one layer.
+            let look = |merged: &Path, mounted: rustix::io::Result<()>| {
+                mounted.unwrap();
+                assert_eq!(fs::read_to_string(merged.join("file-1")).unwrap(), "layer 1");
+                unmount(merged, UnmountFlags::empty()).unwrap();
+            };
+            let (done, bind, lower) = (&done, &bound, &lower);
+            let threads = [
+                scope.spawn(move || {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        look(&merged, mount("overlay", &merged, "overlay", MountFlags::empty(), options.as_c_str()));
+                    }
+                }),
+                scope.spawn(move || {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        look(bind, rustix::mount::mount_bind_recursive(lower, bind));
+                    }
+                }),
+            ];
+            for _ in 0..ROUNDS {
+                if threads.iter().any(|thread| thread.is_finished()) {
+                    break;
+                }
+                mounts.replace(&view.name(), &meta, std::slice::from_ref(&data), Ground::Disk).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+        mounts.hide(&view).unwrap();
+        assert_eq!(mounted_below(root.path()), [below], "the replaced ones go with it");
     }
 }
 
@@ -296,11 +350,12 @@ fn privileged_a_hundred_layers_fit_in_one_overlay() {
         .collect();
     assert_eq!(points.iter().collect::<HashSet<_>>().len(), 100);
     // With silk's default root in place of this test's.
-    let name = points[0].file_name().unwrap().len();
+    let mnt = root.path().join("mnt").canonicalize().unwrap();
+    let name = points[0].strip_prefix(&mnt).unwrap().as_os_str().len();
     assert!(("/var/lib/silk/mnt/".len() + name + 1) * 100 + 500 < 4096);
     let short = PathBuf::from(format!("/tmp/silk-{}", std::process::id()));
     std::os::unix::fs::symlink(root.path().join("mnt"), &short).unwrap();
-    let points: Vec<_> = points.iter().map(|p| short.join(p.file_name().unwrap())).collect();
+    let points: Vec<_> = points.iter().map(|p| short.join(p.strip_prefix(&mnt).unwrap())).collect();
     let merged = overlay(root.path(), &points);
     fs::remove_file(&short).unwrap();
     for nr in 0..100 {

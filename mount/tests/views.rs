@@ -435,7 +435,7 @@ fn privileged_a_chain_whose_layer_is_missing_says_which() {
     assert_eq!(read(&point.join("bin")), "busybox", "a layer that depends on nothing needs no other");
 }
 
-/// Not a test of its own: what the next one starts and kills. Shows and hides until then.
+/// Not a test of its own: what the next one starts and kills. Shows, replaces and hides until then.
 #[test]
 #[ignore = "started by privileged_a_killed_process_leaks_nothing"]
 fn child_that_is_killed() {
@@ -447,6 +447,7 @@ fn child_that_is_killed() {
     views.sweep(&layers, &chain).unwrap();
     loop {
         views.lowers(&layers, &chain).unwrap();
+        chain.iter().for_each(|layer| views.renew_layer(&layers, layer, false).unwrap());
         for layer in &chain {
             views.hide_layer(&layers, layer).unwrap();
             for file in ["erofs", "depends"] {
