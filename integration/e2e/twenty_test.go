@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -62,6 +63,12 @@ func TestTwentyPodsFetchKnownLayersOnce(t *testing.T) {
 		if got, size := f.registry.Total()-sent, sizeOf(f.bundle); got > size+size/50 {
 			t.Errorf("%d bytes came for an image of %d", got, size)
 		}
+		f.student.Eventually("mounts that were replaced are gone", func() error {
+			if left := node.MountsBelow(filepath.Join(f.student.Dir, "silk/aside")); len(left) > 0 {
+				return fmt.Errorf("%d are left", len(left))
+			}
+			return nil
+		})
 		_, one := startAtOnce(t, alone, 1, f.ref)
 		t.Logf("known: %d pods were ready after %v, one after %v", twenty, took, one)
 	})

@@ -73,6 +73,9 @@ pub trait Show: fmt::Debug + Send + Sync + 'static {
     /// afresh; overlays that stand on the old ones keep them. Blocks.
     fn renew(&self, diff_id: &Digest, lied: bool);
 
+    /// Takes away the old mounts that others took the place of at least so long ago. Blocks.
+    fn put_away(&self, age: Duration);
+
     /// What the kernel keeps of a layer's served data may be wrong. Waits for reads of it that are under way. Blocks.
     fn forget(&self, diff_id: &Digest);
 }

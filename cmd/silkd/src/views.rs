@@ -1,6 +1,6 @@
 //! Joins the rooms that show layers: the store knows where they lie, `mount` shows them, `pull` asks for it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use silk_layer::toc::Toc;
 use silk_model::{Class, Digest};
@@ -100,6 +100,12 @@ impl Show for StoreViews {
     fn renew(&self, diff_id: &Digest, lied: bool) {
         if let Err(error) = self.views.renew_layer(&Files(self), diff_id, lied) {
             tracing::warn!(%diff_id, %error, "a layer is shown as before: new containers go on through silkd");
+        }
+    }
+
+    fn put_away(&self, age: Duration) {
+        if let Err(error) = self.views.mounts().put_away(age) {
+            tracing::warn!(%error, "a mount that was replaced stays");
         }
     }
 

@@ -27,10 +27,9 @@ const SCANNED_AT_ONCE: usize = 8;
 /// After an error of the disk or the database at the end of a layer. Chosen: a full disk is not full for long, and nobody waits.
 const FINISH_AGAIN: Duration = Duration::from_secs(8);
 
-/// A small layer is whole just when its first containers start, and overlayfs refuses (EINVAL) a lower mount that goes between its
-/// look at the path and its use of it: until this is over, new containers go through silkd, too.
-/// Chosen: kubelet starts containers within a second or two of a pull.
-const RENEWED_AFTER: Duration = Duration::from_secs(5);
+/// A small layer is whole just when its first containers start, and a mount of theirs that found the old mount is refused (EINVAL) if
+/// that goes before its end: this is the longest time between the two. Chosen: they are one system call apart.
+const LOOKED_UP: Duration = Duration::from_secs(10);
 
 /// Why a layer cannot be filled by its index.
 #[derive(Debug, thiserror::Error)]
@@ -163,10 +162,11 @@ impl Lazy {
             lazy.span.record("result", "whole");
             road.lazies.remove(&diff_id);
             if !lied {
+                road.show.renew(&diff_id, false);
                 let show = Arc::clone(&road.show);
                 lazy.runtime.spawn(async move {
-                    tokio::time::sleep(RENEWED_AFTER).await;
-                    let _ = tokio::task::spawn_blocking(move || show.renew(&diff_id, false)).await;
+                    tokio::time::sleep(LOOKED_UP).await;
+                    let _ = tokio::task::spawn_blocking(move || show.put_away(LOOKED_UP)).await;
                 });
             }
             METRICS.layer_pulls.of(Arrival::Filled).one();

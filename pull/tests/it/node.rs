@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -61,6 +62,8 @@ impl Show for Shown {
     fn renew(&self, diff_id: &Digest, lied: bool) {
         self.renewed.lock().unwrap().push((*diff_id, lied));
     }
+
+    fn put_away(&self, _: Duration) {}
 
     fn forget(&self, _: &Digest) {}
 

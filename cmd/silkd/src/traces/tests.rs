@@ -94,6 +94,8 @@ impl Show for Node {
 
     fn renew(&self, _: &Digest, _: bool) {}
 
+    fn put_away(&self, _: Duration) {}
+
     fn forget(&self, _: &Digest) {}
 }
 
