@@ -161,9 +161,10 @@ impl Turns {
 }
 
 fn delete_in_turns(base: &Path, turns: &Turns) {
+    let mut removal = Removal { base, next: 0 };
     while let Some(turn) = turns.next() {
         match names(base) {
-            Ok(names) => names.iter().filter(|name| name.starts_with(GONE)).for_each(|name| delete(&base.join(name))),
+            Ok(names) => names.iter().filter(|name| name.starts_with(GONE)).for_each(|name| removal.delete(name)),
             Err(error) => tracing::warn!(%error, "removed snapshots' files stay for now"),
         }
         turns.lock().done = turn;
@@ -171,9 +172,62 @@ fn delete_in_turns(base: &Path, turns: &Turns) {
     }
 }
 
-fn delete(path: &Path) {
-    if let Err(error) = fs::remove_dir_all(path) {
-        tracing::warn!(path = %path.display(), %error, "a removed snapshot's files stay until the next removal");
+/// Deletes trees without going down into them: containers make them deeper than a stack, a path or the limit of descriptors. A
+/// directory in another is renamed to the top first, so that each is emptied and removed there.
+struct Removal<'a> {
+    base: &'a Path,
+    /// Number of the next such directory.
+    next: u64,
+}
+
+impl Removal<'_> {
+    fn delete(&mut self, name: &str) {
+        let mut todo = Vec::new();
+        self.delete_one(&self.base.join(name), &mut todo);
+        while let Some(number) = todo.pop() {
+            self.delete_one(&self.risen(number), &mut todo);
+        }
+    }
+
+    fn risen(&self, number: u64) -> PathBuf {
+        self.base.join(format!("{GONE}in-{number}"))
+    }
+
+    fn delete_one(&mut self, path: &Path, todo: &mut Vec<u64>) {
+        let deleted = path.symlink_metadata().and_then(|meta| match meta.is_dir() {
+            true => self.empty(path, todo).and_then(|()| fs::remove_dir(path)),
+            // Somebody exchanged it for a link before it was here: where that leads is not ours.
+            false => fs::remove_file(path),
+        });
+        // An empty one that an earlier process left made way for another.
+        if let Err(error) = deleted.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) }) {
+            tracing::warn!(path = %path.display(), %error, "a removed snapshot's files stay until the next removal");
+        }
+    }
+
+    fn empty(&mut self, dir: &Path, todo: &mut Vec<u64>) -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                todo.push(self.raise(&entry.path())?);
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn raise(&mut self, dir: &Path) -> io::Result<u64> {
+        loop {
+            let number = self.next;
+            self.next += 1;
+            match fs::rename(dir, self.risen(number)) {
+                Ok(()) => return Ok(number),
+                // An earlier process left it.
+                Err(e) if matches!(e.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 }
 
@@ -199,6 +253,8 @@ mod tests {
 
     use super::*;
 
+    /// More directories than a thread's stack has room for, or a process has descriptors.
+    const DEPTH: usize = 25_000;
     /// Longer than any deletion of these tests.
     const LIMIT: Duration = Duration::from_secs(60);
 
@@ -217,6 +273,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_deeper_than_there_are_descriptors_is_deleted() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::open(root.path()).unwrap();
+        dirs.make(1, None, true).unwrap();
+        // A container makes this from the other end: `mkdir d; cd d`, again and again.
+        let [tree, outer] = ["tree", "outer"].map(|name| root.path().join(name));
+        fs::create_dir(&tree).unwrap();
+        for _ in 0..DEPTH {
+            fs::create_dir(&outer).unwrap();
+            fs::rename(&tree, outer.join("d")).unwrap();
+            fs::rename(&outer, &tree).unwrap();
+        }
+        fs::rename(&tree, dirs.fs(1).join("tree")).unwrap();
+        dirs.discard(1).unwrap();
+        assert!(dirs.drain(LIMIT));
+        assert_eq!(names(&root.path().join("snapshots")).unwrap(), [] as [String; 0]);
+    }
+
+    #[test]
     fn what_is_gone_is_deleted_and_a_leftover_makes_way() {
         let root = tempfile::tempdir().unwrap();
         let dirs = Dirs::open(root.path()).unwrap();
@@ -226,11 +301,17 @@ mod tests {
         assert!(!dirs.fs(1).join("old").exists());
         dirs.make(2, None, true).unwrap();
         fs::create_dir(root.path().join("snapshots/not-ours")).unwrap();
+        let kept = root.path().join("kept");
+        fs::create_dir_all(kept.join("dir")).unwrap();
+        std::os::unix::fs::symlink(&kept, dirs.fs(2).join("link")).unwrap();
+        // What an earlier process had begun to delete.
+        fs::create_dir_all(root.path().join("snapshots/gone-in-0/dir/dir")).unwrap();
         dirs.discard_unknown(&HashSet::from([1])).unwrap();
         assert!(dirs.drain(LIMIT));
         let mut left = names(&root.path().join("snapshots")).unwrap();
         left.sort();
         assert_eq!(left, ["1", "not-ours"]);
+        assert!(kept.join("dir").exists(), "no link is followed");
         dirs.discard(7).unwrap();
     }
 }
