@@ -8,7 +8,10 @@ use std::{
     fs, io,
     os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -25,6 +28,8 @@ struct Layers {
     _dir: Option<tempfile::TempDir>,
     known: Mutex<HashMap<Digest, (Toc, u64)>>,
     decoded: Mutex<Vec<Digest>>,
+    /// Threads that decode, and the most that did at once.
+    decoding: [AtomicU32; 2],
 }
 
 impl LayerFiles for Layers {
@@ -34,6 +39,11 @@ impl LayerFiles for Layers {
 
     fn toc(&self, diff_id: &Digest) -> Result<Toc, LayerError> {
         self.decoded.lock().unwrap().push(*diff_id);
+        let [now, most] = &self.decoding;
+        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        // Whoever may decode beside this one has the time to.
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        now.fetch_sub(1, Ordering::SeqCst);
         let known = self.known.lock().unwrap();
         let (toc, _) =
             known.get(diff_id).ok_or_else(|| LayerError::new(Class::NotFound, io::Error::other("no such layer")))?;
@@ -58,7 +68,8 @@ impl Layers {
     }
 
     fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), _dir: None, known: Mutex::default(), decoded: Mutex::default() }
+        let (known, decoded, decoding) = Default::default();
+        Self { root: root.to_owned(), _dir: None, known, decoded, decoding }
     }
 
     fn add(&self, tar: &Tar) -> Digest {
@@ -380,6 +391,26 @@ fn privileged_many_containers_at_once_make_each_image_once() {
     // The base to learn of it; the top to learn that it depends; then both for the top's view.
     assert_eq!(layers.decoded.lock().unwrap().len(), 4);
     assert_eq!(chain_ids(&chain).len(), 2);
+}
+
+/// A table of contents and its tree take some 500 bytes an entry.
+#[test]
+fn privileged_of_many_images_at_once_one_is_in_memory() {
+    let layers = Layers::new();
+    let views = layers.views(RungChoice::Auto);
+    let image = |nr: u32| {
+        [Tar::new().file("bin", &nr.to_string()), Tar::new().file("top", &nr.to_string()).hard_link("sh", "bin")]
+            .map(|tar| layers.add(&tar))
+    };
+    let images: Vec<_> = (0..8).map(image).collect();
+    std::thread::scope(|scope| {
+        for chain in &images {
+            scope.spawn(|| views.lowers(&layers, chain).unwrap());
+        }
+    });
+    let [now, most] = &layers.decoding;
+    assert_eq!((now.load(Ordering::SeqCst), most.load(Ordering::SeqCst)), (0, 1));
+    assert_eq!(views.mounts().shown().len(), 16);
 }
 
 #[test]
