@@ -109,7 +109,7 @@ impl Service {
     async fn create(&self, new: New) -> Result<Vec<Mount>, SnapshotError> {
         self.blocking(move |inner| {
             inner.snapshots.check_new(&new.key, &new.parent)?;
-            let stack = inner.snapshots.stack(&new.parent);
+            let stack = inner.snapshots.stack(&new.parent)?;
             let lowers = inner.lowers(&stack)?;
             let snapshot = inner.snapshots.create(new, &lowers)?;
             if let (Some((_, chain)), true) = (&stack.remote, stack.ordinary.is_empty()) {
@@ -125,7 +125,7 @@ impl Service {
         let inner = &self.0;
         inner.snapshots.check_new(&new.key, &new.parent)?;
         if !new.parent.is_empty() {
-            let stack = inner.snapshots.stack(&new.parent);
+            let stack = inner.snapshots.stack(&new.parent)?;
             match stack.remote {
                 Some((_, chain)) if stack.ordinary.is_empty() => claim.parent_chain = chain.diff_ids,
                 // The layer below was left to containerd, so this one is, too.
@@ -324,7 +324,7 @@ impl snapshots_server::Snapshots for Service {
             if snapshot.kind == Kind::Committed {
                 return Err(SnapshotError::NoMounts(key));
             }
-            let lowers = inner.lowers(&inner.snapshots.stack(&snapshot.parent))?;
+            let lowers = inner.lowers(&inner.snapshots.stack(&snapshot.parent)?)?;
             Ok(MountsResponse { mounts: mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers) })
         });
         answer(Call::Mounts, work.instrument(span)).await

@@ -104,8 +104,8 @@ impl Snapshots {
         self.table().all().filter(|s| filters.matches(s)).cloned().collect()
     }
 
-    /// What lies below a child of `parent`.
-    pub(crate) fn stack(&self, parent: &str) -> Stack {
+    /// What lies below a child of `parent`; an error if one of them is missing.
+    pub(crate) fn stack(&self, parent: &str) -> Result<Stack, SnapshotError> {
         self.table().stack(parent)
     }
 

@@ -101,22 +101,30 @@ impl Table {
         }
     }
 
-    /// The chain from `name` down. A parent that is missing ends it: the database never has one.
-    fn down<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Arc<Snapshot>> {
-        std::iter::successors(self.by_name.get(name), |s| self.by_name.get(&s.parent))
+    /// The chain from `name` down. One is missing where its record was damaged: what stands on it would show too little.
+    fn down<'a>(&'a self, mut name: &'a str) -> Result<Vec<&'a Arc<Snapshot>>, SnapshotError> {
+        let mut chain = Vec::new();
+        while !name.is_empty() {
+            let snapshot = self.by_name.get(name).ok_or_else(|| SnapshotError::NoParent(name.to_owned()))?;
+            name = &snapshot.parent;
+            chain.push(snapshot);
+        }
+        Ok(chain)
     }
 
     /// What lies below a child of `parent`.
-    pub(crate) fn stack(&self, parent: &str) -> Stack {
-        let ordinary = self.down(parent).take_while(|s| s.remote.is_none()).map(|s| s.id).collect();
-        let remote = self.down(parent).find(|s| s.remote.is_some());
-        Stack { ordinary, remote: remote.and_then(|s| Some((s.name.clone(), self.chain(s)?))) }
+    pub(crate) fn stack(&self, parent: &str) -> Result<Stack, SnapshotError> {
+        let down = self.down(parent)?;
+        let ordinary = down.iter().take_while(|s| s.remote.is_none()).map(|s| s.id).collect();
+        let remote = down.iter().find(|s| s.remote.is_some());
+        Ok(Stack { ordinary, remote: remote.and_then(|s| Some((s.name.clone(), self.chain(s)?))) })
     }
 
-    /// The chain of a remote snapshot.
+    /// The chain of a remote snapshot; [`None`] if one of it is missing.
     pub(crate) fn chain(&self, top: &Snapshot) -> Option<RemoteChain> {
         let remote = top.remote.as_ref()?;
-        let mut diff_ids: Vec<_> = self.down(&top.name).map_while(|s| s.remote.as_ref()).map(|r| r.diff_id).collect();
+        let down = self.down(&top.name).ok()?;
+        let mut diff_ids: Vec<_> = down.iter().map_while(|s| s.remote.as_ref()).map(|r| r.diff_id).collect();
         diff_ids.reverse();
         Some(RemoteChain {
             namespace: remote.namespace.clone(),

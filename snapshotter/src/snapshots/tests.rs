@@ -149,6 +149,33 @@ fn everything_is_there_after_a_restart_and_leftovers_are_not() {
 }
 
 #[test]
+fn nothing_stands_on_a_chain_that_lost_a_record() {
+    let root = tempfile::tempdir().unwrap();
+    let snapshots = open(&root);
+    commit(&snapshots, "base", "");
+    commit(&snapshots, "middle", "base");
+    let low = snapshots.commit_remote("", labels(&[]), remote(1, 1, false)).unwrap();
+    let top = snapshots.commit_remote(&low.name, labels(&[]), remote(1, 2, true)).unwrap();
+    assert_eq!(snapshots.stack("middle").unwrap().ordinary.len(), 2);
+    assert_eq!(snapshots.chain(&top).unwrap().diff_ids.len(), 2);
+    drop(snapshots);
+    let db = Database::create(root.path().join("silk.redb")).unwrap();
+    let write = db.begin_write().unwrap();
+    let table = redb::TableDefinition::<&str, &[u8]>::new("snapshots");
+    for name in ["base", &low.name] {
+        write.open_table(table).unwrap().insert(name, [1, 0xff].as_slice()).unwrap();
+    }
+    write.commit().unwrap();
+    drop(db);
+    let snapshots = open(&root);
+    for (name, lost) in [("middle", "base"), (&top.name, &low.name)] {
+        let refused = snapshots.stack(name).unwrap_err();
+        assert!(matches!(&refused, SnapshotError::NoParent(parent) if parent == lost), "{refused}");
+    }
+    assert!(snapshots.chain(&top).is_none() && snapshots.remote_chains().is_empty());
+}
+
+#[test]
 fn a_remote_layer_has_one_snapshot_on_each_parent() {
     let root = tempfile::tempdir().unwrap();
     let snapshots = open(&root);
@@ -189,7 +216,7 @@ fn chains_are_of_the_images_that_need_them() {
     // A container on the base, by an image that ends there.
     snapshots.create(new(Kind::Active, "container", &base.name), &[root.path().to_owned()]).unwrap();
     assert_eq!(images(&snapshots), [(image_1, 1, false), (image_2, 2, true)]);
-    let stack = snapshots.stack(&two.name);
+    let stack = snapshots.stack(&two.name).unwrap();
     assert!(stack.ordinary.is_empty());
     let (name, chain) = stack.remote.unwrap();
     assert_eq!((name, chain.diff_ids), (two.name.clone(), vec![Digest::new([1; 32]), Digest::new([3; 32])]));
