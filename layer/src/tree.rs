@@ -3,6 +3,7 @@
 //! [`Tree::build`] works it out from a table of contents. The rules, and where they are wider than containerd's, are in
 //! the documentation of [`build`](self::build).
 
+mod acl;
 mod below;
 pub mod build;
 mod error;

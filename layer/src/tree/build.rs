@@ -18,14 +18,13 @@
 //! then makes something; a hard link may lead into a layer below; a directory's time is of no interest once the
 //! directory is gone. Stricter than containerd: a path that climbs above the root is an error and not cut off.
 //!
-//! Not imitated: directories that containerd makes for the name of a *global* PAX header (as if it were a file), access
-//! lists that are inherited through a default ACL, and the clock: directories that are implied, and not known below,
-//! are of 1970, as are whiteouts.
+//! Not imitated: directories that containerd makes for the name of a *global* PAX header (as if it were a file), and the
+//! clock: directories that are implied, and not known below, are of 1970, as are whiteouts.
 
 use std::collections::HashMap;
 
 use super::{
-    Node, NodeId, NodeKind, ROOT, Source, Tree,
+    Node, NodeId, NodeKind, ROOT, Source, Tree, acl,
     below::{Chain, Merged},
     error::{TreeError, TreeFault, shown},
     naive::Naive,
@@ -241,7 +240,8 @@ impl<'a> Builder<'a> {
         let is_cut = |id: NodeId| self.marks[id.0 as usize].cut;
         if let Some(from) = self.chain.nearest(self.layers, (dirs, names), is_cut, &mut self.budget)? {
             let node = &mut self.nodes[id.0 as usize];
-            (node.mode, node.uid, node.gid, node.mtime) = (from.mode, from.uid, from.gid, from.mtime);
+            (node.uid, node.gid, node.mtime) = (from.uid, from.gid, from.mtime);
+            acl::chmod(node, from.mode);
             xattrs::inherit(from, node);
             self.marks[id.0 as usize].inherits = true;
         }
@@ -327,8 +327,10 @@ impl<'a> Builder<'a> {
         };
         let is_gap = |id: NodeId| self.marks[id.0 as usize].whiteout;
         let walk = resolve(&self.nodes, parents.split(|byte| *byte == b'/'), is_gap, &mut self.budget)?;
-        if matches!(name, b"" | b"." | b"..") {
-            return Ok(walk.end());
+        match name {
+            b"" | b"." => return Ok(walk.end()),
+            b".." => return Ok(walk.end()),
+            _ => {}
         }
         Ok(walk.no_leaf()?.end().and_then(|dir| child(&self.nodes, dir, name)))
     }
@@ -389,7 +391,8 @@ impl<'a> Builder<'a> {
         Ok(NodeId(id))
     }
 
-    /// Makes a new inode under a name. A directory with the setgid bit passes its group on, as in every Linux file system.
+    /// Makes a new inode under a name. A directory with the setgid bit passes its group on, as in every Linux file system,
+    /// and one with a default access list passes that on.
     fn add(&mut self, parent: NodeId, name: &[u8], mut node: Node) -> Result<NodeId, TreeFault> {
         /// `S_ISGID`.
         const SETGID: u32 = 0o2000;
@@ -397,6 +400,7 @@ impl<'a> Builder<'a> {
         if above.mode & SETGID != 0 {
             node.gid = above.gid;
         }
+        acl::pass_on(above, &mut node);
         let is_dir = matches!(node.kind, NodeKind::Dir(_));
         let id = self.insert(node)?;
         self.name(parent, name, id);

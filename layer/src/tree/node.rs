@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Node, NodeKind, Source, SourceExtent, error::TreeFault, xattrs};
+use super::{Node, NodeKind, Source, SourceExtent, acl, error::TreeFault, xattrs};
 use crate::toc::{Entry, Kind, Time};
 
 /// The owner that chown(2) leaves as it is.
@@ -51,7 +51,7 @@ impl Node {
                 .map_err(|fault| TreeFault::Xattr { name: super::error::shown(name), fault })?;
         }
         if !matches!(self.kind, NodeKind::Symlink(_)) {
-            xattrs::chmod(self, entry.mode);
+            acl::chmod(self, entry.mode);
         }
         self.mtime = bounded(entry.mtime);
         Ok(())

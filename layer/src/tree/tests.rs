@@ -337,16 +337,82 @@ fn attributes_that_linux_would_not_take_are_left_out_or_errors() {
     assert_eq!(fault(&format!("user.{}", "n".repeat(251)), b""), XattrFault::Name);
     assert_eq!(fault("user.a", &vec![0; 65536]), XattrFault::Size);
     assert_eq!(fault("security.capability", b"123"), XattrFault::Value);
-    assert_eq!(fault("system.posix_acl_access", b"123"), XattrFault::Value);
-    assert_eq!(fault("system.posix_acl_default", &[2, 0, 0, 0]), XattrFault::Value);
+}
+
+/// An access list of tags and permissions; users and groups are 7.
+fn acl(tags: &[(u8, u8)]) -> Vec<u8> {
+    let id = |tag: u8| if matches!(tag, 2 | 8) { [7, 0, 0, 0] } else { [255; 4] };
+    let entries = tags.iter().flat_map(|(tag, perm)| [&[*tag, 0, *perm, 0][..], &id(*tag)].concat());
+    [2, 0, 0, 0].into_iter().chain(entries).collect()
+}
+
+/// What becomes of an access list.
+fn listed(line: &str, name: &str, list: &[u8]) -> Result<Option<Vec<u8>>, TreeFault> {
+    let mut layer = toc(&[line]);
+    layer.entries[0].xattrs = vec![(name.as_bytes().to_vec(), list.to_vec())];
+    let mut tree = Tree::build(&layer, Below::Base).map_err(|error| error.fault)?.tree;
+    Ok(tree.nodes.pop().unwrap().xattrs.pop_first().map(|(_, value)| value))
+}
+
+/// As Linux 6.18 has it on ext4, seen there.
+#[test]
+fn access_lists_are_checked_as_the_kernel_does() {
+    const ACCESS: &str = "system.posix_acl_access";
+    const DEFAULT: &str = "system.posix_acl_default";
+    let good = [&[(1, 6), (4, 4), (16, 4), (32, 4)][..], &[(1, 6), (2, 1), (2, 2), (4, 4), (8, 3), (16, 4), (32, 4)]];
+    for list in good.map(acl) {
+        assert_eq!(listed("f", ACCESS, &list), Ok(Some(list.clone())));
+        assert_eq!(listed("s -> f", ACCESS, &list), Ok(None));
+        assert!(listed("f", DEFAULT, &list).is_err(), "a file has none");
+        let mut other = list.clone();
+        other[0] = 1;
+        assert_eq!(listed("f", ACCESS, &other), Ok(None), "another version");
+    }
+    // Only users and groups are looked at.
+    let mut odd = acl(good[0]);
+    odd[8..12].fill(3);
+    assert_eq!(listed("d/", DEFAULT, &odd), Ok(Some(acl(good[0]))));
+    for nothing in [&b""[..], &[2, 0, 0, 0]] {
+        for line in ["f", "d/", "s -> f"] {
+            assert_eq!(listed(line, DEFAULT, nothing), Ok(None), "{line}");
+        }
+    }
+    let (mut nobody, cut) = (acl(good[1]), acl(good[1])[..50].to_vec());
+    nobody[16..20].fill(255);
+    let bad = [
+        &[(32, 4), (1, 6), (4, 4)][..],
+        &[(1, 6), (1, 6), (4, 4), (32, 4)],
+        &[(1, 6), (4, 4)],
+        &[(1, 6), (2, 6), (4, 4), (32, 4)],
+        &[(1, 9), (4, 4), (32, 4)],
+        &[(1, 6), (3, 6), (4, 4), (16, 4), (32, 4)],
+    ];
+    for list in bad.map(acl).into_iter().chain([nobody, cut, b"123".to_vec()]) {
+        let fault = listed("d/", DEFAULT, &list).unwrap_err();
+        assert_eq!(fault, TreeFault::Xattr { name: DEFAULT.into(), fault: XattrFault::Value }, "{list:?}");
+    }
+}
+
+#[test]
+fn a_default_access_list_is_passed_on() {
+    let list = acl(&[(1, 7), (2, 6), (4, 5), (16, 7), (32, 1)]);
+    let mut layer = toc(&["d/", "d/f", "d/e/", "d/made/f", "d/s -> f"]);
+    layer.entries[0].xattrs = vec![(b"system.posix_acl_default".to_vec(), list.clone())];
+    let tree = Tree::build(&layer, Below::Base).unwrap().tree;
+    let access = |path| find(&tree, path).xattrs.get(&b"system.posix_acl_access"[..]).cloned();
+    let default = |path| find(&tree, path).xattrs.get(&b"system.posix_acl_default"[..]).cloned();
+    assert_eq!((access("d"), default("d")), (None, Some(list.clone())));
+    let file = acl(&[(1, 6), (2, 6), (4, 5), (16, 4), (32, 4)]);
+    assert_eq!((access("d/f"), default("d/f")), (Some(file.clone()), None));
+    let dir = acl(&[(1, 7), (2, 6), (4, 5), (16, 5), (32, 5)]);
+    assert_eq!((access("d/e"), default("d/e")), (Some(dir.clone()), Some(list.clone())));
+    assert_eq!((access("d/made"), default("d/made")), (Some(dir), Some(list)));
+    assert_eq!(access("d/made/f"), Some(file));
+    assert_eq!((access("d/s"), default("d/s")), (None, None));
 }
 
 #[test]
 fn an_access_list_follows_the_mode_as_with_chmod() {
-    let acl = |tags: &[(u8, u8)]| {
-        let entries = tags.iter().flat_map(|(tag, perm)| [*tag, 0, *perm, 0, 255, 255, 255, 255]);
-        [2, 0, 0, 0].into_iter().chain(entries).collect::<Vec<u8>>()
-    };
     let of = |list: Vec<u8>| {
         let mut layer = toc(&["f"]);
         layer.entries[0].mode = 0o640;
