@@ -142,7 +142,9 @@ impl<'a> Builder<'a> {
             Below::Base => (&[][..], true),
             Below::Above(layers) => (layers, false),
         };
-        let has_markers = || toc.entries.iter().any(|entry| entry.path.ends_with(OPAQUE_MARKER));
+        // Anywhere in the path: what follows the marker may cancel out by its text. A marker too many costs only work.
+        let is_marker = |entry: &Entry| entry.path.windows(OPAQUE_MARKER.len()).any(|part| part == OPAQUE_MARKER);
+        let has_markers = || toc.entries.iter().any(is_marker);
         Self {
             layers,
             is_base,

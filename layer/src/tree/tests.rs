@@ -208,6 +208,8 @@ fn in_a_base_whiteouts_remove_what_the_layer_has_made_so_far() {
     assert_eq!(show(&base(&["a/", ".wh.a", "a/x/y", ".wh..wh..opq"])), "a/");
     assert_eq!(show(&base(&["a/b/x", ".wh..wh..opq", "a/b/x", ".wh..wh..opq"])), "");
     assert_eq!(show(&base(&["l -> d", "l/x/y", "d/.wh..wh..opq"])), "d/ l>d");
+    assert_eq!(show(&base(&["x", "d/y", ".wh..wh..opq/"])), "x");
+    assert_eq!(show(&base(&["x", "d/y", ".wh..wh..opq/z/.."])), "x");
 }
 
 #[test]
