@@ -18,8 +18,8 @@
 //! then makes something; a hard link may lead into a layer below; a directory's time is of no interest once the
 //! directory is gone. Stricter than containerd: a path that climbs above the root is an error and not cut off.
 //!
-//! Not imitated: directories that containerd makes for the name of a *global* PAX header (as if it were a file), and the
-//! clock: directories that are implied, and not known below, are of 1970, as are whiteouts.
+//! Not imitated: directories that containerd makes for the name of a *global* PAX header (as if it were a file), files of
+//! that name which it removes, and the clock: directories that are implied, and not known below, are of 1970, as are whiteouts.
 
 use std::collections::HashMap;
 
@@ -331,7 +331,7 @@ impl<'a> Builder<'a> {
         let walk = resolve(&self.nodes, parents.split(|byte| *byte == b'/'), is_gap, &mut self.budget)?;
         match name {
             b"" | b"." => return Ok(walk.end()),
-            b".." => return Ok(walk.end()),
+            b".." => return Err(TreeFault::LinkToDirectory(shown(target))),
             _ => {}
         }
         Ok(walk.no_leaf()?.end().and_then(|dir| child(&self.nodes, dir, name)))

@@ -134,6 +134,7 @@ fn paths_that_cannot_be_are_errors() {
     assert_eq!(fault(&["a -> b", "b -> a", "a/x"]), TreeFault::SymlinkLoop);
     assert_eq!(fault(&["a -> "]), TreeFault::EmptyTarget);
     assert_eq!(fault(&["d/", "a = d"]), TreeFault::LinkToDirectory("d".into()));
+    assert_eq!(fault(&["x", "a = x/.."]), TreeFault::LinkToDirectory("x/..".into()));
     assert_eq!(fault(&["a = b"]), TreeFault::NoLinkTarget("b".into()));
     assert_eq!(fault(&[".wh."]), TreeFault::WhiteoutName);
     assert_eq!(fault(&["a/.wh..."]), TreeFault::WhiteoutName);
@@ -339,6 +340,8 @@ fn attributes_that_linux_would_not_take_are_left_out_or_errors() {
     assert_eq!(fault(&format!("user.{}", "n".repeat(251)), b""), XattrFault::Name);
     assert_eq!(fault("user.a", &vec![0; 65536]), XattrFault::Size);
     assert_eq!(fault("security.capability", b"123"), XattrFault::Value);
+    assert_eq!(tree("f", "security.capability", b"").unwrap(), 1);
+    assert_eq!(tree("s -> f", "user.", b"").unwrap(), 0);
 }
 
 /// An access list of tags and permissions; users and groups are 7.

@@ -23,8 +23,10 @@ pub(super) fn set(node: &mut Node, name: &[u8], value: &[u8]) -> Result<(), Xatt
     let is_dir = matches!(node.kind, NodeKind::Dir(_));
     let is_file = matches!(node.kind, NodeKind::File { .. });
     let kept = match name {
-        b"user." | b"security." => return Err(XattrFault::Name),
-        CAPABILITY if !is_capability(value) => return Err(XattrFault::Value),
+        b"security." => return Err(XattrFault::Name),
+        b"user." if is_file || is_dir => return Err(XattrFault::Name),
+        // Linux does not look at an empty one before somebody reads it.
+        CAPABILITY if !value.is_empty() && !is_capability(value) => return Err(XattrFault::Value),
         acl::ACCESS | acl::DEFAULT => return acl::set(node, name, value),
         _ if name.starts_with(b"user.") => is_file || is_dir,
         _ => name.starts_with(b"security."),
