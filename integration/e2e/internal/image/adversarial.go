@@ -55,6 +55,7 @@ func Adversarial() []Case {
 	})
 	add("special files", special())
 	add("extended attributes", extended())
+	add("access lists", accessLists(), []Entry{file("d/later", "1"), dir("d/dir/"), file("d/implied/x", "2")})
 	add("ways of writing a name", []Entry{
 		file("/absolute", "1"), file("./dotted", "2"), file("a//b///c", "3"), dir("a/"), file("a/./d", "4"), file("a/up/../e", "5"),
 		{Name: "./", Type: Dir, Mode: 0o751, UID: 3, GID: 4, Time: time.Unix(77, 5)},
@@ -168,6 +169,22 @@ func extended() []Entry {
 		with(file("large", "4"), "user.large", strings.Repeat("v", 3000)),
 		with(dir("dir/"), "user.on.a.directory", "1"),
 		with(file("same", "5"), "user.a", "1"), with(file("same2", "6"), "user.a", "1"),
+	}
+}
+
+// accessLists are POSIX access control lists: of files and directories, passed on, and odd ones that the kernel corrects or leaves out.
+func accessLists() []Entry {
+	with := func(e Entry, kind, list string) Entry {
+		e.Pax = map[string]string{"SCHILY.xattr.system.posix_acl_" + kind: list}
+		return e
+	}
+	odd := strings.ReplaceAll(aclExtended, "\xff\xff\xff\xff", "\x05\x00\x00\x00")
+	return []Entry{
+		with(file("a", "1"), "access", aclExtended), with(file("minimal", "2"), "access", aclMinimal), with(file("odd", "3"), "access", odd),
+		with(Entry{Name: "setuid", Mode: 0o4750}, "access", aclExtended), with(file("version", "4"), "access", "\x01"+aclExtended[1:]),
+		with(dir("d/"), "default", aclExtended), file("d/file", "5"), dir("d/dir/"), file("d/implied/file", "6"), link("d/link", "file"),
+		{Name: "d/pipe", Type: Fifo, Mode: 0o666}, {Name: "d/hard", Type: Hard, Link: "a", Mode: 0o600},
+		with(dir("empty/"), "default", aclMinimal[:4]), with(file("none", "7"), "access", ""),
 	}
 }
 

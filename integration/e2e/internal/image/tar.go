@@ -40,6 +40,12 @@ type Entry struct {
 	Global bool
 	// GNU writes long names as GNU tar does (types L and K) and not as pax records.
 	GNU bool
+	// V7 leaves the magic away, as tars did before POSIX.
+	V7 bool
+	// Prefix is what stands in front of a ustar name.
+	Prefix string
+	// Binary writes all numbers in base 256.
+	Binary bool
 	// Sparse holds offsets and lengths of an old GNU sparse file (type S, at most four runs), RealSize its size.
 	Sparse   []int
 	RealSize int64
@@ -134,6 +140,10 @@ func paxRecords(records map[string]string) []byte {
 func writeMember(out *bytes.Buffer, e Entry) {
 	header := make([]byte, 512)
 	copy(header[0:100], e.Name)
+	octal := octal
+	if e.Binary {
+		octal = binary
+	}
 	octal(header[100:108], e.Mode)
 	octal(header[108:116], int64(e.UID))
 	octal(header[116:124], int64(e.GID))
@@ -149,8 +159,13 @@ func writeMember(out *bytes.Buffer, e Entry) {
 	if e.GNU || e.Type == 'L' || e.Type == 'K' {
 		copy(header[257:265], "ustar  \x00")
 	}
-	octal(header[329:337], e.Major)
-	octal(header[337:345], e.Minor)
+	copy(header[345:500], e.Prefix)
+	if e.V7 {
+		clear(header[257:345])
+	} else {
+		octal(header[329:337], e.Major)
+		octal(header[337:345], e.Minor)
+	}
 	for i, number := range e.Sparse {
 		octal(header[386+12*i:398+12*i], int64(number))
 	}
@@ -174,6 +189,11 @@ func octal(field []byte, value int64) {
 		copy(field, text)
 		return
 	}
+	binary(field, value)
+}
+
+// binary writes a number in base 256, as GNU tar does.
+func binary(field []byte, value int64) {
 	for i := len(field) - 1; i >= 0; i-- {
 		field[i] = byte(value)
 		value >>= 8
