@@ -158,8 +158,9 @@ func TestMemoryHoldsBytesOnce(t *testing.T) {
 	if pages := resident(t, data); pages < unread/page-1 {
 		t.Errorf("%d pages of the data file are left: what nobody has read went, too", pages)
 	}
-	if pages := resident(t, filepath.Join(dir, "read")); pages != read/page {
-		t.Errorf("%d pages of the file that was read are in memory", pages)
+	// The kernel may take some back at any time.
+	if pages := resident(t, filepath.Join(dir, "read")); pages < read/page*9/10 {
+		t.Errorf("%d of %d pages of the file that was read are in memory", pages, read/page)
 	}
 }
 
