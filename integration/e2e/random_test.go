@@ -31,24 +31,32 @@ func TestRandomTreesEqualOverlayfs(t *testing.T) {
 			fleet := node.StartRedis(t)
 			options := node.Options{Generation: node.Second, Rung: rung, Extra: fleet.Config()}
 			teacher, n := node.Start(t, options), node.Start(t, options)
+			compared := 0
 			for i, ref := range refs {
 				t.Run(fmt.Sprint(first+uint64(i)), func(t *testing.T) {
-					random(t, fleet, teacher, n, ref)
+					if random(t, fleet, teacher, n, ref) {
+						compared++
+					}
 				})
+			}
+			// Two of three are accepted, over thousands of seeds.
+			if len(refs) >= 12 && compared < len(refs)/3 {
+				t.Errorf("containerd took %d of %d images: they are too odd to compare", compared, len(refs))
 			}
 			checkMetadata(t, teacher)
 		})
 	}
 }
 
-func random(t *testing.T, fleet *node.Redis, teacher, n *node.Node, ref string) {
+// random compares one image; whether containerd takes it.
+func random(t *testing.T, fleet *node.Redis, teacher, n *node.Node, ref string) bool {
 	ctx, began := node.Context(t, "e2e"), time.Now().Unix()
 	want, refused := teacher.Tree(ctx, ref, "overlayfs")
 	got, err := teacher.Tree(ctx, ref, "silk")
 	switch {
 	case refused != nil:
 		t.Logf("containerd: %v; silk: %v", refused, err)
-		return
+		return false
 	case err != nil:
 		t.Fatal(err)
 	}
@@ -59,6 +67,7 @@ func random(t *testing.T, fleet *node.Redis, teacher, n *node.Node, ref string) 
 	}
 	teacher.Eventually("the fleet knows its layers", func() error { return fleet.Knows(teacher, ref) })
 	lazily(t, n, ctx, s, want, 2)
+	return true
 }
 
 // madeSince names what has the time of the unpacking: no layer tells one.

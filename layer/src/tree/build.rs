@@ -143,7 +143,7 @@ impl<'a> Builder<'a> {
             Below::Above(layers) => (layers, false),
         };
         // Anywhere in the path: what follows the marker may cancel out by its text. A marker too many costs only work.
-        let is_marker = |entry: &Entry| entry.path.windows(OPAQUE_MARKER.len()).any(|part| part == OPAQUE_MARKER);
+        let is_marker = |entry: &Entry| entry.path.split(|byte| *byte == b'/').any(|name| name == OPAQUE_MARKER);
         let has_markers = || toc.entries.iter().any(is_marker);
         Self {
             layers,

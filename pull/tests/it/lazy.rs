@@ -42,9 +42,12 @@ async fn every_compression_is_read_before_it_is_here_and_becomes_whole() {
         }
         node.whole(&id).await;
         assert_eq!(node.data(&id), tar);
-        while node.renewed().is_empty() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let renewed = async {
+            while node.renewed().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), renewed).await.expect("its mounts are renewed");
         assert_eq!(node.renewed(), [(id, false)]);
         assert_eq!(node.store.record(&id).unwrap().from, "", "proved here");
         let sent = registry.sent(&blobs(&pushed)) - before;

@@ -113,18 +113,9 @@ func (r *random) name() string {
 func (r *random) dir() string {
 	var dirs []string
 	for _, from := range []map[string]byte{r.here, r.below} {
-		for _, name := range sorted(from) {
-			if from[name] == Dir && r.free(name) {
-				dirs = append(dirs, name)
-			}
-		}
+		dirs = append(dirs, where(from, func(name string, kind byte) bool { return kind == Dir && r.free(name) })...)
 	}
-	var links []string
-	for _, name := range sorted(r.here) {
-		if r.here[name] == Symlink {
-			links = append(links, name)
-		}
-	}
+	links := where(r.here, func(_ string, kind byte) bool { return kind == Symlink })
 	switch {
 	case r.chance(20):
 		return ""
@@ -188,9 +179,9 @@ func (r *random) entry() Entry {
 	case n < 60:
 		entry.Type, entry.Link, entry.Mode = Symlink, r.target(), 0o777
 	case n < 70:
-		entry.Type, entry.Link = Fifo, r.linkTarget()
-		if entry.Link != "" {
-			entry.Type, entry.Link = Hard, r.spellTarget(entry.Link)
+		entry.Type = Fifo
+		if target := r.linkTarget(); target != "" {
+			entry.Type, entry.Link = Hard, r.spellTarget(target)
 		}
 	case n < 80:
 		return r.whiteout(entry)
@@ -312,12 +303,7 @@ func (r *random) target() string {
 }
 
 func (r *random) linkTarget() string {
-	var targets []string
-	for _, name := range sorted(r.here) {
-		if r.here[name] != Dir && (r.here[name] != 'w' || r.chance(1)) {
-			targets = append(targets, name)
-		}
-	}
+	targets := where(r.here, func(_ string, kind byte) bool { return kind != Dir && (kind != 'w' || r.chance(1)) })
 	if len(targets) > 0 && r.chance(99) {
 		return pick(r, targets)
 	}
@@ -418,3 +404,8 @@ func (r *random) sparse(entry *Entry) {
 }
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// where are the names that want takes, asked in their order.
+func where(names map[string]byte, want func(name string, kind byte) bool) []string {
+	return slices.DeleteFunc(sorted(names), func(name string) bool { return !want(name, names[name]) })
+}
