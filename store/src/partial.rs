@@ -76,7 +76,7 @@ impl Store {
     }
 
     /// The index and its file's digest, if names and index are as they were written and fit the layer.
-    fn sound_index(&self, diff_id: &Digest) -> Result<(Index, Digest), StoreError> {
+    pub(crate) fn sound_index(&self, diff_id: &Digest) -> Result<(Index, Digest), StoreError> {
         let (index, digest) = self.read_index(diff_id)?;
         // Whole is enough: it was decoded when it was learned, and is again where its tree is made.
         self.check_toc(diff_id)?;
@@ -147,7 +147,7 @@ impl Partial {
         next.resize(HEADER + self.index.len(), 0);
         for span in 0..self.index.len() {
             let marked = marks.is_some_and(|bytes| bytes[HEADER + span] == HERE);
-            if marked && (same_boot || self.is_good(span)?) {
+            if marked && (same_boot || self.is_good(span)) {
                 next[HEADER + span] = HERE;
                 self.note(span);
             }
@@ -156,11 +156,17 @@ impl Partial {
         written.map_err(|e| StoreError::io("write", &self.present_path, e))
     }
 
-    fn is_good(&self, span: usize) -> Result<bool, StoreError> {
+    /// Does the disk give the span's bytes? One that it does not give is fetched again like one that is missing.
+    fn is_good(&self, span: usize) -> bool {
         let range = self.index.range(span);
         let mut bytes = vec![0; (range.end - range.start) as usize];
-        self.data.read_exact_at(&mut bytes, range.start).map_err(|e| StoreError::io("read", &self.data_path, e))?;
-        Ok(self.index.is_good(span, &bytes))
+        match self.data.read_exact_at(&mut bytes, range.start) {
+            Ok(()) => self.index.is_good(span, &bytes),
+            Err(error) => {
+                tracing::warn!(path = %self.data_path.display(), span, %error, "bytes of a layer cannot be read back");
+                false
+            }
+        }
     }
 
     fn note(&self, span: usize) {
@@ -229,14 +235,30 @@ impl Partial {
     /// Reads bytes of spans that are here; beyond the tar's end, zeros up to a multiple of 4096, then nothing.
     ///
     /// # Errors
-    /// [`StoreError::Absent`] when some of them are missing; what the file system says.
+    /// [`StoreError::Absent`] when some of them are missing; what the file system says, which includes a file that is too short.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<usize, StoreError> {
         self.check_open()?;
         let end = (offset + out.len() as u64).min(self.index.size);
         if offset < end && self.hole(offset..end).is_some() {
             return Err(StoreError::Absent(self.diff_id));
         }
-        read_at(&self.data, offset, out).map_err(|e| StoreError::io("read", &self.data_path, e))
+        let read = read_at(&self.data, offset, out).and_then(|len| {
+            if offset + (len as u64) < end { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(len) }
+        });
+        read.map_err(|e| StoreError::io("read", &self.data_path, e))
+    }
+
+    /// Takes back that a span is here, since its bytes cannot be read. Not for a layer that is whole.
+    ///
+    /// # Errors
+    /// What the file system says; the span is missing until the process ends all the same.
+    pub fn lose(&self, span: usize) -> Result<(), StoreError> {
+        let unmarked = self.present.write_all_at(&[0], (HEADER + span) as u64);
+        if self.here[span].swap(false, Ordering::AcqRel) {
+            let range = self.index.range(span);
+            self.bytes_here.fetch_sub(range.end - range.start, Ordering::Relaxed);
+        }
+        unmarked.map_err(|e| StoreError::io("write", &self.present_path, e))
     }
 
     /// Makes the layer whole once no span is missing: all of them verified, an index that leads to the diff ID is the

@@ -7,7 +7,7 @@ use std::{
 };
 
 use silk_layer::{
-    tar::{Limits, Scanner},
+    tar::{Limits, Scanner, TarError},
     toc::Toc,
 };
 use silk_model::{
@@ -24,8 +24,8 @@ use crate::{LayerError, settle, timing::Part};
 /// Spans that are scanned in one go: some milliseconds of a core.
 const SCANNED_AT_ONCE: usize = 8;
 
-/// After an error of the disk or the database at the end of a layer. Chosen: a full disk is not full for long, and nobody waits.
-const FINISH_AGAIN: Duration = Duration::from_secs(8);
+/// After an error of the disk or the database. Chosen: a full disk is not full for long, and nobody waits.
+const DISK_AGAIN: Duration = Duration::from_secs(8);
 
 /// A small layer is whole just when its first containers start, and a mount of theirs that found the old mount is refused (EINVAL) if
 /// that goes before its end: this is the longest time between the two. Chosen: they are one system call apart.
@@ -57,7 +57,7 @@ impl Lazy {
                 // The disk's fault, not the index's: all bytes are here, and readers get them.
                 Err(LayerError::Store(error)) if error.class() != Class::Corrupt => {
                     tracing::error!(diff_id = %self.spec.diff_id, %error, "a layer that is here cannot be made whole: tried again soon");
-                    tokio::time::sleep(FINISH_AGAIN).await;
+                    tokio::time::sleep(DISK_AGAIN).await;
                 }
                 done => return Ok(done?),
             }
@@ -116,26 +116,49 @@ impl Lazy {
             }
             let _admitted = self.lane.scan().await;
             let (lazy, spans) = (Arc::clone(self), done..end);
-            let step =
-                tokio::task::spawn_blocking(move || lazy.scan_spans(&mut scanner, spans).map(|()| scanner)).await;
-            scanner = step.map_err(|_| LayerError::Panicked)??;
-            done = end;
+            let step = tokio::task::spawn_blocking(move || {
+                let scanned = lazy.scan_spans(&mut scanner, spans)?;
+                Ok::<_, TarError>((scanner, scanned))
+            });
+            (scanner, done) = step.await.map_err(|_| LayerError::Panicked)??;
+            if done < end {
+                self.happened();
+                tokio::time::sleep(DISK_AGAIN).await;
+            }
         }
         Ok(scanner.finish()?)
     }
 
-    fn scan_spans(&self, scanner: &mut Scanner, spans: Range<usize>) -> Result<(), LayerError> {
+    /// Scans spans, up to the end or to the first that the disk does not give back; says which one is next. Blocks.
+    fn scan_spans(&self, scanner: &mut Scanner, mut spans: Range<usize>) -> Result<usize, TarError> {
         let _lowered = priority::lowered();
         let began = Instant::now();
         let mut bytes = Vec::new();
-        for span in spans {
-            let range = self.partial.index().range(span);
+        while !spans.is_empty() {
+            let range = self.partial.index().range(spans.start);
             bytes.resize((range.end - range.start) as usize, 0);
-            self.partial.read(range.start, &mut bytes)?;
+            if let Err(error) = self.partial.read(range.start, &mut bytes) {
+                self.lose(spans.start, &error);
+                break;
+            }
             scanner.push(&bytes)?;
+            spans.start += 1;
         }
         self.clocks.add(Part::Scan, began.elapsed());
-        Ok(())
+        Ok(spans.start)
+    }
+
+    /// The disk's fault, not the index's: the span is fetched again.
+    fn lose(&self, span: usize, error: &StoreError) {
+        // Given up a moment ago.
+        if matches!(error, StoreError::Absent(_)) {
+            return;
+        }
+        let diff_id = self.spec.diff_id;
+        tracing::error!(%diff_id, span, %error, "bytes of a layer cannot be read back: they are fetched again");
+        if let Err(error) = self.partial.lose(span) {
+            tracing::warn!(%diff_id, span, %error, "a span that cannot be read stays marked on disk");
+        }
     }
 
     async fn finish(self: &Arc<Self>, road: &Road, toc: Arc<Toc>, began: Instant) -> Result<(), LayerError> {

@@ -359,3 +359,31 @@ async fn a_disk_that_fails_at_the_end_is_no_lie() {
     node.whole(&id).await;
     assert_eq!(registry.sent(&blobs(&pushed)) - before, before, "it came once");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_the_disk_does_not_give_back_are_fetched_again() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(1, 20_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    let before = registry.sent(&blobs(&pushed));
+    registry.fault(&blobs(&pushed), Fault::Slow(20_000_000), ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    node.read(&id, tar.len() as u64 - 1000, 1000).await.unwrap();
+    let node = node.restart();
+    registry.heal();
+    registry.fault(&blobs(&pushed), Fault::NoAnswer, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    // Of the last span, which is here, and behind which nothing is written that would make a hole of it.
+    let data = fs::OpenOptions::new().write(true).open(node.store.layer_path(&id).join("data")).unwrap();
+    data.set_len(tar.len() as u64 - 1000).unwrap();
+    assert!(node.read(&id, tar.len() as u64 - 1000, 1000).await.is_err(), "never zeros");
+    registry.heal();
+    node.whole(&id).await;
+    assert_eq!(node.data(&id), tar);
+    assert!(node.renewed().iter().all(|(_, lied)| !lied), "nobody lied");
+    let sent = registry.sent(&blobs(&pushed)) - before;
+    assert!(sent < before + before / 2, "{sent} bytes of {before}: the layer was streamed");
+}
