@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::io::Errno;
 use silk_model::{Class, Digest};
 
 /// An operation of the store that failed.
@@ -37,6 +38,9 @@ pub enum StoreError {
     /// The layer is not here.
     #[error("layer {0} is not in the store")]
     Absent(Digest),
+    /// Its bytes never reached the disk.
+    #[error("layer {0} was lost: the disk failed to take it, and gives other bytes back")]
+    Lost(Digest),
     /// The layer is being written by somebody else.
     #[error("layer {0} is already being written")]
     Busy(Digest),
@@ -82,6 +86,20 @@ impl StoreError {
         }
     }
 
+    /// Does it say that a layer's files are damaged or cannot be read, and not that this process or its host lacks something?
+    pub(crate) fn says_gone(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                source.kind() == io::ErrorKind::NotFound
+                    || [Errno::IO, Errno::UCLEAN, Errno::BADMSG]
+                        .iter()
+                        .any(|e| Some(e.raw_os_error()) == source.raw_os_error())
+            }
+            Self::Absent(_) | Self::Toc { .. } | Self::Index { .. } | Self::Foreign { .. } | Self::Lost(_) => true,
+            Self::Db(_) | Self::Locked(_) | Self::WrongDiffId { .. } | Self::Busy(_) => false,
+        }
+    }
+
     /// What kind of trouble it is.
     pub fn class(&self) -> Class {
         match self {
@@ -89,7 +107,7 @@ impl StoreError {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
                 _ => Class::Internal,
             },
-            Self::Db(_) | Self::Locked(_) => Class::Internal,
+            Self::Db(_) | Self::Locked(_) | Self::Lost(_) => Class::Internal,
             Self::WrongDiffId { .. } | Self::Toc { .. } | Self::Index { .. } | Self::Foreign { .. } => Class::Corrupt,
             Self::Absent(_) => Class::NotFound,
             Self::Busy(_) => Class::Transient,

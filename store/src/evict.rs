@@ -53,6 +53,7 @@ impl Store {
         record.durable = false;
         let bytes = record.facts.size;
         self.persist(&[(*diff_id, record)])?;
+        self.losses().remove(diff_id);
         METRICS.evicted_layers.one();
         METRICS.evicted_bytes.add(bytes);
         drop(changing);

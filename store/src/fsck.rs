@@ -1,6 +1,6 @@
 //! Proving again that a layer's bytes are what its diff ID names.
 
-use std::{fs::File, io::Read};
+use std::{fs::File, io::Read, path::Path};
 
 use sha2::{Digest as _, Sha256};
 use silk_model::Digest;
@@ -34,16 +34,17 @@ impl Store {
     /// a bad layer after hiding its mounts.
     ///
     /// # Errors
-    /// [`StoreError::Absent`] when the layer is not whole.
+    /// [`StoreError::Absent`] when the layer is not whole; what the file system says where that is no fault of the layer's.
     pub fn prove(&self, diff_id: &Digest) -> Result<Proof, StoreError> {
         let unreadable =
             |e: StoreError| Ok(Proof { diff_id: *diff_id, bytes: 0, finding: Finding::Unreadable(e.to_string()) });
         match self.prove_data(diff_id) {
             Ok(proof) if proof.finding == Finding::Good => match self.toc(diff_id) {
                 Ok(_) => Ok(proof),
-                Err(e) => unreadable(e),
+                Err(e) if e.says_gone() => unreadable(e),
+                Err(e) => Err(e),
             },
-            Err(e @ StoreError::Io { .. }) if self.whole(diff_id) => unreadable(e),
+            Err(e) if e.says_gone() && self.whole(diff_id) => unreadable(e),
             other => other,
         }
     }
@@ -53,8 +54,7 @@ impl Store {
         let path = self.layer_path(diff_id).join("data");
         let file = File::open(&path).map_err(|e| StoreError::io("open", &path, e))?;
         // The copy on disk is what is asked about, not the one in the page cache, which may be the only good one.
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
-            .map_err(|e| StoreError::io("drop the cache of", &path, e.into()))?;
+        uncache(&file, &path)?;
         let mut rest = file.take(size);
         let mut buffer = vec![0; 1 << 20];
         let mut hasher = Sha256::new();
@@ -71,4 +71,10 @@ impl Store {
         let finding = if found == *diff_id { Finding::Good } else { Finding::Bad(found) };
         Ok(Proof { diff_id: *diff_id, bytes, finding })
     }
+}
+
+/// What is read next comes from the disk. Not what is dirty: that is nowhere else.
+pub(crate) fn uncache(file: &File, path: &Path) -> Result<(), StoreError> {
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)
+        .map_err(|e| StoreError::io("drop the cache of", path, e.into()))
 }

@@ -6,6 +6,7 @@
 //! <root>/layers/sha256/<diff ID>/toc             its table of contents (docs/formats/toc.md)
 //! <root>/layers/sha256/<diff ID>/index           its random access (docs/formats/index.md)
 //! <root>/layers/sha256/<diff ID>/present         while bytes are missing: which are here
+//! <root>/layers/sha256/<diff ID>/unsynced       its sync failed: believed only after it was read back
 //! <root>/layers/sha256/<diff ID>/erofs*          metadata images made from it (docs/formats/erofs.md)
 //! ```
 //!
@@ -27,6 +28,7 @@ mod known;
 mod partial;
 mod profiles;
 mod record;
+mod settle;
 mod slots;
 mod way;
 mod writer;
@@ -72,6 +74,8 @@ pub struct Store {
     changing: Mutex<()>,
     /// Layers that have a writer.
     writing: Mutex<HashSet<Digest>>,
+    /// Layers whose bytes the disk lost.
+    losses: Mutex<HashSet<Digest>>,
     ways: way::Ways,
 }
 
@@ -97,6 +101,7 @@ impl Store {
             records: Mutex::default(),
             changing: Mutex::default(),
             writing: Mutex::default(),
+            losses: Mutex::default(),
             ways: way::Ways::default(),
         };
         store.load()?;
@@ -237,12 +242,12 @@ impl Store {
                 tracing::warn!(diff_id = %id, "dropped a layer's record of an unknown version: the layer is fetched again");
                 continue;
             };
+            self.records().insert(id, record.clone());
             if record.whole && !self.trusted(&id, &record) {
                 tracing::warn!(diff_id = %id, "a layer's bytes did not survive the restart: it is fetched again");
                 record.whole = false;
-                changed.push((id, record.clone()));
+                changed.push((id, record));
             }
-            self.records().insert(id, record);
         }
         drop((table, read));
         self.persist(&changed)
@@ -251,7 +256,18 @@ impl Store {
     fn trusted(&self, id: &Digest, record: &LayerRecord) -> bool {
         let here =
             fs::metadata(self.layer_path(id).join("data")).is_ok_and(|m| m.len() == writer::padded(record.facts.size));
-        here && (record.durable || record.boot == self.boot)
+        here && (record.durable || (record.boot == self.boot && (!self.is_doubted(id) || self.was_read_back(id))))
+    }
+
+    /// A sync of the layer failed in an earlier process.
+    fn was_read_back(&self, id: &Digest) -> bool {
+        match self.is_on_disk(id) {
+            Ok(on_disk) => on_disk,
+            Err(error) => {
+                tracing::warn!(diff_id = %id, %error, "a layer in doubt cannot be read back");
+                false
+            }
+        }
     }
 
     /// Deletes files that no record speaks for.

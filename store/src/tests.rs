@@ -111,6 +111,63 @@ fn what_was_not_synced_is_believed_for_this_boot_only() {
     assert!(store.layer_path(&id).join("toc").exists());
 }
 
+/// Syncs a layer, which fails once a file of it has been replaced by what cannot be synced.
+fn settle_failing(store: &Store, id: &Digest) {
+    let dir = store.layer_path(id);
+    fs::rename(dir.join("index"), dir.join("away")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", dir.join("index")).unwrap();
+    assert!(store.settle(&[*id]).is_err());
+    fs::rename(dir.join("away"), dir.join("index")).unwrap();
+}
+
+/// The disk has other bytes than the page cache had: here the two are one file.
+fn lose_a_page(store: &Store, id: &Digest) {
+    let data = fs::OpenOptions::new().write(true).open(store.layer_path(id).join("data")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&data, &[0; 4096], 4096).unwrap();
+}
+
+#[test]
+fn what_failed_to_sync_is_read_back_before_it_is_believed() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let (good, lost) = (put(&store, &[1; 20_000]), put(&store, &[2; 20_000]));
+    for id in [good, lost] {
+        settle_failing(&store, &id);
+        assert!(store.whole(&id) && !store.record(&id).unwrap().durable);
+    }
+    lose_a_page(&store, &lost);
+    drop(store);
+    let store = open(root.path());
+    assert!(store.whole(&good), "the disk has it");
+    assert!(!store.whole(&lost), "the disk does not");
+    store.settle(&[good, lost]).unwrap();
+    assert!(store.record(&good).unwrap().durable);
+    drop(store);
+    let store = open(root.path());
+    assert!(store.whole(&good) && !store.whole(&lost));
+    assert!(store.toc(&lost).is_ok(), "its names stay");
+}
+
+#[test]
+fn a_sync_that_goes_well_after_one_that_failed_proves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let (good, lost) = (put(&store, &[1; 20_000]), put(&store, &[2; 20_000]));
+    for id in [good, lost] {
+        settle_failing(&store, &id);
+    }
+    lose_a_page(&store, &lost);
+    // Another image that has the layers became ready.
+    assert!(matches!(store.settle(&[good, lost]), Err(StoreError::Lost(id)) if id == lost));
+    assert!(store.record(&good).unwrap().durable && !store.record(&lost).unwrap().durable);
+    assert_eq!(store.lost(), [lost]);
+    store.evict(&lost).unwrap();
+    assert!(store.lost().is_empty());
+    put(&store, &[2; 20_000]);
+    store.settle(&[lost]).unwrap();
+    assert!(store.record(&lost).unwrap().durable, "nothing is held against the next");
+}
+
 #[test]
 fn leftovers_of_a_killed_process_are_swept() {
     let root = tempfile::tempdir().unwrap();

@@ -113,45 +113,6 @@ impl Drop for LayerWriter {
     }
 }
 
-impl Store {
-    /// Makes whole layers durable: syncs their files and directories, then says so in the database. Blocks for as long
-    /// as the disk needs; call it where nothing waits.
-    ///
-    /// # Errors
-    /// What the file system or the database says: the layers stay usable for this boot.
-    pub fn settle(&self, diff_ids: &[Digest]) -> Result<(), StoreError> {
-        let mut synced = Vec::new();
-        let mut failed = None;
-        for id in diff_ids {
-            let Some(record) = self.record(id).filter(|r| r.whole && !r.durable) else { continue };
-            let dir = self.layer_path(id);
-            let files = ["data", "toc", "index"].map(|name| dir.join(name));
-            let paths = files.iter().chain([&dir]);
-            let layers = self.root.join("layers/sha256");
-            match paths.chain([&layers]).try_for_each(|path| sync(path)) {
-                Ok(()) => synced.push((*id, record.facts)),
-                // One that was evicted meanwhile; the others are synced all the same.
-                Err(error) => failed = Some(error),
-            }
-        }
-        let _changing = self.changing();
-        // Only what was synced: a layer that was evicted and fetched again meanwhile took another time.
-        let changed: Vec<_> = synced
-            .into_iter()
-            .filter_map(|(id, facts)| {
-                let now = self.record(&id).filter(|r| r.whole && r.facts == facts)?;
-                Some((id, LayerRecord { durable: true, ..now }))
-            })
-            .collect();
-        self.persist(&changed)?;
-        failed.map_or(Ok(()), Err)
-    }
-}
-
-fn sync(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(|e| StoreError::io("sync", path, e))
-}
-
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     fs::write(path, bytes).map_err(|e| StoreError::io("write", path, e))
 }

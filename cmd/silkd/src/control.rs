@@ -247,12 +247,12 @@ impl Control for Service {
             }
             janitor.wake.notify_one();
         });
-        let service = self.clone();
+        let janitor = Arc::clone(&self.0.janitor);
         let reports = ReceiverStream::new(reports).map(move |report| {
             if let Ok(report) = &report
                 && !report.ok
             {
-                service.refetch();
+                janitor.refetch();
             }
             report
         });
@@ -285,16 +285,6 @@ impl Control for Service {
 
     async fn drop_profile(&self, request: Request<ProfileRequest>) -> Result<Response<Profile>, Status> {
         profiles::drop(&self.0.janitor.puller, &request.get_ref().image).await.map(Response::new)
-    }
-}
-
-impl Service {
-    /// Starts the pulls of images that lost a layer.
-    fn refetch(&self) {
-        for chain in self.0.janitor.snapshots.remote_chains() {
-            // An image that silk does not know any more is pulled when containerd asks for it.
-            let _ = self.0.janitor.puller.state(&chain.image, &chain.image_ref);
-        }
     }
 }
 

@@ -54,6 +54,7 @@ impl Janitor {
             std::process::exit(1);
         }
         self.drop_broken()?;
+        self.drop_lost()?;
         self.forget_images()?;
         let used = self.used();
         for (diff_id, record) in self.views.store.list() {
@@ -82,6 +83,29 @@ impl Janitor {
             }
         }
         Ok(())
+    }
+
+    /// Drops whole layers that the disk did not keep, whoever uses them, and has them fetched again. Blocks.
+    fn drop_lost(&self) -> Result<(), StoreError> {
+        let lost = self.views.store.lost();
+        for diff_id in &lost {
+            match self.views.retire(diff_id, &|| false, || self.views.store.evict(diff_id)) {
+                Ok(gone) => drop(gone.transpose()?),
+                Err(error) => tracing::warn!(%diff_id, %error, "a layer that the disk lost stays"),
+            }
+        }
+        if !lost.is_empty() {
+            self.refetch();
+        }
+        Ok(())
+    }
+
+    /// Starts the pulls of images that lost a layer.
+    pub fn refetch(&self) {
+        for chain in self.snapshots.remote_chains() {
+            // An image that silk does not know any more is pulled when containerd asks for it.
+            let _ = self.puller.state(&chain.image, &chain.image_ref);
+        }
     }
 
     fn broken(&self) -> HashSet<Digest> {
