@@ -152,26 +152,10 @@ func (s fsSettings) grounds(t scope.Scope, subject subject) (all []ground) {
 	ref := origin.Add(subject.name, "latest", subject.bundle)
 	add := func(name string, c column, rung string) {
 		n := node.Start(t, c.options("", rung, false))
-		ctx := node.Context(t, "bench")
-		if err := pull(ctx, n, ref, c.snapshotter); err != nil {
-			t.Fatal(err)
-		}
+		dir := view(t, n, ref, c.snapshotter)
 		if c.silk() {
 			n.Eventually("the image is whole", func() error { return whole(n, ref) })
 		}
-		image, err := n.Client.GetImage(ctx, ref)
-		if err != nil {
-			t.Fatal(err)
-		}
-		chain, err := n.ChainID(ctx, image)
-		if err != nil {
-			t.Fatal(err)
-		}
-		dir, undo, err := n.View(ctx, c.snapshotter, chain)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { undo() })
 		all = append(all, ground{name, dir, filepath.Join(n.Dir, "silk/layers")})
 	}
 	add(baseline, column{snapshotter: "overlayfs"}, "")

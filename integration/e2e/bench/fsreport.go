@@ -37,19 +37,13 @@ func (s fsSettings) write(subjects []subject, all []timing) error {
 }
 
 func fsTable(text *strings.Builder, s subject, all []timing) {
-	var grounds []string
-	for _, t := range all {
-		if t.image == s.name && !slices.Contains(grounds, t.ground) {
-			grounds = append(grounds, t.ground)
-		}
-	}
-	slices.Sort(grounds)
+	grounds := groundsOf(all, s.name)
 	for _, workers := range []int{1, 4} {
 		fmt.Fprintf(text, "\n| %s, %d layers, %d at a time | %s |\n|---|%s\n", s.name, len(s.layers()), workers, strings.Join(grounds, " | "), strings.Repeat("--:|", len(grounds)))
 		for _, task := range tasks {
 			fmt.Fprintf(text, "| %s |", task)
 			for _, ground := range grounds {
-				text.WriteString(cell(all, s.name, ground, task, workers))
+				text.WriteString(cell(all, s.name, ground, baseline, task, workers))
 			}
 			text.WriteString("\n")
 		}
@@ -59,8 +53,19 @@ func fsTable(text *strings.Builder, s subject, all []timing) {
 	}
 }
 
-// cell is a median, and the median of the ratios to the baseline.
-func cell(all []timing, image, ground string, task task, workers int) string {
+// groundsOf lists those an image was measured on.
+func groundsOf(all []timing, image string) (grounds []string) {
+	for _, t := range all {
+		if t.image == image && !slices.Contains(grounds, t.ground) {
+			grounds = append(grounds, t.ground)
+		}
+	}
+	slices.Sort(grounds)
+	return grounds
+}
+
+// cell is a median, and the median of the ratios to another ground of the same round.
+func cell(all []timing, image, ground, against string, task task, workers int) string {
 	find := func(ground string) map[int]time.Duration {
 		found := map[int]time.Duration{}
 		for _, t := range all {
@@ -71,7 +76,7 @@ func cell(all []timing, image, ground string, task task, workers int) string {
 		return found
 	}
 	var times, ratios []float64
-	base := find(baseline)
+	base := find(against)
 	for round, took := range find(ground) {
 		times = append(times, float64(took)/float64(time.Millisecond))
 		if base[round] > 0 {
@@ -81,7 +86,7 @@ func cell(all []timing, image, ground string, task task, workers int) string {
 	switch {
 	case len(times) == 0:
 		return " |"
-	case ground == baseline || len(ratios) == 0:
+	case ground == against || len(ratios) == 0:
 		return fmt.Sprintf(" %.0f |", middle(times))
 	default:
 		return fmt.Sprintf(" %.0f (%.2f) |", middle(times), middle(ratios))

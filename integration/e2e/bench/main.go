@@ -24,7 +24,7 @@ func main() {
 		return
 	}
 	heedSignals()
-	commands := map[string]func([]string) error{"fs": fsMain, "crowd": crowdMain}
+	commands := map[string]func([]string) error{"fs": fsMain, "crowd": crowdMain, "lazy": lazyMain}
 	if len(os.Args) > 1 && commands[os.Args[1]] != nil {
 		exit(commands[os.Args[1]](os.Args[2:]))
 	}
