@@ -29,7 +29,7 @@ use tracing::Span;
 
 use super::{
     range::{RangeError, Wanted},
-    scheduler::Lane,
+    scheduler::{Lane, Reading},
 };
 use crate::{
     LayerSpec,
@@ -269,7 +269,7 @@ impl Lazy {
             METRICS.reads.of(Read::AtOnce).one();
             return self.answer(bytes, answer);
         }
-        let answer = timed(answer);
+        let answer = timed(answer, self.lane.reading(self.spec.diff_id));
         let mut work = self.work();
         let runs = match &work.ground {
             // Again, now that no span can be marked without its waiting reads being looked at.
@@ -431,12 +431,13 @@ impl Lazy {
 }
 
 /// Tells how long a read waited for its answer.
-fn timed(answer: Answer) -> Answer {
+fn timed(answer: Answer, reading: Reading) -> Answer {
     METRICS.reads.of(Read::Parked).one();
     let asked = Instant::now();
     Box::new(move |read| {
         METRICS.read_wait.took(asked.elapsed());
         answer(read);
+        drop(reading);
     })
 }
 

@@ -85,7 +85,7 @@ impl Lazy {
         let mut events = self.events.subscribe();
         loop {
             let asked = Instant::now();
-            let admitted = self.lane.background().await;
+            let admitted = self.lane.background(self.spec.diff_id).await;
             self.clocks.add(Part::Turn, asked.elapsed());
             events.borrow_and_update();
             let wake = match self.next_run() {
@@ -94,7 +94,10 @@ impl Lazy {
                     self.spawn(run, Wanted::Later, Some(admitted));
                     continue;
                 }
-                Ok(None) => None,
+                Ok(None) => {
+                    self.lane.cool(self.spec.diff_id);
+                    None
+                }
                 Err(at) => Some(at),
             };
             drop(admitted);
