@@ -74,7 +74,9 @@ impl Redis {
 
     async fn read(&self, query: &Query<'_>) -> Answer {
         let end = Instant::now() + self.config.deadline();
-        let Some(line) = self.link.line(end).await else { return Answer::default() };
+        let Some(line) = self.link.line(end).await else {
+            return Answer { is_away: true, ..Answer::default() };
+        };
         let mut keys: Vec<Key> = query.blobs.iter().map(|blob| Key::Layer(*blob)).collect();
         if query.wants_profile {
             keys.push(Key::Profile(query.image.manifest));

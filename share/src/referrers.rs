@@ -228,12 +228,12 @@ impl Backend for Referrers {
 
     fn look_up<'a>(&'a self, query: &'a Query<'a>) -> BoxFuture<'a, Answer> {
         async move {
-            let Some(repository) = query.image.repository.as_ref().filter(|_| self.config.discover) else {
+            let Some(repository) = query.image.repository.as_ref().filter(|_| self.config.discover || query.writes) else {
                 return Answer::default();
             };
             let name = repository.to_string();
             if self.rests(&name) {
-                return Answer::default();
+                return Answer { is_away: true, ..Answer::default() };
             }
             let end = Instant::now() + Duration::from_millis(self.config.deadline_millis);
             let answer = self.read(repository, query, end).await;

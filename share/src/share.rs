@@ -16,8 +16,8 @@ use silk_model::Digest;
 use tracing::{debug, warn};
 
 use crate::{
-    Answer, Backend, BackendError, Config, Found, Image, Item, LayerKnowledge, Published, Query, ShareError, State,
-    envelope::Keys, lies::Lies, limit::Limited, queue::Queue, redis::Redis, referrers::Referrers,
+    Answer, Backend, BackendError, Config, Found, Image, Item, Join, LayerKnowledge, Published, Query, ShareError,
+    State, envelope::Keys, lies::Lies, limit::Limited, queue::Queue, redis::Redis, referrers::Referrers,
 };
 
 /// What is known about images, here and elsewhere.
@@ -124,7 +124,7 @@ impl Share {
             if missing.is_empty() && !wants_profile {
                 break;
             }
-            let query = Query { image, blobs: &missing, wants_profile, lies: Some(&self.lies) };
+            let query = Query { image, blobs: &missing, wants_profile, lies: Some(&self.lies), writes: false };
             let mut answer = member.backend.look_up(&query).await;
             answer
                 .layers
@@ -147,6 +147,11 @@ impl Share {
     /// Publishes an image's start profiles, in the background. They replace what was there.
     pub fn publish_profile(&self, image: &Image, profile: Bytes) {
         self.publish(image, Item::Profile(profile));
+    }
+
+    /// Publishes an image's start profiles, in the background: at each backend, what `join` makes of those that are there.
+    pub fn join_profile(&self, image: &Image, join: &Join) {
+        self.members.iter().for_each(|member| member.queue.join(image, join));
     }
 
     fn publish(&self, image: &Image, item: Item) {
@@ -180,7 +185,7 @@ impl Share {
     /// What each backend has of these layers, in the order of [`Share::admits`]: for who looks what is left to publish. No
     /// backend is asked in place of another, and nothing of it is counted.
     pub async fn holdings(&self, image: &Image, blobs: &[Digest]) -> Vec<Answer> {
-        let query = Query { image, blobs, wants_profile: false, lies: Some(&self.lies) };
+        let query = Query { image, blobs, wants_profile: false, lies: Some(&self.lies), writes: false };
         join_all(self.members.iter().map(|member| member.backend.look_up(&query))).await
     }
 
