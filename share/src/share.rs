@@ -108,7 +108,8 @@ impl Share {
         self.members.is_empty()
     }
 
-    /// Everything known of `image`, whose layers have these `blobs`. What one backend lacks the next is asked for. Never
+    /// Everything known of `image`, whose layers have these `blobs`. Of what one backend lacks the layers are asked for at the next,
+    /// and start profiles with them; for profiles alone only where nothing else is asked: no pull waits for them. Never
     /// fails and waits for each backend at most as long as it is given: one in trouble is skipped.
     pub async fn image(&self, image: &Image, blobs: &[Digest]) -> Knowledge {
         let mut layers: HashMap<Digest, Found<LayerKnowledge>> = HashMap::new();
@@ -121,7 +122,7 @@ impl Share {
                 }
             }
             let wants_profile = profiles.is_empty();
-            if missing.is_empty() && !wants_profile {
+            if missing.is_empty() && !(wants_profile && blobs.is_empty()) {
                 break;
             }
             let query = Query { image, blobs: &missing, wants_profile, lies: Some(&self.lies), writes: false };

@@ -32,7 +32,8 @@ impl Puller {
             let mut profile = puller.kept(&spec.manifest).await;
             profile.join(&theirs);
             let mut starting = starting;
-            if profile.starts.is_empty() && found.is_none() && !puller.seams.share.is_alone() {
+            // A pull does not wait for all who may know one.
+            if profile.starts.is_empty() && !puller.seams.share.is_alone() {
                 // Others' background does not wait for a slow peer.
                 drop(starting);
                 profile = puller.ask_profile(&image).await;
