@@ -56,6 +56,8 @@ pub struct Views {
 struct Wants {
     meta: PathBuf,
     layers: Vec<Digest>,
+    /// Layers that its names were made of besides its own, if it was made or found by this process.
+    below: Vec<Digest>,
 }
 
 impl Views {
@@ -161,15 +163,22 @@ impl Views {
             self.mounts.hide_name(&name).map_err(failed)?;
             self.chains().remove(&name);
         }
+        self.hide_users(diff_id, &|user| user.layers.contains(diff_id))?;
+        self.dependences().remove(diff_id);
+        Ok(())
+    }
+
+    /// Takes away views of other layers, for the sake of `diff_id`, and deletes what they were made of.
+    fn hide_users(&self, diff_id: &Digest, is_user: &dyn Fn(&Wants) -> bool) -> Result<(), ViewError> {
         let users: Vec<_> =
-            self.chains().iter().filter(|(_, w)| w.layers.contains(diff_id)).map(|(name, _)| name.clone()).collect();
+            self.chains().iter().filter(|(_, wants)| is_user(wants)).map(|(name, _)| name.clone()).collect();
         for name in users {
-            self.mounts.hide_name(&name).map_err(failed)?;
+            let hidden = self.mounts.hide_name(&name);
+            hidden.map_err(|source| ViewError::Mount { layer: *diff_id, source })?;
             if let Some(Wants { meta, .. }) = self.chains().remove(&name) {
                 remove_file(&meta)?;
             }
         }
-        self.dependences().remove(diff_id);
         Ok(())
     }
 
@@ -184,6 +193,8 @@ impl Views {
             let own = images(&files.layer_path(diff_id), diff_id)?;
             if lied {
                 self.hide_layer(files, diff_id)?;
+                // Also those that took no more from it than the mode of a directory.
+                self.hide_users(diff_id, &|user| user.below.contains(diff_id))?;
                 own.iter().try_for_each(|(meta, _)| remove_file(meta))?;
                 return remove_file(&files.layer_path(diff_id).join("depends"));
             }
@@ -216,7 +227,7 @@ impl Views {
                 let layers = meta::wanted(&meta).unwrap_or_default();
                 if layers.iter().all(|layer| here.contains(layer)) {
                     if layers.iter().any(|layer| layer != diff_id) {
-                        self.chains().insert(name.clone(), Wants { meta, layers });
+                        self.chains().insert(name.clone(), Wants { meta, layers, below: Vec::new() });
                     }
                     keep.insert(name);
                 } else {
@@ -280,7 +291,8 @@ impl Views {
             let devices: Vec<_> = layers.iter().map(|layer| data(files, layer)).collect();
             let ground = ground(files, &layers);
             if let Variant::Chain(_) = view.variant {
-                self.chains().insert(view.name(), Wants { meta: path.clone(), layers });
+                let below = chain[..chain.len() - 1].to_vec();
+                self.chains().insert(view.name(), Wants { meta: path.clone(), layers, below });
             }
             self.mounts.show(view, &path, &devices, ground).map_err(|source| ViewError::Mount { layer, source })
         })

@@ -318,6 +318,24 @@ fn privileged_a_layer_that_depends_on_its_parents_has_a_view_for_each_chain() {
 }
 
 #[test]
+fn privileged_names_that_lied_are_gone_from_views_of_other_layers() {
+    let layers = Layers::new();
+    let views = layers.views(RungChoice::Auto);
+    let base = layers.add(&base());
+    // `etc` is implied: its mode comes from below, and nothing else does.
+    let top = layers.add(&Tar::new().file("etc/added", "added"));
+    let truth = layers.known.lock().unwrap()[&base].clone();
+    let mut lie = truth.clone();
+    lie.0.entries.iter_mut().filter(|entry| entry.path.starts_with(b"etc")).for_each(|etc| etc.mode = 0o777);
+    layers.known.lock().unwrap().insert(base, lie);
+    let mode = |merged: &Path| fs::metadata(merged.join("etc")).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&layers.overlay(&views, &[base, top], "lie")), 0o777);
+    layers.known.lock().unwrap().insert(base, truth);
+    views.renew_layer(&layers, &base, true).unwrap();
+    assert_eq!(mode(&layers.overlay(&views, &[base, top], "truth")), 0o750);
+}
+
+#[test]
 fn privileged_a_base_with_whiteouts_has_a_view_of_its_own() {
     let layers = Layers::new();
     let views = layers.views(RungChoice::Auto);

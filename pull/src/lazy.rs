@@ -17,8 +17,8 @@ use silk_model::{
     metrics::{Lie, METRICS},
 };
 use silk_registry::Repository;
-use silk_share::{Found, Image, Share};
-use silk_store::{Store, StoreError};
+use silk_share::{Found, Image, LayerKnowledge, Share};
+use silk_store::{Known, Store, StoreError};
 use tokio::task::AbortHandle;
 
 use crate::{Config, ImageSpec, LayerSpec, Show, layer::Layers, spans, timing::Trip};
@@ -72,6 +72,22 @@ pub(crate) struct Road {
     pub(crate) trip: Option<Arc<Trip>>,
 }
 
+/// What somebody said of a layer, to be compared later.
+#[derive(Debug, PartialEq, Eq)]
+struct Said([Digest; 2]);
+
+impl Said {
+    fn of(known: &Known) -> Self {
+        Self([Digest::of(&known.toc), Digest::of(&known.index)])
+    }
+}
+
+/// As others are told.
+pub(crate) fn knowledge(known: Known) -> LayerKnowledge {
+    let Known { diff_id, blob, toc, index, .. } = known;
+    LayerKnowledge { blob, diff_id, toc: toc.into(), index: index.into() }
+}
+
 impl Road {
     /// Readers of this layer saw names that are not its own. Whoever asks from now on waits for the right ones.
     fn names_lied(&self, lazy: &Lazy) {
@@ -82,6 +98,29 @@ impl Road {
         self.lazies.remove(&diff_id);
         self.show.renew(&diff_id, true);
         self.show.forget(&diff_id);
+    }
+
+    /// The layer was streamed because what was `said` of it led nowhere, and its blob was good. So that was wrong, and the truth is
+    /// told in its place; unless it is what the blob has told now: then others sent bytes that were not the blob's.
+    async fn judge(&self, lazy: &Lazy, said: Option<Said>, why: &str) {
+        let (store, diff_id) = (Arc::clone(&self.lazies.store), lazy.spec.diff_id);
+        let truth = tokio::task::spawn_blocking(move || store.known(&diff_id)).await;
+        let Ok(Ok(truth)) = truth else { return };
+        if said.is_some_and(|said| said == Said::of(&truth)) {
+            tracing::warn!(%diff_id, why, "what was known of a layer is what its blob says: nobody lied");
+            return;
+        }
+        METRICS.lies.of(Lie::Index).one();
+        self.distrust(lazy, why);
+        self.tell(lazy, truth);
+    }
+
+    /// What is known of the layer by now goes where what was wrong came from.
+    fn tell(&self, lazy: &Lazy, truth: Known) {
+        if lazy.learned.is_some() {
+            let image = Image { repository: Some(self.repository.clone()), manifest: self.image.manifest };
+            self.share.publish_layer(&image, knowledge(truth));
+        }
     }
 
     /// Whoever gave names and index of the layer is not believed in this again.
@@ -139,7 +178,7 @@ impl Lazies {
         if self.get(&spec.diff_id).is_some() {
             return Ok(self.size(&spec.diff_id).is_some());
         }
-        if !self.store.is_known(&spec.diff_id, &spec.blob) {
+        if !self.store.is_known(&spec.diff_id, &spec.blob, spec.size) {
             return Ok(false);
         }
         let partial = match self.store.partial(spec.diff_id) {
@@ -222,7 +261,6 @@ impl Lazies {
 async fn live(lazy: Arc<Lazy>, road: Road) {
     let Err(fault) = lazy.fill(&road).await else { return };
     let LayerSpec { diff_id, blob, .. } = lazy.spec;
-    METRICS.lies.of(Lie::Index).one();
     let store = Arc::clone(road.lazies.store());
     let from = store.record(&diff_id).map(|r| r.from).unwrap_or_default();
     tracing::error!(%diff_id, %blob, from, %fault, "what was known of a layer is no good: it is streamed instead");
@@ -231,18 +269,24 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
         let (lazy, road) = (Arc::clone(&lazy), road.clone());
         move || {
             road.show.renew(&diff_id, true);
-            lazy.partial.discard(true)
+            let said = road.lazies.store.known(&diff_id).ok().map(|known| Said::of(&known));
+            (said, lazy.partial.discard(true))
         }
     })
     .await;
-    if let Ok(Err(error)) = forgotten {
-        tracing::warn!(%diff_id, %error, "could not forget what was known of a layer");
-    }
+    let said = match forgotten {
+        Ok((said, Ok(()))) => said,
+        Ok((said, Err(error))) => {
+            tracing::warn!(%diff_id, %error, "could not forget what was known of a layer");
+            said
+        }
+        Err(_) => None,
+    };
+    lazy.give_up();
     loop {
         match road.streams.pull(&lazy.spec, &road.repository, road.trip.as_deref()).await {
             Ok(()) => {
-                // The blob was good, so what was known of it was not.
-                road.distrust(&lazy, &fault.to_string());
+                road.judge(&lazy, said, &fault.to_string()).await;
                 break;
             }
             Err(error) => {

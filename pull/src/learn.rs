@@ -1,8 +1,8 @@
 //! Layers learned ahead of time: streamed from a registry for their names and index alone, without a store.
 
 use silk_layer::{
-    index::{self, Index},
-    toc::{self, Toc},
+    index::{self, Index, IndexError},
+    toc::{self, Toc, TocError},
 };
 use silk_model::Digest;
 use silk_registry::Blob;
@@ -39,10 +39,16 @@ impl Learner {
     }
 }
 
-/// Whether a node could use what somebody else says of a layer: both parts are intact and lead to it.
+/// Whether a node could use what somebody else says of a layer: both parts are intact and lead to it, or a newer silk has said it,
+/// for newer nodes.
 pub fn is_of(known: &LayerKnowledge, layer: &LayerSpec) -> bool {
     let LayerKnowledge { blob, diff_id, toc, index } = known;
-    let (Ok(toc), Ok(index)) = (toc::decode(toc), index::decode(index)) else { return false };
+    let (toc, index) = match (toc::decode(toc), index::decode(index)) {
+        (Ok(toc), Ok(index)) => (toc, index),
+        (Err(TocError::Version(version)), _) => return version > toc::VERSION,
+        (_, Err(IndexError::Version(version))) => return version > index::VERSION,
+        (Err(_), _) | (_, Err(_)) => return false,
+    };
     (*blob, *diff_id, index.diff_id()) == (layer.blob, layer.diff_id, layer.diff_id)
         && (index.size, index.blob_size) == (toc.size, layer.size)
 }

@@ -3,7 +3,7 @@
 //! The node's own store implements this too, in the daemon: it is the first of the list. A backend proves what it
 //! returns as far as can be done without the layer itself, and says what it refused.
 
-use std::{fmt, time::SystemTime};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
@@ -73,6 +73,9 @@ pub struct Found<T> {
     pub(crate) backend: usize,
 }
 
+/// Makes one value of an image's start profiles and those that a backend has; none: what it has is to stay.
+pub type Join = Arc<dyn Fn(&[Found<Bytes>]) -> Option<Bytes> + Send + Sync>;
+
 /// What is asked of a backend.
 #[derive(Debug)]
 pub struct Query<'a> {
@@ -83,6 +86,8 @@ pub struct Query<'a> {
     /// Whether a start profile is wanted as well.
     pub wants_profile: bool,
     pub(crate) lies: Option<&'a Lies>,
+    /// Who asks is about to write what it makes of the answer.
+    pub(crate) writes: bool,
 }
 
 /// What a backend has. Nothing of it is an error: what could not be had is missing, and `trouble` says why.
@@ -96,6 +101,8 @@ pub struct Answer {
     pub refused: Vec<Refused>,
     /// Why there may be less than there is.
     pub trouble: Option<String>,
+    /// It was in trouble before, and was not asked now.
+    pub is_away: bool,
 }
 
 /// What became of values that were to be published.
@@ -227,7 +234,12 @@ impl<T> Found<T> {
 impl<'a> Query<'a> {
     /// A question of one's own: nobody is known to have lied.
     pub fn new(image: &'a Image, blobs: &'a [Digest], wants_profile: bool) -> Self {
-        Self { image, blobs, wants_profile, lies: None }
+        Self { image, blobs, wants_profile, lies: None, writes: false }
+    }
+
+    /// For an image's start profiles, to write them anew.
+    pub(crate) fn of_writer(image: &'a Image) -> Self {
+        Self { writes: true, ..Self::new(image, &[], true) }
     }
 
     /// Whether this value of `key` has lied before. It would be dropped from the answer; another one may be better.

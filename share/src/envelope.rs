@@ -80,6 +80,9 @@ pub enum EnvelopeError {
     /// The seal is wrong.
     #[error("its seal is wrong: it is damaged, or not from this fleet")]
     Seal,
+    /// Its list names it, and it is not there, or not as the list says.
+    #[error("it cannot be read: {0}")]
+    Gone(String),
     /// It is larger than it may be.
     #[error("it has more than {limit} bytes")]
     TooLarge {

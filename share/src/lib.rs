@@ -20,7 +20,7 @@ mod referrers;
 mod seal;
 mod share;
 
-pub use backend::{Answer, Backend, Found, Image, Item, Key, LayerKnowledge, Published, Query, Refused, State};
+pub use backend::{Answer, Backend, Found, Image, Item, Join, Key, LayerKnowledge, Published, Query, Refused, State};
 pub use config::{Config, RedisConfig, ReferrersConfig};
 pub use envelope::EnvelopeError;
 pub use error::{BackendError, ShareError};

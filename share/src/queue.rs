@@ -13,7 +13,7 @@ use std::{
 use silk_model::{Class, Digest};
 use tokio::{sync::Notify, task::JoinHandle, time::sleep};
 
-use crate::{Backend, BackendError, Image, Item, Key, Published, share::Record};
+use crate::{Answer, Backend, BackendError, Image, Item, Join, Key, Published, Query, share::Record};
 
 /// Bytes of values that may wait for one backend: the largest images' together, and little enough beside a pull's buffers.
 const MAX_BYTES: usize = 32 << 20;
@@ -37,6 +37,7 @@ struct Waiting {
 
 enum Job {
     Publish(Item),
+    Join(Join),
     Remove(Key, Digest),
 }
 
@@ -44,6 +45,7 @@ enum Job {
 struct Batch {
     image: Image,
     items: Vec<Item>,
+    join: Option<Join>,
     removals: Vec<(Key, Digest)>,
 }
 
@@ -62,6 +64,14 @@ impl Queue {
     pub(crate) fn publish(&self, image: &Image, item: Item) {
         let key = item.key(image.manifest);
         if !self.waiting.push(image, Job::Publish(item)) {
+            self.record.dropped(format_args!("{key} is not published to {}: too much waits already", self.name));
+        }
+    }
+
+    /// Publishes the image's start profiles joined with what is there by then.
+    pub(crate) fn join(&self, image: &Image, join: &Join) {
+        if !self.waiting.push(image, Job::Join(Join::clone(join))) {
+            let key = Key::Profile(image.manifest);
             self.record.dropped(format_args!("{key} is not published to {}: too much waits already", self.name));
         }
     }
@@ -99,7 +109,7 @@ impl Waiting {
     fn pop(&self) -> Option<Batch> {
         let (jobs, bytes) = &mut *self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let image = jobs.front()?.0.clone();
-        let mut batch = Batch { image, items: Vec::new(), removals: Vec::new() };
+        let mut batch = Batch { image, items: Vec::new(), join: None, removals: Vec::new() };
         let place = |image: &Image| (image.manifest, image.repository.as_ref().map(ToString::to_string));
         let mine = place(&batch.image);
         for (image, job) in std::mem::take(jobs) {
@@ -112,8 +122,11 @@ impl Waiting {
                 Job::Publish(item) => {
                     let key = item.key(image.manifest);
                     batch.items.retain(|other| other.key(image.manifest) != key);
+                    // What was to be joined before is replaced, too.
+                    batch.join = batch.join.filter(|_| !matches!(key, Key::Profile(_)));
                     batch.items.push(item);
                 }
+                Job::Join(join) => batch.join = Some(join),
                 Job::Remove(key, tag) => batch.removals.push((key, tag)),
             }
         }
@@ -132,29 +145,50 @@ async fn work(backend: Arc<dyn Backend>, waiting: Arc<Waiting>, record: Arc<Reco
         }
         sleep(backend.gathers()).await;
         let Some(batch) = waiting.pop() else { continue };
-        let Batch { image, items, removals } = batch;
+        let Batch { image, items, join, removals } = batch;
         for (key, tag) in removals {
             if let Err(error) = persist(|| backend.remove(&image, key, tag)).await {
                 record.dropped(format_args!("{key} is not removed from {}: {error}", backend.name()));
             }
         }
-        if items.is_empty() {
-            continue;
+        if !items.is_empty() {
+            let keys = items.iter().map(|item| item.key(image.manifest));
+            note(&*backend, &record, keys, persist(|| backend.publish(&image, &items)).await);
         }
-        match persist(|| backend.publish(&image, &items)).await {
-            Ok(Published { kept, refused }) => {
-                record.published.fetch_add(kept, Ordering::Relaxed);
-                for (key, error) in refused {
-                    record.dropped(format_args!("{key} is not published to {}: {error}", backend.name()));
-                }
-            }
-            Err(error) => {
-                for item in &items {
-                    let key = item.key(image.manifest);
-                    record.dropped(format_args!("{key} is not published to {}: {error}", backend.name()));
-                }
-            }
+        if let Some(join) = join {
+            let keys = std::iter::once(Key::Profile(image.manifest));
+            note(&*backend, &record, keys, persist(|| publish_joined(&*backend, &image, &join)).await);
         }
+    }
+}
+
+fn note(
+    backend: &dyn Backend,
+    record: &Record,
+    keys: impl Iterator<Item = Key>,
+    outcome: Result<Published, BackendError>,
+) {
+    let dropped = |key: Key, error: &BackendError| {
+        record.dropped(format_args!("{key} is not published to {}: {error}", backend.name()));
+    };
+    match outcome {
+        Ok(Published { kept, refused }) => {
+            record.published.fetch_add(kept, Ordering::Relaxed);
+            refused.iter().for_each(|(key, error)| dropped(*key, error));
+        }
+        Err(error) => keys.for_each(|key| dropped(key, &error)),
+    }
+}
+
+/// What is there is read just before: others publish, too, and what they know is not to be lost.
+async fn publish_joined(backend: &dyn Backend, image: &Image, join: &Join) -> Result<Published, BackendError> {
+    let Answer { profiles, trouble, is_away, .. } = backend.look_up(&Query::of_writer(image)).await;
+    if is_away || trouble.is_some() {
+        return Err(BackendError::Away(trouble.unwrap_or_else(|| "it was not asked what it has".into())));
+    }
+    match join(&profiles) {
+        Some(joined) => backend.publish(image, &[Item::Profile(joined)]).await,
+        None => Ok(Published::default()),
     }
 }
 
@@ -176,7 +210,7 @@ impl Job {
     fn size(&self) -> usize {
         match self {
             Self::Publish(item) => item.size(),
-            Self::Remove(..) => 0,
+            Self::Join(_) | Self::Remove(..) => 0,
         }
     }
 }

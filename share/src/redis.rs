@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use redis::{Cmd, RedisError, Value};
+use redis::{Pipeline, RedisError, Value};
 use silk_model::{Class, Digest};
 use tokio::{
     task::JoinHandle,
@@ -74,15 +74,17 @@ impl Redis {
 
     async fn read(&self, query: &Query<'_>) -> Answer {
         let end = Instant::now() + self.config.deadline();
-        let Some(line) = self.link.line(end).await else { return Answer::default() };
+        let Some(line) = self.link.line(end).await else {
+            return Answer { is_away: true, ..Answer::default() };
+        };
         let mut keys: Vec<Key> = query.blobs.iter().map(|blob| Key::Layer(*blob)).collect();
         if query.wants_profile {
             keys.push(Key::Profile(query.image.manifest));
         }
         match self.fetch(&line, keys).await {
-            Ok(values) => {
+            Ok((values, too_large)) => {
                 self.link.proved();
-                self.sort(values).await
+                self.sort(values, too_large).await
             }
             Err(silence) => {
                 let why = silence.to_string();
@@ -92,68 +94,75 @@ impl Redis {
         }
     }
 
-    /// The values of `keys`, in one round trip: as many bytes of each as are sure to fit. Only what is larger than that
-    /// and still bearable costs a second one.
-    async fn fetch(&self, line: &Line, keys: Vec<Key>) -> Result<Vec<(Key, Value)>, Silence> {
+    /// The values of `keys`, and which are too large, in one round trip: as many bytes of each as are sure to fit. Only those that are
+    /// larger cost more: one to learn by how much, and one for as many of them as are bearable together.
+    async fn fetch(&self, line: &Line, keys: Vec<Key>) -> Result<(Vec<(Key, Value)>, Vec<Key>), Silence> {
         let most = self.config.max_value_bytes;
         let share = (MAX_ANSWER / keys.len().max(1) as u64).min(most);
-        let renewal = self.door.scripts.renew(&keys, self.config.expiry_secs);
-        let mut values = self.get(line, keys, share, Some(renewal)).await?;
-        let is_cut = |value: &Value| matches!(value, Value::BulkString(bytes) if bytes.len() as u64 > share);
-        let (cut, whole): (Vec<_>, Vec<_>) = values.into_iter().partition(|(_, value)| is_cut(value));
-        values = whole;
-        if share == most || cut.is_empty() {
-            values.extend(cut);
-            return Ok(values);
-        }
-        let taken: u64 = values.iter().map(|(_, value)| length(value)).sum();
-        let share = (MAX_ANSWER.saturating_sub(taken) / cut.len() as u64).min(most);
-        let keys = cut.into_iter().map(|(key, _)| key).collect();
-        values.extend(self.get(line, keys, share, None).await?);
-        Ok(values)
-    }
-
-    /// One byte more than `most` of each value, so that it is seen what is larger.
-    async fn get(
-        &self,
-        line: &Line,
-        keys: Vec<Key>,
-        most: u64,
-        renewal: Option<Cmd>,
-    ) -> Result<Vec<(Key, Value)>, Silence> {
         let mut all = redis::pipe();
         for key in &keys {
-            all.cmd("GETRANGE").arg(name(*key)).arg(0).arg(most);
+            // One byte more, so that it is seen what is larger.
+            all.cmd("GETRANGE").arg(name(*key)).arg(0).arg(share);
         }
-        let renews = renewal.is_some();
-        renewal.into_iter().for_each(|renewal| {
-            all.add_command(renewal);
-        });
-        let mut connection = line.connection.clone();
-        let replies = keys.len() + usize::from(renews);
-        let call = connection.send_packed_commands(&all, 0, replies);
-        let mut values = patiently(self.config.deadline(), || line.traffic.received(), call).await?;
-        if renews && matches!(values.pop(), Some(Value::ServerError(error)) if error.code() == "NOSCRIPT") {
+        all.add_command(self.door.scripts.renew(&keys, self.config.expiry_secs));
+        let mut values = self.ask(line, &all, keys.len() + 1).await?;
+        let renewed = values.pop();
+        check(&values)?;
+        if matches!(renewed, Some(Value::ServerError(error)) if error.code() == "NOSCRIPT") {
             // Somebody flushed the scripts: a new connection loads them.
             self.link.renew();
         }
-        match values.iter().find(|value| matches!(value, Value::ServerError(error) if error.code() != "WRONGTYPE")) {
-            Some(Value::ServerError(error)) => Err(Silence::Failed(error.clone().into())),
-            _ => Ok(keys.into_iter().zip(values).collect()),
+        let (cut, mut values): (Vec<_>, Vec<_>) =
+            keys.into_iter().zip(values).partition(|(_, value)| length(value) > share);
+        let cut: Vec<Key> = cut.into_iter().map(|(key, _)| key).collect();
+        if share == most || cut.is_empty() {
+            return Ok((values, cut));
         }
+        let mut all = redis::pipe();
+        for key in &cut {
+            all.cmd("STRLEN").arg(name(*key));
+        }
+        let lengths = self.ask(line, &all, cut.len()).await?;
+        check(&lengths)?;
+        let lengths = lengths.into_iter().map(|length| redis::from_redis_value::<u64>(length).unwrap_or(u64::MAX));
+        let (large, too_large): (Vec<_>, Vec<_>) =
+            cut.into_iter().zip(lengths).partition(|(_, length)| *length <= most);
+        let mut left = MAX_ANSWER.saturating_sub(values.iter().map(|(_, value)| length(value)).sum());
+        let (mut all, mut asked) = (redis::pipe(), Vec::new());
+        for (key, length) in large.into_iter().filter(|(_, length)| *length > 0) {
+            if length <= left {
+                left -= length;
+                all.cmd("GETRANGE").arg(name(key)).arg(0).arg(length - 1);
+                asked.push(key);
+            }
+        }
+        if !asked.is_empty() {
+            let found = self.ask(line, &all, asked.len()).await?;
+            check(&found)?;
+            values.extend(asked.into_iter().zip(found));
+        }
+        Ok((values, too_large.into_iter().map(|(key, _)| key).collect()))
     }
 
-    async fn sort(&self, values: Vec<(Key, Value)>) -> Answer {
+    /// So many answers, errors among them.
+    async fn ask(&self, line: &Line, all: &Pipeline, count: usize) -> Result<Vec<Value>, Silence> {
+        let mut connection = line.connection.clone();
+        let call = connection.send_packed_commands(all, 0, count);
+        patiently(self.config.deadline(), || line.traffic.received(), call).await
+    }
+
+    async fn sort(&self, values: Vec<(Key, Value)>, too_large: Vec<Key>) -> Answer {
         let limit = self.config.max_value_bytes;
         if values.iter().map(|(_, value)| length(value)).sum::<u64>() > FAT_ANSWER {
             self.link.renew();
         }
         let mut answer = Answer::default();
-        for (key, value) in values {
+        let too_large = too_large.into_iter().map(|key| (key, None));
+        for (key, value) in values.into_iter().map(|(key, value)| (key, Some(value))).chain(too_large) {
             let opened = match value {
-                Value::BulkString(value) if value.is_empty() => continue,
-                Value::BulkString(value) if value.len() as u64 > limit => Err(EnvelopeError::TooLarge { limit }),
-                Value::BulkString(value) => {
+                None => Err(EnvelopeError::TooLarge { limit }),
+                Some(Value::BulkString(value)) if value.is_empty() => continue,
+                Some(Value::BulkString(value)) => {
                     seal::open(value.into(), key, &self.keys, Trust::of_fleet(&self.keys)).await
                 }
                 _ => Err(EnvelopeError::Foreign),
@@ -191,13 +200,15 @@ impl Redis {
         }
         let key = item.key(image.manifest);
         let value = seal::seal(item, image.manifest, &self.keys).await;
-        let is_damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        let is_damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&key);
         if !is_damaged && own.stored_seal(key).await? == value[value.len() - SEAL..] {
             return Ok(());
         }
         let call = self.door.scripts.put(key, &value, self.config.expiry_secs, self.config.max_bytes);
         let mut connection = own.line.connection.clone();
-        own.ask(call.invoke_async::<()>(&mut connection)).await
+        own.ask(call.invoke_async::<()>(&mut connection)).await?;
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        Ok(())
     }
 }
 
@@ -272,6 +283,14 @@ impl Own {
 impl Drop for Own {
     fn drop(&mut self) {
         self.driver.abort();
+    }
+}
+
+/// A value of another type is an answer; any other error is about Redis, not about a value.
+fn check(values: &[Value]) -> Result<(), Silence> {
+    match values.iter().find(|value| matches!(value, Value::ServerError(error) if error.code() != "WRONGTYPE")) {
+        Some(Value::ServerError(error)) => Err(Silence::Failed(error.clone().into())),
+        _ => Ok(()),
     }
 }
 

@@ -2,21 +2,17 @@
 //!
 //! One artifact an image, found by the registry's list of what refers to it. Writing merges: the newest revision is read,
 //! what is new replaces what it is about, and the whole goes up as the next revision, in place of those before. Two nodes that
-//! write at the same time leave two artifacts of one revision; readers take both, the next writer merges them. Layout:
-//! `docs/formats/share.md`.
+//! write at the same time leave two artifacts of one revision; readers take both, the next writer merges them. A revision of
+//! which nothing can be believed hides none that is older ([`history`]). Layout: `docs/formats/share.md`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use futures::{
-    FutureExt as _, StreamExt as _,
-    future::{BoxFuture, join_all},
-    stream::FuturesUnordered,
-};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use silk_model::{Class, Digest};
 use silk_registry::{Error, MANIFEST_TYPES, Repository, Selector};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -29,15 +25,17 @@ use crate::{
 };
 
 mod artifact;
+mod history;
 
-use artifact::{ARTIFACT_TYPE, Artifact, Descriptor, EMPTY};
+use artifact::{Artifact, Descriptor, EMPTY};
+use history::History;
 
 /// The largest value that is read: the index of a layer of 2 GB has about 10 MB.
 const MAX_VALUE: u64 = 32 << 20;
 /// Bytes of one image's values that are read; layers beyond them are pulled as if nothing were known.
 const MAX_ANSWER: u64 = 96 << 20;
-/// Artifacts of the newest revision that are read: as many nodes as can be expected to publish within one second.
-const MAX_ARTIFACTS: usize = 8;
+/// Values of one key that are read of one artifact. An honest one has a single value, or some that were written at the same time.
+const MAX_CANDIDATES: usize = 4;
 /// How long a registry is not asked after it failed: its image is being pulled from it, so somebody else is waiting for it.
 const REST: Duration = Duration::from_secs(30);
 /// Registries whose rest is remembered.
@@ -66,14 +64,34 @@ struct Rest {
     why: String,
 }
 
-/// The artifacts of the newest revision.
-#[derive(Debug, Default)]
-struct Newest {
-    revision: u64,
-    artifacts: Vec<Artifact>,
-    /// All artifacts of this and older revisions.
-    digests: Vec<Digest>,
+/// What the next revision is made of.
+struct Base {
+    artifact: Artifact,
+    /// It is one artifact, and the newest.
+    is_alone: bool,
+    /// What the next revision takes the place of.
+    replaces: Vec<Digest>,
 }
+
+impl Base {
+    fn of(artifacts: &[Artifact], revision: u64) -> Self {
+        let mut merged = Artifact::default();
+        artifacts.iter().for_each(|artifact| merged.absorb(artifact));
+        Self { artifact: merged.at(revision), is_alone: artifacts.len() == 1, replaces: Vec::new() }
+    }
+}
+
+/// How far a lookup is.
+struct Reading {
+    wanted: Vec<Key>,
+    tried: HashSet<(Key, Digest)>,
+    /// Bytes that may still be read.
+    left: u64,
+    answer: Answer,
+}
+
+/// What became of the candidates for a key.
+type Tried = (Key, Vec<Result<Result<Opened, EnvelopeError>, Error>>);
 
 impl Referrers {
     /// None if they are neither read nor written.
@@ -93,79 +111,152 @@ impl Referrers {
     }
 
     /// What comes until `end`.
-    async fn read(&self, repository: &Repository, query: &Query<'_>, end: Instant) -> Result<Answer, String> {
-        let late = || format!("{} did not come in time", source(repository));
-        let newest = timeout_at(end, newest(repository, query.image.manifest)).await.map_err(|_| late())?;
-        let newest = newest.map_err(|error| error.to_string())?;
-        let mut left = MAX_ANSWER;
-        let mut reads = FuturesUnordered::new();
+    async fn read(&self, repository: &Repository, query: &Query<'_>, end: Instant) -> Answer {
         let layers = query.blobs.iter().map(|blob| Key::Layer(*blob));
-        for key in layers.chain(query.wants_profile.then_some(Key::Profile(query.image.manifest))) {
-            let mut candidates: Vec<&Descriptor> = newest.artifacts.iter().flat_map(|one| one.get(key)).collect();
-            candidates.sort();
-            candidates.dedup();
-            let size =
-                candidates.iter().map(|one| one.size).filter(|size| *size <= MAX_VALUE).max().unwrap_or_default();
-            if !candidates.is_empty() && size <= left {
-                left -= size;
-                reads.push(self.first(repository, key, candidates, query));
-            }
-        }
-        let mut answer = Answer::default();
-        loop {
-            match timeout_at(end, reads.next()).await {
-                Ok(None) => return Ok(answer),
-                Err(_) => {
-                    answer.trouble = Some(late());
-                    return Ok(answer);
+        let profile = query.wants_profile.then_some(Key::Profile(query.image.manifest));
+        let wanted = layers.chain(profile).collect();
+        let mut reading = Reading { wanted, tried: HashSet::new(), left: MAX_ANSWER, answer: Answer::default() };
+        let all = async {
+            let mut history =
+                History::of(repository, &query.image.manifest).await.map_err(|error| error.to_string())?;
+            while !reading.wanted.is_empty() {
+                let artifacts = history.next().await.map_err(|error| error.to_string())?;
+                if artifacts.is_empty() {
+                    break;
                 }
-                Ok(Some((key, outcomes))) => {
-                    for outcome in outcomes {
-                        match outcome {
-                            Ok(opened) => answer.take(key, source(repository), opened, UNSEALED),
-                            Err(error) => answer.trouble = Some(error.to_string()),
-                        }
-                    }
-                }
+                self.read_revision(repository, query, &artifacts, &mut reading).await;
             }
+            Ok(())
+        };
+        match timeout_at(end, all).await {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => reading.answer.trouble = Some(why),
+            Err(_) => reading.answer.trouble = Some(format!("{} did not come in time", source(repository))),
         }
+        reading.answer
     }
 
-    /// Reads the candidates for `key` until one is good.
-    async fn first(
+    /// Takes what a revision has. What is left of what is wanted is to be looked for in older ones: all that was not good in this one; what
+    /// it does not have, too, if nothing of it was good.
+    async fn read_revision(
         &self,
         repository: &Repository,
-        key: Key,
-        candidates: Vec<&Descriptor>,
         query: &Query<'_>,
-    ) -> (Key, Vec<Result<Result<Opened, EnvelopeError>, Error>>) {
+        artifacts: &[Artifact],
+        reading: &mut Reading,
+    ) {
+        let Reading { wanted, tried, left, answer } = reading;
+        let mut reads = FuturesUnordered::new();
+        wanted.retain(|key| {
+            let mut candidates = candidates(artifacts, *key);
+            candidates.retain(|one| tried.insert((*key, one.digest)));
+            let size = candidates.iter().map(|one| one.size).filter(|size| *size <= MAX_VALUE).max();
+            if size > Some(*left) {
+                return false;
+            }
+            *left -= size.unwrap_or_default();
+            if !candidates.is_empty() {
+                reads.push(self.first(repository, *key, candidates, query));
+            }
+            true
+        });
+        let (mut good, mut bad) = (HashSet::new(), HashSet::new());
+        while let Some((key, outcomes)) = reads.next().await {
+            bad.insert(key);
+            for outcome in outcomes {
+                match outcome {
+                    Ok(opened) => {
+                        if opened.is_ok() {
+                            good.insert(key);
+                        }
+                        answer.take(key, source(repository), opened, UNSEALED);
+                    }
+                    Err(error) => answer.trouble = Some(error.to_string()),
+                }
+            }
+        }
+        wanted.retain(|key| !good.contains(key) && (good.is_empty() || bad.contains(key)));
+    }
+
+    /// Reads the candidates for `key` until one is good; of start profiles all, which are one when they are joined.
+    async fn first(&self, repository: &Repository, key: Key, candidates: Vec<&Descriptor>, query: &Query<'_>) -> Tried {
         let mut outcomes = Vec::new();
         for candidate in candidates {
-            if candidate.size > MAX_VALUE {
-                outcomes.push(Ok(Err(EnvelopeError::TooLarge { limit: MAX_VALUE })));
-                continue;
-            }
-            match fetch(repository, candidate, 0).await {
-                Ok(bytes) => match seal::open(bytes, key, &self.keys, self.trust()).await {
-                    Ok(opened) if query.knows_as_lie(key, opened.tag) => {}
-                    opened => {
-                        let is_good = opened.is_ok();
-                        outcomes.push(Ok(opened));
-                        if is_good {
-                            break;
-                        }
+            match self.proved(repository, key, candidate, self.trust()).await {
+                Ok(Ok(opened)) if query.knows_as_lie(key, opened.tag) => {}
+                outcome => {
+                    let is_good = matches!(outcome, Ok(Ok(_)));
+                    outcomes.push(outcome);
+                    if is_good && matches!(key, Key::Layer(_)) {
+                        break;
                     }
-                },
-                Err(error) => outcomes.push(Err(error)),
+                }
             }
         }
         (key, outcomes)
     }
 
+    /// Reads a value. One that the registry does not have, or not like this, is as bad as a damaged one.
+    async fn proved(
+        &self,
+        repository: &Repository,
+        key: Key,
+        value: &Descriptor,
+        trust: Trust,
+    ) -> Result<Result<Opened, EnvelopeError>, Error> {
+        if value.size > MAX_VALUE {
+            return Ok(Err(EnvelopeError::TooLarge { limit: MAX_VALUE }));
+        }
+        match fetch(repository, value, 0).await {
+            Ok(bytes) => Ok(seal::open(bytes, key, &self.keys, trust).await),
+            Err(error) if matches!(error.class(), Class::NotFound | Class::Corrupt) => {
+                Ok(Err(EnvelopeError::Gone(error.to_string())))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The newest revision of which something can be believed: whoever claims to be newer must not make the next writer take away
+    /// what is good. If there is none, the newest; then nothing is taken away.
+    async fn base(&self, repository: &Repository, manifest: Digest) -> Result<Base, Error> {
+        let mut history = History::of(repository, &manifest).await?;
+        let mut newest = None;
+        loop {
+            let artifacts = history.next().await?;
+            let is_newest = newest.is_none();
+            let is_last = artifacts.is_empty();
+            if !is_last && !self.has_good(repository, manifest, &artifacts).await? {
+                newest.get_or_insert(artifacts);
+                continue;
+            }
+            let revision = history.highest;
+            return Ok(match is_last {
+                true => Base::of(&newest.unwrap_or_default(), revision),
+                false => {
+                    let base = Base::of(&artifacts, revision);
+                    Base { is_alone: base.is_alone && is_newest, replaces: history.all, ..base }
+                }
+            });
+        }
+    }
+
+    /// Whether any value can be believed; the smallest are looked at first.
+    async fn has_good(&self, repository: &Repository, manifest: Digest, artifacts: &[Artifact]) -> Result<bool, Error> {
+        let trust = if self.keys.is_empty() { Trust::Unsigned } else { self.trust() };
+        let mut values: Vec<_> = artifacts.iter().flat_map(|artifact| artifact.values(manifest)).collect();
+        values.sort_by_key(|(_, value)| value.size);
+        for (key, value) in values.into_iter().take(MAX_CANDIDATES) {
+            if self.proved(repository, key, value, trust).await?.is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Writes `items` into the next revision, unless all of it is there.
     async fn write(&self, repository: &Repository, image: &Image, items: &[Item]) -> Result<Published, Error> {
-        let newest = newest(repository, image.manifest).await?;
-        let mut next = newest.merged();
+        let base = self.base(repository, image.manifest).await?;
+        let mut next = base.artifact.clone();
         for item in items {
             let value = seal::seal(item, image.manifest, &self.keys).await;
             let (key, digest, size) = (item.key(image.manifest), Digest::of(&value), value.len() as u64);
@@ -174,18 +265,17 @@ impl Referrers {
                 next.set(key, digest, size);
             }
         }
-        if newest.artifacts.len() != 1 || newest.artifacts[0] != next {
-            push(repository, image.manifest, next, &newest).await?;
+        if !base.is_alone || base.artifact != next {
+            push(repository, image.manifest, next, &base).await?;
         }
         Ok(Published { kept: items.len() as u64, ..Published::default() })
     }
 
     /// Writes the next revision without the value of `key` that has this seal.
     async fn take_out(&self, repository: &Repository, manifest: Digest, key: Key, tag: Digest) -> Result<bool, Error> {
-        let newest = newest(repository, manifest).await?;
-        let next = newest.merged();
+        let base = self.base(repository, manifest).await?;
         let mut gone = Vec::new();
-        for there in next.get(key) {
+        for there in base.artifact.get(key) {
             let at = there.size.saturating_sub(SEAL as u64);
             if fetch(repository, there, at).await? == tag.as_bytes()[..] {
                 gone.push(there.digest);
@@ -194,7 +284,7 @@ impl Referrers {
         if gone.is_empty() {
             return Ok(false);
         }
-        push(repository, manifest, next.without(&gone), &newest).await?;
+        push(repository, manifest, base.artifact.clone().without(&gone), &base).await?;
         Ok(true)
     }
 
@@ -228,16 +318,16 @@ impl Backend for Referrers {
 
     fn look_up<'a>(&'a self, query: &'a Query<'a>) -> BoxFuture<'a, Answer> {
         async move {
-            let Some(repository) = query.image.repository.as_ref().filter(|_| self.config.discover) else {
+            let Some(repository) = query.image.repository.as_ref().filter(|_| self.config.discover || query.writes)
+            else {
                 return Answer::default();
             };
             let name = repository.to_string();
             if self.rests(&name) {
-                return Answer::default();
+                return Answer { is_away: true, ..Answer::default() };
             }
             let end = Instant::now() + Duration::from_millis(self.config.deadline_millis);
             let answer = self.read(repository, query, end).await;
-            let answer = answer.unwrap_or_else(|why| Answer { trouble: Some(why), ..Answer::default() });
             self.note(&name, answer.trouble.as_deref());
             answer
         }
@@ -299,27 +389,12 @@ async fn within<T>(repository: &Repository, call: impl Future<Output = Result<T,
     }
 }
 
-/// The artifacts of the newest revision that refer to `subject`. One that is damaged counts as not there.
-async fn newest(repository: &Repository, subject: Digest) -> Result<Newest, Error> {
-    let mut listed = repository.referrers(&subject, ARTIFACT_TYPE).await?;
-    // Not all registries list annotations: then the manifests themselves have to say it.
-    let revision = listed.iter().map(artifact::listed_revision).max().unwrap_or_default();
-    let digests = listed.iter().map(|referrer| referrer.digest).collect();
-    listed.retain(|referrer| artifact::listed_revision(referrer) == revision);
-    listed.sort_by_key(|referrer| referrer.digest);
-    listed.truncate(MAX_ARTIFACTS);
-    let manifests = listed.into_iter().map(|referrer| async move {
-        match repository.manifest(&Selector::Digest(referrer.digest), &[&referrer.media_type]).await {
-            Ok(manifest) => Ok(Artifact::parse(&manifest.bytes)),
-            Err(error) if matches!(error.class(), Class::NotFound | Class::Corrupt) => Ok(None),
-            Err(error) => Err(error),
-        }
-    });
-    let manifests: Result<Vec<_>, _> = join_all(manifests).await.into_iter().collect();
-    let mut artifacts: Vec<Artifact> = manifests?.into_iter().flatten().collect();
-    let revision = artifacts.iter().map(|artifact| artifact.revision).max().unwrap_or(revision);
-    artifacts.retain(|artifact| artifact.revision == revision);
-    Ok(Newest { revision, artifacts, digests })
+/// The values of `key` that are tried, in this order.
+fn candidates(artifacts: &[Artifact], key: Key) -> Vec<&Descriptor> {
+    let mut candidates: Vec<_> = artifacts.iter().flat_map(|one| one.get(key).take(MAX_CANDIDATES)).collect();
+    candidates.sort();
+    candidates.dedup();
+    candidates
 }
 
 /// The bytes of a value from `start` on.
@@ -333,18 +408,10 @@ async fn fetch(repository: &Repository, descriptor: &Descriptor, start: u64) -> 
     Ok(bytes.into())
 }
 
-async fn push(repository: &Repository, subject: Digest, next: Artifact, newest: &Newest) -> Result<(), Error> {
+async fn push(repository: &Repository, subject: Digest, next: Artifact, base: &Base) -> Result<(), Error> {
     let image = repository.manifest(&Selector::Digest(subject), MANIFEST_TYPES).await?;
     repository.push_blob(Bytes::from_static(EMPTY)).await?;
-    let (manifest, referrer) = next.at(newest.revision.saturating_add(1)).manifest(&image);
-    repository.push_referrer(&subject, &referrer, manifest, &newest.digests).await
-}
-
-impl Newest {
-    /// All of them as one.
-    fn merged(&self) -> Artifact {
-        let mut merged = Artifact::default().at(self.revision);
-        self.artifacts.iter().for_each(|artifact| merged.absorb(artifact));
-        merged
-    }
+    let revision = next.revision.saturating_add(1);
+    let (manifest, referrer) = next.at(revision).manifest(&image);
+    repository.push_referrer(&subject, &referrer, manifest, &base.replaces).await
 }

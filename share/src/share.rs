@@ -16,8 +16,8 @@ use silk_model::Digest;
 use tracing::{debug, warn};
 
 use crate::{
-    Answer, Backend, BackendError, Config, Found, Image, Item, LayerKnowledge, Published, Query, ShareError, State,
-    envelope::Keys, lies::Lies, limit::Limited, queue::Queue, redis::Redis, referrers::Referrers,
+    Answer, Backend, BackendError, Config, Found, Image, Item, Join, LayerKnowledge, Published, Query, ShareError,
+    State, envelope::Keys, lies::Lies, limit::Limited, queue::Queue, redis::Redis, referrers::Referrers,
 };
 
 /// What is known about images, here and elsewhere.
@@ -108,7 +108,8 @@ impl Share {
         self.members.is_empty()
     }
 
-    /// Everything known of `image`, whose layers have these `blobs`. What one backend lacks the next is asked for. Never
+    /// Everything known of `image`, whose layers have these `blobs`. Of what one backend lacks the layers are asked for at the next,
+    /// and start profiles with them; for profiles alone only where nothing else is asked: no pull waits for them. Never
     /// fails and waits for each backend at most as long as it is given: one in trouble is skipped.
     pub async fn image(&self, image: &Image, blobs: &[Digest]) -> Knowledge {
         let mut layers: HashMap<Digest, Found<LayerKnowledge>> = HashMap::new();
@@ -121,10 +122,10 @@ impl Share {
                 }
             }
             let wants_profile = profiles.is_empty();
-            if missing.is_empty() && !wants_profile {
+            if missing.is_empty() && !(wants_profile && blobs.is_empty()) {
                 break;
             }
-            let query = Query { image, blobs: &missing, wants_profile, lies: Some(&self.lies) };
+            let query = Query { image, blobs: &missing, wants_profile, lies: Some(&self.lies), writes: false };
             let mut answer = member.backend.look_up(&query).await;
             answer
                 .layers
@@ -147,6 +148,11 @@ impl Share {
     /// Publishes an image's start profiles, in the background. They replace what was there.
     pub fn publish_profile(&self, image: &Image, profile: Bytes) {
         self.publish(image, Item::Profile(profile));
+    }
+
+    /// Publishes an image's start profiles, in the background: at each backend, what `join` makes of those that are there.
+    pub fn join_profile(&self, image: &Image, join: &Join) {
+        self.members.iter().for_each(|member| member.queue.join(image, join));
     }
 
     fn publish(&self, image: &Image, item: Item) {
@@ -180,7 +186,7 @@ impl Share {
     /// What each backend has of these layers, in the order of [`Share::admits`]: for who looks what is left to publish. No
     /// backend is asked in place of another, and nothing of it is counted.
     pub async fn holdings(&self, image: &Image, blobs: &[Digest]) -> Vec<Answer> {
-        let query = Query { image, blobs, wants_profile: false, lies: Some(&self.lies) };
+        let query = Query { image, blobs, wants_profile: false, lies: Some(&self.lies), writes: false };
         join_all(self.members.iter().map(|member| member.backend.look_up(&query))).await
     }
 

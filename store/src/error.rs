@@ -60,6 +60,17 @@ pub enum StoreError {
         /// The diff ID that the index leads to.
         found: Digest,
     },
+    /// An index of a blob with another number of bytes than the image's manifest says. Which of the two is wrong is only known
+    /// once the blob has come.
+    #[error("what is known of blob {blob} is of one with {found} bytes, the image's manifest says {expected}")]
+    OtherBlob {
+        /// The blob.
+        blob: Digest,
+        /// Its bytes by the manifest.
+        expected: u64,
+        /// Its bytes by the index.
+        found: u64,
+    },
     /// The index on disk cannot be read.
     #[error("{} is damaged: {source}", path.display())]
     Index {
@@ -111,6 +122,7 @@ impl StoreError {
             Self::WrongDiffId { .. } | Self::Toc { .. } | Self::Index { .. } | Self::Foreign { .. } => Class::Corrupt,
             Self::Absent(_) => Class::NotFound,
             Self::Busy(_) => Class::Transient,
+            Self::OtherBlob { .. } => Class::Precondition,
         }
     }
 }

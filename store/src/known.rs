@@ -20,6 +20,8 @@ pub struct Known {
     pub diff_id: Digest,
     /// The blob that the index is of.
     pub blob: Digest,
+    /// Bytes of that blob, as the image's manifest says.
+    pub blob_size: u64,
     /// `silk_layer::toc::encode`'s bytes.
     pub toc: Vec<u8>,
     /// `silk_layer::index::encode`'s bytes.
@@ -27,9 +29,9 @@ pub struct Known {
 }
 
 impl Store {
-    /// Could [`Store::partial`] open the layer, whose blob is `blob`? Does not read the files.
-    pub fn is_known(&self, diff_id: &Digest, blob: &Digest) -> bool {
-        let known = self.record(diff_id).is_some_and(|r| r.facts.blob == *blob);
+    /// Could [`Store::partial`] open the layer, whose blob is `blob` with so many bytes? Does not read the files.
+    pub fn is_known(&self, diff_id: &Digest, blob: &Digest, blob_size: u64) -> bool {
+        let known = self.record(diff_id).is_some_and(|r| (r.facts.blob, r.facts.blob_size) == (*blob, blob_size));
         known && ["toc", "index"].iter().all(|name| self.layer_path(diff_id).join(name).exists())
     }
 
@@ -40,20 +42,24 @@ impl Store {
     pub fn known(&self, diff_id: &Digest) -> Result<Known, StoreError> {
         let record = self.record(diff_id).ok_or(StoreError::Absent(*diff_id))?;
         let (toc, index) = (self.read_known(diff_id, "toc")?, self.read_known(diff_id, "index")?);
-        Ok(Known { diff_id: *diff_id, blob: record.facts.blob, toc, index })
+        Ok(Known { diff_id: *diff_id, blob: record.facts.blob, blob_size: record.facts.blob_size, toc, index })
     }
 
     /// Takes what a peer says of a layer that is not here. `from` names the peer.
     ///
     /// # Errors
-    /// One of class `Corrupt` when it is damaged or the index leads to another layer; what the file system or the database
-    /// says.
+    /// One of class `Corrupt` when it is damaged or the index leads to another layer; [`StoreError::OtherBlob`]; what the file
+    /// system or the database says.
     pub fn learn(&self, known: &Known, from: &str) -> Result<(), StoreError> {
         let dir = self.layer_path(&known.diff_id);
         let toc = toc::decode(&known.toc).map_err(|source| StoreError::Toc { path: dir.join("toc"), source })?;
         let index =
             index::decode(&known.index).map_err(|source| StoreError::Index { path: dir.join("index"), source })?;
         fits(&known.diff_id, toc.size, &index)?;
+        if index.blob_size != known.blob_size {
+            let Known { blob, blob_size: expected, .. } = *known;
+            return Err(StoreError::OtherBlob { blob, expected, found: index.blob_size });
+        }
         let facts = Facts {
             size: toc.size,
             entries: toc.entries.len() as u64,
@@ -64,7 +70,7 @@ impl Store {
         };
         let changing = self.changing();
         // Written once: somebody may be reading it already.
-        if self.whole(&known.diff_id) || self.is_known(&known.diff_id, &known.blob) {
+        if self.whole(&known.diff_id) || self.is_known(&known.diff_id, &known.blob, known.blob_size) {
             return Ok(());
         }
         fs::create_dir_all(&dir).map_err(|e| StoreError::io("create", &dir, e))?;

@@ -38,7 +38,8 @@ fn known(bytes: &[u8]) -> (Known, Index) {
     }
     let index = builder.finish(decoder.compression(), bytes.len() as u64);
     let toc = toc::encode(&Toc { size: bytes.len() as u64, entries: vec![] });
-    (Known { diff_id: Digest::of(bytes), blob: Digest::of(b"blob"), toc, index: index::encode(&index) }, index)
+    let (diff_id, blob, blob_size) = (Digest::of(bytes), Digest::of(b"blob"), index.blob_size);
+    (Known { diff_id, blob, blob_size, toc, index: index::encode(&index) }, index)
 }
 
 fn open(root: &Path) -> Arc<Store> {
@@ -57,7 +58,9 @@ fn spans_come_in_any_order_and_the_last_makes_the_layer_whole() {
     let store = open(root.path());
     assert!(matches!(store.partial(known.diff_id), Err(StoreError::Absent(_))), "nothing is known");
     store.learn(&known, "a peer").unwrap();
-    assert!(store.is_known(&known.diff_id, &known.blob) && !store.is_known(&known.diff_id, &known.diff_id));
+    let is_known = |blob, size| store.is_known(&known.diff_id, blob, size);
+    assert!(is_known(&known.blob, known.blob_size));
+    assert!(!is_known(&known.diff_id, known.blob_size) && !is_known(&known.blob, known.blob_size + 1));
     let partial = store.partial(known.diff_id).unwrap();
     assert!(matches!(store.writer(known.diff_id), Err(StoreError::Busy(_))));
     let toc = store.toc(&known.diff_id).unwrap();
@@ -137,11 +140,13 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(store.learn(&other, "a liar"), Err(StoreError::Foreign { .. })));
     let short = Known { toc: toc::encode(&Toc { size: 512, entries: vec![] }), ..known.clone() };
     assert!(matches!(store.learn(&short, "a liar"), Err(StoreError::Foreign { .. })));
+    let longer = Known { blob_size: known.blob_size - 1, ..known.clone() };
+    assert!(matches!(store.learn(&longer, "who knows"), Err(StoreError::OtherBlob { .. })));
     assert!(store.record(&known.diff_id).is_none());
     store.learn(&known, "a peer").unwrap();
     fs::write(store.layer_path(&known.diff_id).join("toc"), b"torn").unwrap();
     assert_eq!(store.partial(known.diff_id).unwrap_err().class(), Class::Corrupt);
-    assert!(!store.is_known(&known.diff_id, &known.blob), "it is forgotten");
+    assert!(!store.is_known(&known.diff_id, &known.blob, known.blob_size), "it is forgotten");
     store.writer(known.diff_id).unwrap();
 }
 
@@ -155,7 +160,7 @@ fn a_layer_that_is_discarded_reads_no_more() {
     partial.fill(0, span(&index, 0, &bytes), false).unwrap();
     partial.discard(false).unwrap();
     assert!(partial.read(0, &mut [0; 10]).is_err() && partial.fill(1, span(&index, 1, &bytes), false).is_err());
-    assert!(store.is_known(&known.diff_id, &known.blob));
+    assert!(store.is_known(&known.diff_id, &known.blob, known.blob_size));
     assert!(!store.layer_path(&known.diff_id).join("data").exists());
     let again = store.partial(known.diff_id).unwrap();
     drop(partial);

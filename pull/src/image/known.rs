@@ -1,42 +1,83 @@
 //! What is known of an image's layers, here and elsewhere: asked before a layer is streamed, told afterwards.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use bytes::Bytes;
+use silk_layer::{
+    index::{self, IndexError},
+    toc::{self, TocError},
+};
 use silk_model::{
     Class, Digest,
     metrics::{Lie, METRICS},
 };
 use silk_registry::Repository;
 use silk_share::{Found, Image, LayerKnowledge};
-use silk_store::Known;
+use silk_store::{Known, StoreError};
 
 use super::{Puller, pull::Source};
-use crate::{ImageSpec, LayerSpec, lazy::Road, timing::Trip};
+use crate::{
+    ImageSpec, LayerSpec,
+    lazy::{Road, knowledge},
+    timing::Trip,
+};
 
-type Learned = HashMap<Digest, Found<()>>;
-type FoundProfiles = Vec<Found<Bytes>>;
+/// What others know of layers.
+#[derive(Default)]
+struct Asked {
+    learned: HashMap<Digest, Found<()>>,
+    /// Start profiles, if anybody was asked.
+    profiles: Option<Vec<Found<Bytes>>>,
+    newer: HashSet<Digest>,
+}
+
+/// What is left to be streamed once all that are known were opened.
+#[derive(Default)]
+pub(super) struct Unknown {
+    pub(super) layers: Vec<(usize, LayerSpec)>,
+    /// Those of which a newer silk has said more than this one can read: what it said is not replaced.
+    pub(super) newer: HashSet<Digest>,
+}
+
+/// Why what somebody says of a layer is of no use.
+enum Useless {
+    /// Nobody can use it.
+    Lie(String),
+    /// A newer silk can.
+    Newer(String),
+    /// The image may be at fault, or this node.
+    Here(String),
+}
 
 impl Puller {
     /// Opens the layers whose names and index are known; returns the others.
     pub(super) async fn open_known(
         self: &Arc<Self>,
-        mut missing: Vec<(usize, LayerSpec)>,
+        missing: Vec<(usize, LayerSpec)>,
         sources: &[Source],
         trip: Option<&Arc<Trip>>,
-    ) -> Vec<(usize, LayerSpec)> {
+    ) -> Unknown {
+        let mut unknown = Unknown { layers: missing, newer: HashSet::new() };
         if !self.config.lazy || !self.seams.show.lazily() {
-            return missing;
+            return unknown;
         }
         for (spec, repository) in sources {
             let Ok(repository) = repository else { continue };
-            if missing.is_empty() {
-                break;
-            }
-            let layers = missing.iter().filter_map(|(_, m)| spec.layers.iter().find(|l| l.diff_id == m.diff_id));
+            // Of one that is streamed because what was known of it is no good, the same would be said again.
+            let is_streamed = |id: &Digest| self.lazies.get(id).is_some() && self.lazies.size(id).is_none();
+            let others = unknown.layers.iter().filter(|(_, layer)| !is_streamed(&layer.diff_id));
+            let layers = others.filter_map(|(_, m)| spec.layers.iter().find(|l| l.diff_id == m.diff_id));
             let layers: Vec<_> = layers.cloned().collect();
+            if layers.is_empty() {
+                continue;
+            }
             let began = Instant::now();
-            let (learned, profiles) = self.ask(spec, repository, &layers).await;
+            let Asked { learned, profiles, newer } = self.ask(spec, repository, &layers).await;
+            unknown.newer.extend(newer);
             let asked = began.elapsed().as_secs_f64();
             let starting = self.lazies.starting();
             let opened = self.open(self.road(spec, repository, trip), layers, learned).await;
@@ -45,49 +86,54 @@ impl Puller {
             if !opened.is_empty() {
                 self.fetch_start(spec, repository, profiles, starting);
             }
-            missing.retain(|(_, layer)| !opened.contains(&layer.diff_id));
+            unknown.layers.retain(|(_, layer)| !opened.contains(&layer.diff_id));
         }
-        missing
+        unknown
     }
 
     /// Asks others about the layers that this node does not know. Without such, nothing is found: that must not wait.
-    async fn ask(
-        &self,
-        spec: &ImageSpec,
-        repository: &Repository,
-        layers: &[LayerSpec],
-    ) -> (Learned, Option<FoundProfiles>) {
-        let unknown: Vec<_> = layers.iter().filter(|l| !self.store.is_known(&l.diff_id, &l.blob)).cloned().collect();
+    async fn ask(&self, spec: &ImageSpec, repository: &Repository, layers: &[LayerSpec]) -> Asked {
+        let unknown: Vec<_> =
+            layers.iter().filter(|l| !self.store.is_known(&l.diff_id, &l.blob, l.size)).cloned().collect();
         if unknown.is_empty() || self.seams.share.is_alone() {
-            return (Learned::new(), None);
+            return Asked::default();
         }
         let image = Image { repository: Some(repository.clone()), manifest: spec.manifest };
         let blobs: Vec<_> = unknown.iter().map(|l| l.blob).collect();
         let knowledge = self.seams.share.image(&image, &blobs).await;
-        let mut learned = Learned::new();
+        let mut asked = Asked { profiles: Some(knowledge.profiles), ..Asked::default() };
         for (layer, found) in unknown.iter().zip(knowledge.layers) {
             let Some(found) = found else { continue };
+            let (blob, from) = (layer.blob, found.origin());
             match self.learn(layer, &found).await {
-                Ok(()) => drop(learned.insert(layer.diff_id, found.with(()))),
-                Err((Class::Corrupt, why)) => {
+                Ok(()) => drop(asked.learned.insert(layer.diff_id, found.with(()))),
+                Err(Useless::Lie(why)) => {
                     METRICS.lies.of(Lie::Index).one();
                     self.seams.share.distrust(&image, &found, &why);
                 }
-                Err((_, why)) => tracing::warn!(image = spec.reference, why, "what a peer knows could not be kept"),
+                Err(Useless::Newer(why)) => {
+                    tracing::info!(image = spec.reference, %blob, from, why, "a newer silk knows a layer");
+                    asked.newer.insert(layer.diff_id);
+                }
+                Err(Useless::Here(why)) => {
+                    tracing::warn!(image = spec.reference, %blob, from, why, "what is known of a layer is not used");
+                }
             }
         }
-        (learned, Some(knowledge.profiles))
+        asked
     }
 
-    async fn learn(&self, layer: &LayerSpec, found: &Found<LayerKnowledge>) -> Result<(), (Class, String)> {
+    async fn learn(&self, layer: &LayerSpec, found: &Found<LayerKnowledge>) -> Result<(), Useless> {
         let LayerKnowledge { diff_id, toc, index, .. } = &found.value;
         if *diff_id != layer.diff_id {
-            return Err((Class::Corrupt, format!("it is of {diff_id}, the image's layer is {}", layer.diff_id)));
+            // It or the image's configuration is wrong: which one is known once the blob has come.
+            return Err(Useless::Here(format!("it is of {diff_id}, the image's layer is {}", layer.diff_id)));
         }
-        let known = Known { diff_id: *diff_id, blob: layer.blob, toc: toc.to_vec(), index: index.to_vec() };
+        let LayerSpec { blob, size: blob_size, .. } = *layer;
+        let known = Known { diff_id: *diff_id, blob, blob_size, toc: toc.to_vec(), index: index.to_vec() };
         let (store, from) = (Arc::clone(&self.store), found.origin());
         let learned = tokio::task::spawn_blocking(move || store.learn(&known, &from)).await;
-        learned.map_err(|e| (Class::Internal, e.to_string()))?.map_err(|e| (e.class(), e.to_string()))
+        learned.map_err(|e| Useless::Here(e.to_string()))?.map_err(|e| Useless::of(&e))
     }
 
     fn road(&self, spec: &Arc<ImageSpec>, repository: &Repository, trip: Option<&Arc<Trip>>) -> Road {
@@ -103,7 +149,7 @@ impl Puller {
     }
 
     /// Opens what is known by now; returns what was opened.
-    async fn open(&self, road: Road, layers: Vec<LayerSpec>, mut learned: Learned) -> Vec<Digest> {
+    async fn open(&self, road: Road, layers: Vec<LayerSpec>, mut learned: HashMap<Digest, Found<()>>) -> Vec<Digest> {
         // The layers outlive the opening, so they are parts of what it is a part of.
         let span = tracing::Span::current();
         let opened = tokio::task::spawn_blocking(move || {
@@ -132,10 +178,25 @@ impl Puller {
         let image = Image { repository: Some(repository.clone()), manifest: spec.manifest };
         let (store, share) = (Arc::clone(&self.store), Arc::clone(&self.seams.share));
         tokio::task::spawn_blocking(move || match store.known(&diff_id) {
-            Ok(Known { diff_id, blob, toc, index }) => {
-                share.publish_layer(&image, LayerKnowledge { blob, diff_id, toc: toc.into(), index: index.into() });
-            }
+            Ok(known) => share.publish_layer(&image, knowledge(known)),
             Err(error) => tracing::warn!(%diff_id, %error, "others are not told of a layer"),
         });
+    }
+}
+
+impl Useless {
+    fn of(error: &StoreError) -> Self {
+        let why = error.to_string();
+        match error {
+            StoreError::Toc { source: TocError::Version(version), .. } if *version > toc::VERSION => Self::Newer(why),
+            StoreError::Index { source: IndexError::Version(version), .. } if *version > index::VERSION => {
+                Self::Newer(why)
+            }
+            // An older one cannot be read either, and this node's takes its place.
+            StoreError::Toc { source: TocError::Version(_), .. }
+            | StoreError::Index { source: IndexError::Version(_), .. } => Self::Here(why),
+            error if error.class() == Class::Corrupt => Self::Lie(why),
+            _ => Self::Here(why),
+        }
     }
 }

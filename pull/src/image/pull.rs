@@ -7,7 +7,7 @@ use silk_model::{Class, Digest, metrics::Kind};
 use silk_registry::Repository;
 use tracing::Instrument as _;
 
-use super::{Image, Puller};
+use super::{Image, Puller, known::Unknown};
 use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, lazy::Lazies, spans, timing::Trip};
 
 impl Puller {
@@ -24,12 +24,13 @@ impl Puller {
         self.pull_layers(image, spec, count, trip).await?;
         trip.inspect(|trip| trip.mark_here());
         let here = began.elapsed().as_secs_f64();
-        let (show, mut ids) = (Arc::clone(&self.seams.show), spec.diff_ids());
+        let mut ids = spec.diff_ids();
         ids.truncate(count);
-        let span = spans::part!("mount");
-        let shown = tokio::task::spawn_blocking(move || span.in_scope(|| show.show(&ids)))
-            .await
-            .unwrap_or_else(|panic| Err(ShowError { diff_id: None, class: Class::Internal, source: Box::new(panic) }));
+        let mut shown = self.show(&ids).await;
+        if shown.as_ref().is_err_and(|error| self.doubts_names(&ids, error)) {
+            self.pull_layers(image, spec, count, trip).await?;
+            shown = self.show(&ids).await;
+        }
         trip.inspect(|trip| trip.mark_mounted());
         let seconds = began.elapsed().as_secs_f64();
         tracing::debug!(image = spec.reference, count, here, seconds, "layers were brought and shown");
@@ -42,6 +43,24 @@ impl Puller {
                 .unwrap_or_default(),
             source: Arc::new(error),
         })
+    }
+
+    async fn show(&self, ids: &[Digest]) -> Result<(), ShowError> {
+        let (show, ids) = (Arc::clone(&self.seams.show), ids.to_vec());
+        let span = spans::part!("mount");
+        tokio::task::spawn_blocking(move || span.in_scope(|| show.show(&ids)))
+            .await
+            .unwrap_or_else(|panic| Err(ShowError { diff_id: None, class: Class::Internal, source: Box::new(panic) }))
+    }
+
+    /// Names that were never proved may be what makes the tree of a layer impossible: its own, or those of layers below. Gives
+    /// them up, so that these layers are streamed, and says whether there were any.
+    fn doubts_names(&self, ids: &[Digest], error: &ShowError) -> bool {
+        let at = error.diff_id.and_then(|id| ids.iter().position(|other| *other == id));
+        let Some(at) = at.filter(|_| matches!(error.class, Class::Corrupt | Class::Unsupported)) else { return false };
+        let unproved: Vec<_> = ids[..=at].iter().filter_map(|id| self.lazies.get(id)).collect();
+        unproved.iter().for_each(|lazy| lazy.doubt(error));
+        !unproved.is_empty()
     }
 
     async fn pull_layers(
@@ -69,11 +88,15 @@ impl Puller {
             let repository = self.repository(&source.reference).await.map_err(Arc::new);
             sources.push((source, repository));
         }
-        let missing = self.open_known(missing, &sources, trip).instrument(spans::part!("known")).await;
+        let unknown = self.open_known(missing, &sources, trip).instrument(spans::part!("known")).await;
+        let Unknown { layers: missing, newer } = unknown;
         had_to(if missing.is_empty() { Kind::Known } else { Kind::First });
         let trip = trip.map(Arc::as_ref);
         // In this order they stand in line for their turns.
-        let pulls = missing.iter().map(|(_, layer)| self.from_one(&layer.diff_id, &sources, trip));
+        let pulls = missing.iter().map(|(_, layer)| {
+            let diff_id = &layer.diff_id;
+            self.from_one(diff_id, &sources, trip, !newer.contains(diff_id))
+        });
         let mut pulls: FuturesUnordered<_> = pulls.collect();
         while let Some(ended) = pulls.next().await {
             // The others are no longer waited for: those not started yet never will be, those under way become cache.
@@ -96,14 +119,22 @@ impl Puller {
 pub(super) type Source = (Arc<ImageSpec>, Result<Repository, Arc<LayerError>>);
 
 impl Puller {
-    /// Streams a layer from the first source that gives it. The error is the first one's, which is what the user asked for
-    /// last.
+    /// Streams a layer from the first source that gives it, and `tells` others. The error is the first one's, which is what the
+    /// user asked for last.
     async fn from_one(
         self: &Arc<Self>,
         diff_id: &Digest,
         sources: &[Source],
         trip: Option<&Trip>,
+        tells: bool,
     ) -> Result<(), ImageError> {
+        if let Some(lazy) = self.lazies.get(diff_id) {
+            if self.lazies.is_here(diff_id) {
+                // Another pull has opened it meanwhile.
+                return Ok(());
+            }
+            lazy.given_up().await;
+        }
         let mut first = None;
         for (spec, repository) in sources {
             let Some(index) = spec.layers.iter().position(|l| l.diff_id == *diff_id) else { continue };
@@ -113,7 +144,9 @@ impl Puller {
             };
             let error = match outcome {
                 Ok(repository) => {
-                    self.tell(spec, repository, *diff_id);
+                    if tells {
+                        self.tell(spec, repository, *diff_id);
+                    }
                     return Ok(());
                 }
                 Err(error) => error,

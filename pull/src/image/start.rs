@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use silk_layer::profile::{Profile, Seen, decode, encode};
+use silk_layer::profile::{Profile, ProfileError, Seen, VERSION, decode, encode};
 use silk_model::{
     Digest,
     metrics::{Hit, Lie, METRICS},
 };
 use silk_registry::Repository;
-use silk_share::{Found, Image};
+use silk_share::{Found, Image, Join};
 use silk_store::StoreError;
 
 use super::Puller;
@@ -32,7 +32,8 @@ impl Puller {
             let mut profile = puller.kept(&spec.manifest).await;
             profile.join(&theirs);
             let mut starting = starting;
-            if profile.starts.is_empty() && found.is_none() && !puller.seams.share.is_alone() {
+            // A pull does not wait for all who may know one.
+            if profile.starts.is_empty() && !puller.seams.share.is_alone() {
                 // Others' background does not wait for a slow peer.
                 drop(starting);
                 profile = puller.ask_profile(&image).await;
@@ -50,12 +51,15 @@ impl Puller {
         self.believed(image, &found)
     }
 
-    /// What makes sense of what others say. Whoever says other things is not believed again.
+    /// What makes sense of what others say. Whoever says other things is not believed again, but for a newer silk.
     fn believed(&self, image: &Image, found: &[Found<Bytes>]) -> Profile {
         let mut profile = Profile::default();
         for found in found {
             match decode(&found.value) {
                 Ok(theirs) => profile.join(&theirs),
+                Err(error) if is_newer(&error) => {
+                    tracing::info!(from = found.origin(), %error, "a profile is not used")
+                }
                 Err(error) => {
                     METRICS.lies.of(Lie::Profile).one();
                     self.seams.share.distrust(image, found, &error.to_string());
@@ -77,14 +81,14 @@ impl Puller {
             "a start was seen"
         );
         let image = Image { repository: self.repository(reference).await.ok(), manifest: *manifest };
-        // Others may have learned since: what is published takes the place of what was there.
-        let theirs = if self.seams.share.is_alone() { Profile::default() } else { self.ask_profile(&image).await };
+        let found = self.seams.share.image(&image, &[]).await.profiles;
+        let (theirs, joined) = (self.believed(&image, &found), found.iter().map(|found| found.tag).collect());
         let learned = self.keep(*manifest, move |kept| {
             kept.join(&theirs);
             kept.learn(&seen);
         });
         if let Some(profile) = learned.await {
-            self.seams.share.publish_profile(&image, encode(&profile).into());
+            self.seams.share.join_profile(&image, &joining(profile, joined));
         }
     }
 
@@ -102,7 +106,7 @@ impl Puller {
         let manifest = *manifest;
         let kept = blocking(move || puller.profiles.change(&manifest, |kept| kept.join(&profile))).await?;
         let image = Image { repository: self.repository(reference).await.ok(), manifest };
-        self.seams.share.publish_profile(&image, encode(&kept).into());
+        self.seams.share.join_profile(&image, &joining(kept.clone(), Vec::new()));
         Ok(kept)
     }
 
@@ -148,6 +152,27 @@ impl Puller {
         let kept = blocking(move || puller.profiles.change(&manifest, change)).await;
         kept.inspect_err(|error| tracing::warn!(%error, "a start profile is not kept")).ok()
     }
+}
+
+/// Joins `profile` with what is known elsewhere, but for what it has taken in already: of that it may have forgotten a part.
+fn joining(profile: Profile, joined: Vec<Digest>) -> Join {
+    Arc::new(move |there| {
+        let mut all = profile.clone();
+        for found in there {
+            match decode(&found.value) {
+                Ok(_) if joined.contains(&found.tag) => {}
+                Ok(theirs) => all.join(&theirs),
+                // It can make nothing of ours, and has learned more.
+                Err(error) if is_newer(&error) => return None,
+                Err(_) => {}
+            }
+        }
+        Some(encode(&all).into())
+    })
+}
+
+fn is_newer(error: &ProfileError) -> bool {
+    matches!(error, ProfileError::Version(version) if *version > VERSION)
 }
 
 async fn blocking<T: Send + 'static>(

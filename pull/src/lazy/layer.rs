@@ -116,8 +116,10 @@ struct Work {
     trouble: Option<Trouble>,
     /// How often the content of a span was wrong.
     wrong: HashMap<usize, u32>,
-    /// It was wrong too often.
+    /// It was wrong too often, or the names are no good.
     fault: Option<Arc<str>>,
+    /// The store's copy is left to whoever streams the layer.
+    given_up: bool,
     ground: Ground,
 }
 
@@ -392,6 +394,36 @@ impl Lazy {
         self.work().ground = Ground::Stream(why.to_owned());
     }
 
+    /// Its names are no good: no tree can be made of them.
+    pub(crate) fn doubt(&self, why: &dyn fmt::Display) {
+        let mut work = self.work();
+        if matches!(work.ground, Ground::Spans) {
+            let why = format!("its names are no good: {why}");
+            work.fault = Some(why.as_str().into());
+            work.ground = Ground::Stream(why);
+        }
+        drop(work);
+        self.happened();
+    }
+
+    /// What was known of it is forgotten: it can be streamed.
+    pub(super) fn give_up(&self) {
+        self.work().given_up = true;
+        self.happened();
+    }
+
+    /// Waits until the layer can be streamed, or need not be.
+    pub(crate) async fn given_up(&self) {
+        let mut events = self.events.subscribe();
+        // The sender lives in here.
+        let _ = events
+            .wait_for(|_| {
+                let work = self.work();
+                work.given_up || matches!(work.ground, Ground::Whole(_) | Ground::Nowhere)
+            })
+            .await;
+    }
+
     /// The stream did not end well: those who wait are told.
     pub(super) fn not_streamed(&self, error: &ReadError) {
         let waiting = std::mem::take(&mut self.work().waiting);
@@ -414,6 +446,7 @@ impl Lazy {
             work.ground = Ground::Nowhere;
             std::mem::take(&mut work.waiting)
         };
+        self.happened();
         waiting.into_iter().for_each(|w| (w.answer)(Err(self.abandoned())));
     }
 

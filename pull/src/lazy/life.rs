@@ -183,10 +183,14 @@ impl Lazy {
             }
             let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             lazy.partial.finish(&toc, millis)?;
+            if lied && let Ok(truth) = store.known(&diff_id) {
+                road.tell(&lazy, truth);
+            }
             lazy.clocks.add(Part::Proof, proof.elapsed());
             lazy.clocks.end();
             lazy.span.record("result", "whole");
             road.lazies.remove(&diff_id);
+            lazy.give_up();
             if !lied {
                 road.show.renew(&diff_id, false);
                 let show = Arc::clone(&road.show);

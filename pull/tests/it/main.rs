@@ -6,6 +6,8 @@ mod budgets;
 mod lazy;
 mod node;
 mod others;
+mod peer;
 mod profile;
 mod road;
+mod share;
 mod timing;

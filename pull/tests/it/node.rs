@@ -13,7 +13,7 @@ use silk_pull::{
     Seams, Show, ShowError, State,
 };
 use silk_registry::Registry;
-use silk_share::Share;
+use silk_share::{Backend, Share};
 use silk_store::Store;
 use silk_testkit::Pushed;
 use tempfile::TempDir;
@@ -48,6 +48,15 @@ struct Shown {
     shown: Mutex<Vec<Vec<Digest>>>,
     renewed: Mutex<Vec<(Digest, bool)>>,
     broken: Mutex<Option<(Digest, Class)>>,
+    /// Layers that cannot be shown by names from elsewhere: until it is whole, one of them, whoever is to blame, breaks the other.
+    misnamed: Mutex<Option<(Misnamed, Arc<Store>)>>,
+}
+
+/// Whose names are wrong, and which layer's tree cannot be made by them.
+#[derive(Debug, Clone, Copy)]
+pub struct Misnamed {
+    pub liar: Digest,
+    pub fails: Digest,
 }
 
 impl Show for Shown {
@@ -71,6 +80,12 @@ impl Show for Shown {
         if let Some((diff_id, class)) = self.broken.lock().unwrap().filter(|(broken, _)| diff_ids.contains(broken)) {
             return Err(ShowError { diff_id: Some(diff_id), class, source: "as the test asked".into() });
         }
+        let misnamed = self.misnamed.lock().unwrap();
+        if let Some((Misnamed { liar, fails }, _)) = misnamed.as_ref().filter(|(it, store)| !store.whole(&it.liar)) {
+            assert!(diff_ids.contains(liar) && diff_ids.contains(fails));
+            let source = "a tree that cannot be".into();
+            return Err(ShowError { diff_id: Some(*fails), class: Class::Corrupt, source });
+        }
         self.shown.lock().unwrap().push(diff_ids.to_vec());
         Ok(())
     }
@@ -88,6 +103,7 @@ pub struct Node {
     config: Config,
     documents: Arc<Documents>,
     shown: Arc<Shown>,
+    others: Vec<Arc<dyn Backend>>,
     root: TempDir,
 }
 
@@ -99,23 +115,40 @@ impl Node {
     pub fn with(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
-        Self::open(config, Arc::default(), tempfile::tempdir().unwrap(), 1)
+        Self::open(config, Arc::default(), vec![], tempfile::tempdir().unwrap(), 1)
+    }
+
+    /// A node that asks others.
+    pub fn sharing(others: Vec<Arc<dyn Backend>>) -> Self {
+        Self::sharing_with(others, |_| {})
+    }
+
+    pub fn sharing_with(others: Vec<Arc<dyn Backend>>, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        change(&mut config);
+        Self::open(config, Arc::default(), others, tempfile::tempdir().unwrap(), 1)
     }
 
     /// A node that decodes one layer at a time and never gives a silent registry up.
     pub fn patient() -> Self {
         let config = Config { layers_at_once: 1, ..Config::default() };
-        Self::open(config, Arc::default(), tempfile::tempdir().unwrap(), 3600)
+        Self::open(config, Arc::default(), vec![], tempfile::tempdir().unwrap(), 3600)
     }
 
     /// A node that never gives a silent registry up.
     pub fn patient_with(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
-        Self::open(config, Arc::default(), tempfile::tempdir().unwrap(), 3600)
+        Self::open(config, Arc::default(), vec![], tempfile::tempdir().unwrap(), 3600)
     }
 
-    fn open(config: Config, documents: Arc<Documents>, root: TempDir, stall_timeout_secs: u64) -> Self {
+    fn open(
+        config: Config,
+        documents: Arc<Documents>,
+        others: Vec<Arc<dyn Backend>>,
+        root: TempDir,
+        stall_timeout_secs: u64,
+    ) -> Self {
         let store = Arc::new(Store::open(root.path(), silk_store::Config::default()).unwrap());
         // No waiting: a fault is given up after one more try.
         let registry = silk_registry::Config {
@@ -127,17 +160,17 @@ impl Node {
             ..Default::default()
         };
         let shown = Arc::new(Shown::default());
-        let share = Arc::new(Share::new(&silk_share::Config::default(), vec![]).unwrap());
+        let share = Arc::new(Share::new(&silk_share::Config::default(), others.clone()).unwrap());
         let seams = Seams { contents: Arc::clone(&documents) as Arc<_>, show: Arc::clone(&shown) as Arc<_>, share };
         let registry = Registry::new(registry).unwrap();
         let lazies = Lazies::new(Arc::clone(&store), &config);
         let puller = Puller::new(config.clone(), registry, Arc::clone(&lazies), seams).unwrap();
-        Self { store, puller, lazies, config, documents, shown, root }
+        Self { store, puller, lazies, config, documents, shown, others, root }
     }
 
     /// The daemon ends and starts again.
     pub fn restart(self) -> Self {
-        let Self { store, puller, lazies, config, documents, root, .. } = self;
+        let Self { store, puller, lazies, config, documents, others, root, .. } = self;
         for diff_id in lazies.list() {
             lazies.stop(&diff_id);
         }
@@ -147,7 +180,7 @@ impl Node {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         drop(store);
-        Self::open(config, documents, root, 1)
+        Self::open(config, documents, others, root, 1)
     }
 
     /// containerd prepares all layers.
@@ -214,6 +247,11 @@ impl Node {
         *self.shown.broken.lock().unwrap() = Some((diff_id, class));
     }
 
+    /// From now on what others say of the names is wrong.
+    pub fn misname(&self, misnamed: Misnamed) {
+        *self.shown.misnamed.lock().unwrap() = Some((misnamed, Arc::clone(&self.store)));
+    }
+
     /// A layer's tar as the store has it.
     pub fn data(&self, diff_id: &Digest) -> Vec<u8> {
         let mut data = std::fs::read(self.store.layer_path(diff_id).join("data")).unwrap();
@@ -242,6 +280,8 @@ impl Node {
     /// Reads of a layer's data file as the kernel would.
     pub async fn read(&self, diff_id: &Digest, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
         let Some(lazy) = self.lazies.get(diff_id) else {
+            // While names that lied are replaced it is neither.
+            self.whole(diff_id).await;
             let data = self.data(diff_id);
             return Ok(data[offset as usize..data.len().min(offset as usize + len)].to_vec());
         };

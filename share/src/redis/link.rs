@@ -122,12 +122,18 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self) {
         loop {
-            let why = match self.door.open().await {
-                Ok((line, driver)) => self.keep(line, tokio::spawn(driver)).await,
-                Err(why) => why,
+            let (mut was_good, why) = match self.door.open().await {
+                Ok((line, driver)) => {
+                    let made = Instant::now();
+                    let why = self.keep(line, tokio::spawn(driver)).await;
+                    // Servers close connections that are idle.
+                    (made.elapsed() >= MAX_BACKOFF, why)
+                }
+                Err(why) => (false, why),
             };
             self.away(why);
-            if self.proved.swap(false, Ordering::Relaxed) {
+            was_good |= self.proved.swap(false, Ordering::Relaxed);
+            if was_good {
                 self.backoff = MIN_BACKOFF;
             }
             sleep(self.backoff).await;
@@ -185,5 +191,48 @@ impl Keeper {
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Link({:?})", self.state())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{UnixListener, UnixStream},
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::{RedisConfig, redis::door::Address};
+
+    /// Says that all is well, and hangs up after a while.
+    async fn serve(mut client: UnixStream, lasts: Duration) {
+        let talk = async {
+            let mut bytes = [0; 64 << 10];
+            while let Ok(len @ 1..) = client.read(&mut bytes).await {
+                // A command is an array, and begins a line.
+                let lines = bytes[..len].split(|byte| *byte == b'\n');
+                let count = lines.filter(|line| line.first() == Some(&b'*') && line.last() == Some(&b'\r')).count();
+                client.write_all(&b"+OK\r\n".repeat(count)).await.unwrap();
+            }
+        };
+        let _ = timeout(lasts, talk).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_hangs_up_on_idle_clients_is_not_away_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("redis.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let config = RedisConfig { deadline_millis: 5000, ..RedisConfig::default() };
+        let door = Door { address: Address::Unix(socket), config, scripts: Arc::default() };
+        let link = Link::start(Arc::new(door));
+        for _ in 0..12 {
+            let hung_up = Instant::now();
+            let (client, _) = listener.accept().await.unwrap();
+            assert!(hung_up.elapsed() <= 2 * MIN_BACKOFF, "{:?}", hung_up.elapsed());
+            serve(client, Duration::from_secs(20)).await;
+        }
+        assert!(matches!(link.state(), State::Up { .. }));
     }
 }

@@ -5,8 +5,10 @@ local expiry, most = tonumber(ARGV[2]), tonumber(ARGV[3])
 local size = #ARGV[1] + tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-local total = tonumber(redis.call('HGET', sizes, 'total') or 0)
-local old = tonumber(redis.call('HGET', sizes, key) or 0)
+-- Where Redis evicted one of the books, the other one counts values that nobody would ever drop.
+local is_lost = redis.call('EXISTS', uses) == 0
+local total = is_lost and 0 or tonumber(redis.call('HGET', sizes, 'total') or 0)
+local old = is_lost and 0 or tonumber(redis.call('HGET', sizes, key) or 0)
 local dropped = 0
 
 -- The longest unused gives way, until so many bytes are free; the value itself is the last used.
@@ -28,6 +30,7 @@ if type(written) == 'table' and written.err then
     make_room(size)
     redis.call('ZADD', uses, now, key)
 end
+if is_lost then redis.call('DEL', sizes) end
 -- Those whose time is over are gone already; a few at a time are forgotten here.
 for _, gone in ipairs(redis.call('ZRANGEBYSCORE', uses, '-inf', now - expiry, 'LIMIT', 0, 100)) do
     drop(uses, sizes, gone)

@@ -73,9 +73,19 @@ impl Artifact {
         self.values.iter().filter(move |value| value.is_of(key))
     }
 
-    /// The value of `key` is this one, and no other.
+    /// Those that are of this image, as far as one can tell.
+    pub(super) fn values(&self, manifest: Digest) -> impl Iterator<Item = (Key, &Descriptor)> {
+        let key = move |value: &Descriptor| match value.media_type.as_str() {
+            PROFILE_TYPE => Some(Key::Profile(manifest)),
+            _ => value.annotations.get(BLOB)?.parse().ok().map(Key::Layer),
+        };
+        self.values.iter().filter_map(move |value| Some((key(value)?, value)))
+    }
+
+    /// The value of `key` is this one, and no other. Where there are too many, others give way.
     pub(super) fn set(&mut self, key: Key, digest: Digest, size: u64) {
         self.values.retain(|value| !value.is_of(key));
+        self.values.truncate(MAX_VALUES - 1);
         let (media_type, annotations) = match key {
             Key::Layer(blob) => (LAYER_TYPE, BTreeMap::from([(BLOB.to_owned(), blob.to_string())])),
             Key::Profile(_) => (PROFILE_TYPE, BTreeMap::new()),

@@ -170,6 +170,25 @@ async fn values_that_redis_evicted_itself_do_not_count_for_ever() {
 }
 
 #[tokio::test]
+async fn a_book_that_redis_evicted_takes_no_room_for_ever() {
+    for lost in ["uses", "sizes"] {
+        let server = Server::start(&[]).await;
+        let share = share_with(RedisConfig { max_bytes: 3 * 1640, ..config(&server) });
+        for n in 1..=3 {
+            put(&share, n, 1000).await;
+        }
+        server.say::<()>(&format!("DEL silk:1:{lost}"));
+        for n in 4..=6 {
+            put(&share, n, 1000).await;
+        }
+        for n in 4..=6 {
+            assert!(has(&share, n).await, "{n} is there without {lost}");
+        }
+        assert_eq!(counted(&server).len(), 3, "{lost}");
+    }
+}
+
+#[tokio::test]
 async fn a_redis_full_of_other_things_takes_nothing_and_still_gives() {
     let server = Server::start(&["maxmemory-policy noeviction"]).await;
     let share = share(&server);
@@ -330,6 +349,23 @@ async fn a_very_large_value_among_many_is_found_too() {
         assert_eq!(known.layers[n as usize - 1].as_ref().unwrap().value, layer(n, size));
     }
     assert_eq!((status(&share).hits, status(&share).refused), (3, 0));
+}
+
+#[tokio::test]
+async fn of_more_than_is_bearable_as_much_as_is_bearable_is_taken() {
+    let server = Server::start(&[]).await;
+    let share = share(&server);
+    // With a profile that is not there, 19 MiB are each one's share of 96.
+    let large = 28 << 20;
+    for n in 1..=4 {
+        put(&share, n, large).await;
+    }
+    let blobs = [1, 2, 3, 4].map(|n| layer(n, 0).blob);
+    let known = share.image(&image(0), &blobs).await;
+    let there: Vec<_> = known.layers.iter().map(Option::is_some).collect();
+    assert_eq!(there, [true, true, true, false]);
+    assert_eq!(known.layers[0].as_ref().unwrap().value, layer(1, large));
+    assert_eq!((status(&share).hits, status(&share).refused), (3, 0), "nothing is wrong with them");
 }
 
 #[tokio::test]

@@ -79,16 +79,20 @@ impl World {
         documents.filter(|document| document["artifactType"] == TYPE).collect()
     }
 
-    /// An artifact made by hand: the only one.
+    /// An artifact made by hand: the newest.
     fn forge(&self, layers: &Value) {
+        self.forge_at("9", layers);
+    }
+
+    fn forge_at(&self, revision: &str, layers: &Value) {
         let empty = self.fake.put_blob(&b"{}"[..]);
         let document = json!({
             "schemaVersion": 2, "mediaType": OCI, "artifactType": TYPE, "layers": layers,
             "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": empty, "size": 2 },
             "subject": { "mediaType": OCI, "digest": self.image.manifest, "size": 1 },
-            "annotations": { "vnd.silk.revision": "9" },
+            "annotations": { "vnd.silk.revision": revision },
         });
-        self.fake.put_manifest("library/app:forged", OCI, document.to_string());
+        self.fake.put_manifest(&format!("library/app:forged{revision}"), OCI, document.to_string());
     }
 }
 
@@ -246,7 +250,8 @@ async fn what_does_not_fit_is_not_read() {
     let before = world.fake.count("^GET .*blobs");
     assert_eq!(world.has(&node).await, [false; 3]);
     assert!(world.fake.count("^GET .*blobs") - before <= 2, "the first is not even asked for");
-    assert_eq!(status(&node).refused, 2, "too large, and no envelope; the second is cut short");
+    assert_eq!(status(&node).refused, 3, "too large, cut short, and no envelope");
+    assert!(status(&node).state.is_up());
     // Published anew, all is well.
     world.put(&sharing(Some(KEY), |_| ()), &[item(1, 10), item(2, 10), item(3, 10)]).await;
     assert_eq!(world.has(&sharing(Some(KEY), |_| ())).await, [true; 3]);
@@ -261,7 +266,7 @@ async fn a_value_under_another_layers_name_is_refused() {
     let mut layers = world.artifacts()[0]["layers"].clone();
     layers[0]["annotations"]["vnd.silk.blob"] = json!(layer(2, 0).blob);
     world.forge(&layers);
-    assert_eq!(world.has(&node).await, [false; 3]);
+    assert_eq!(world.has(&node).await, [true, false, false], "number 1 is still where it was");
     assert!(trouble(&node).contains("stored under a wrong key"), "{}", trouble(&node));
 }
 
@@ -334,4 +339,86 @@ async fn who_may_not_push_drops_what_he_learned_and_says_so() {
     eventually("it is dropped", || status(&node).dropped == 1).await;
     assert!(trouble(&node).contains("is not published to referrers: registry") && trouble(&node).contains("read only"));
     assert_eq!(status(&node).published, 0);
+}
+
+/// An entry for layer `n`, or for the profile where that is 0.
+fn value(n: u64, digest: Digest, size: u64) -> Value {
+    let (media_type, annotations) = match n {
+        0 => ("application/vnd.silk.knowledge.profile.v1", json!({})),
+        n => ("application/vnd.silk.knowledge.layer.v1", json!({ "vnd.silk.blob": layer(n, 0).blob })),
+    };
+    json!({ "mediaType": media_type, "digest": digest, "size": size, "annotations": annotations })
+}
+
+#[tokio::test]
+async fn whoever_claims_to_be_the_newest_hides_nothing() {
+    for (deletes, highest) in [(true, "12"), (false, "12"), (true, "18446744073709551615")] {
+        let world = World::start(true).await;
+        world.fake.allow_deletes(deletes);
+        let node = || sharing(Some(KEY), |_| ());
+        world.put(&node(), &[item(1, 100), item(2, 100), Item::Profile(Bytes::from_static(b"p"))]).await;
+        let damaged = world.fake.put_blob(&b"damaged"[..]);
+        let values = |digest| json!([0, 1, 2].map(|n| value(n, digest, 7)));
+        let forgeries = [
+            ("10", json!(3)),
+            ("11", json!([])),
+            (highest, values(damaged)),
+            // What is named is not there; and more of it than anybody would try.
+            (highest, json!((0..40).map(|n| value(1, Digest::of(&[n]), 7)).collect::<Vec<_>>())),
+        ];
+        let others: Vec<_> = world.artifacts();
+        for (revision, layers) in forgeries {
+            world.forge_at(revision, &layers);
+            let node = node();
+            assert_eq!(world.has(&node).await, [true, true, false], "{revision} {layers}");
+            assert_eq!(node.image(&world.image, &[]).await.profiles[0].value, b"p"[..], "{revision} {layers}");
+            assert!(status(&node).state.is_up(), "the registry is well: {}", trouble(&node));
+        }
+        assert!(world.artifacts().len() > others.len());
+        // Nor does the next writer lose anything.
+        world.put(&node(), &[item(3, 100)]).await;
+        let node = node();
+        assert_eq!(world.has(&node).await, [true; 3]);
+        assert_eq!(node.image(&world.image, &[]).await.profiles[0].value, b"p"[..]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_good_in_the_newest_is_looked_for_in_older_ones() {
+    let world = World::start(true).await;
+    world.fake.allow_deletes(false);
+    let node = sharing(Some(KEY), |_| ());
+    world.put(&node, &[item(1, 100), item(2, 100)]).await;
+    world.put(&node, &[item(1, 200)]).await;
+    let known = node.image(&world.image, &[layer(1, 0).blob]).await;
+    assert_eq!(known.layers[0].as_ref().unwrap().value, layer(1, 200));
+    // Only the newest value is a lie: who knows that is given the one before until it is taken out.
+    let reader = sharing(Some(KEY), |config| config.publish = false);
+    let known = reader.image(&world.image, &[layer(1, 0).blob]).await;
+    reader.distrust(&world.image, known.layers[0].as_ref().unwrap(), "a test");
+    let known = reader.image(&world.image, &[layer(1, 0).blob, layer(2, 0).blob]).await;
+    assert_eq!(known.layers[0].as_ref().unwrap().value, layer(1, 100));
+    assert_eq!(known.layers[1].as_ref().unwrap().value, layer(2, 100));
+}
+
+#[tokio::test]
+async fn profiles_of_two_that_write_at_the_same_time_are_joined() {
+    let (one, other) = (World::start(true).await, World::start(true).await);
+    // Nodes that only publish join what is there, too.
+    let node = sharing(Some(KEY), |config| config.discover = false);
+    let profile = |text: &'static str| Item::Profile(Bytes::from_static(text.as_bytes()));
+    one.put(&node, &[profile("a")]).await;
+    other.put(&node, &[profile("b")]).await;
+    one.fake.mirror(&other.fake);
+    let join: silk_share::Join = std::sync::Arc::new(|there| {
+        let mut all: Vec<_> = there.iter().map(|found| found.value.clone()).collect();
+        all.push("c".into());
+        all.sort();
+        Some(all.concat().into())
+    });
+    node.join_profile(&one.image, &join);
+    eventually("it is published", || status(&node).published == 3).await;
+    let reader = sharing(Some(KEY), |_| ());
+    let profiles = reader.image(&one.image, &[]).await.profiles;
+    assert_eq!(profiles.iter().map(|found| &found.value[..]).collect::<Vec<_>>(), [b"abc"]);
 }

@@ -70,6 +70,16 @@ async fn a_flipped_byte_in_any_region_is_noticed() {
         put(&share, 1, 500).await;
         assert_eq!(stored(&server, 1), good);
         assert!(has(&share, 1).await);
+        // Also when that does not succeed at once.
+        store(&server, 1, &bad);
+        refused(&server, &share, "seal is wrong").await;
+        server.say::<()>("REPLICAOF 127.0.0.1 1");
+        let item = silk_share::Item::Layer(layer(1, 500));
+        let outcome = share.publish_now(&image(0), &[item]).await.remove(0).1;
+        assert_eq!(outcome.unwrap().kept, 0);
+        server.say::<()>("REPLICAOF NO ONE");
+        put(&share, 1, 500).await;
+        assert_eq!(stored(&server, 1), good);
         server.say::<()>("FLUSHALL");
     }
 }

@@ -25,8 +25,8 @@ async fn the_disk_of_a_layer_that_was_read_is_given_back() {
     let index = builder.finish(decoder.compression(), bytes.len() as u64);
     let names = toc::Toc { size: bytes.len() as u64, entries: vec![] };
     let id = Digest::of(&bytes);
-    let (encoded, blob) = (index::encode(&index), Digest::of(b"blob"));
-    store.learn(&Known { diff_id: id, blob, toc: toc::encode(&names), index: encoded }, "a peer").unwrap();
+    let (encoded, blob, blob_size) = (index::encode(&index), Digest::of(b"blob"), index.blob_size);
+    store.learn(&Known { diff_id: id, blob, blob_size, toc: toc::encode(&names), index: encoded }, "a peer").unwrap();
     let partial = store.partial(id).unwrap();
     for nr in 0..index.len() {
         let range = index.range(nr);
