@@ -107,7 +107,7 @@ impl StoreError {
                         .any(|e| Some(e.raw_os_error()) == source.raw_os_error())
             }
             Self::Absent(_) | Self::Toc { .. } | Self::Index { .. } | Self::Foreign { .. } | Self::Lost(_) => true,
-            Self::Db(_) | Self::Locked(_) | Self::WrongDiffId { .. } | Self::Busy(_) => false,
+            Self::Db(_) | Self::Locked(_) | Self::WrongDiffId { .. } | Self::OtherBlob { .. } | Self::Busy(_) => false,
         }
     }
 
