@@ -287,31 +287,34 @@ impl Endpoint {
                 headers.insert(header::AUTHORIZATION, authorization.header.clone());
             }
             let response = self.send(url, call, headers, self.asked(call)).await?;
-            if response.status() != StatusCode::UNAUTHORIZED {
+            let status = response.status();
+            let is_old = authorization.as_ref().is_some_and(|granted| !granted.is_fresh);
+            // ECR answers 403 to a password whose twelve hours are over, and others 401 without a challenge.
+            if status != StatusCode::UNAUTHORIZED && !(status == StatusCode::FORBIDDEN && is_old) {
                 return Ok(response);
             }
             let challenge = challenge::choose(response.headers());
             let said = self.words(response).await;
             // A token made for this request and refused all the same: the next one would be too.
-            let spent = round == MAX_ANSWERS || authorization.as_ref().is_some_and(|granted| granted.is_fresh);
-            let answer = match challenge {
-                Some(challenge) if !spent => self.auth.answer(scope, challenge, authorization.as_ref(), self).await?,
-                _ => None,
+            let spent = round == MAX_ANSWERS || authorization.is_some() && !is_old;
+            let answer = match spent {
+                true => None,
+                false => self.auth.answer(scope, challenge, authorization.as_ref(), self).await?,
             };
             if answer.is_none() {
-                return Err(self.denied(call, said, authorization).await);
+                return Err(self.denied(call, status, said, authorization).await);
             }
             authorization = answer;
         }
         unreachable!("the last round is spent")
     }
 
-    async fn denied(&self, call: &Call<'_>, said: Said, refused: Option<Authorization>) -> Error {
+    async fn denied(&self, call: &Call<'_>, status: StatusCode, said: Said, refused: Option<Authorization>) -> Error {
         let hint = match refused {
             Some(refused) => refused.hint,
             None => self.auth.hint().await,
         };
-        Error::Denied { asked: self.asked(call), status: StatusCode::UNAUTHORIZED, said, hint }
+        Error::Denied { asked: self.asked(call), status, said, hint }
     }
 
     /// One exchange: the head of the answer, or why there is none. Falls back to plain HTTP where that is allowed.
