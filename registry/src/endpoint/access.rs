@@ -14,9 +14,9 @@ use tokio::time::Duration;
 use tracing::debug;
 use url::Url;
 
-use super::{Call, Endpoint};
+use super::{Call, Endpoint, MAX_REDIRECTS, location};
 use crate::{
-    Error,
+    Asked, Error,
     auth::{Auth, Authorization, Scope, TokenRequest, TokenRequestKind, TokenServer, authority},
     challenge, hosts,
 };
@@ -65,6 +65,11 @@ fn repository(url: &Url) -> Option<&str> {
     ["/manifests/", "/blobs/", "/referrers/"].iter().find_map(|kind| Some(path.rsplit_once(kind)?.0))
 }
 
+/// Whether what may be sent to `from` may be sent to `to`.
+fn is_same_host(from: &Url, to: &Url) -> bool {
+    from.origin() == to.origin() || from.host() == to.host() && (from.scheme(), to.scheme()) == ("http", "https")
+}
+
 impl Party<'_> {
     /// One request, sent again with an answer to its challenge.
     pub(super) async fn authorized(&self, url: &Url, call: &Call<'_>) -> Result<Response, Error> {
@@ -106,6 +111,38 @@ impl Party<'_> {
         if self.is_own { self.endpoint.headers.clone() } else { HeaderMap::new() }
     }
 
+    /// The answer of a token server and who gave it. A secret is sent on within its host only.
+    async fn follow_token(
+        &self,
+        mut url: Url,
+        mut asked: Asked,
+        mut headers: HeaderMap,
+        form: Option<String>,
+    ) -> Result<(Response, Asked), Error> {
+        for _ in 0..=MAX_REDIRECTS {
+            let request = match &form {
+                None => self.endpoint.client.get(url.clone()),
+                Some(form) => self.endpoint.client.post(url.clone()).body(form.clone()),
+            };
+            let request = request.headers(headers.clone());
+            let response = self.endpoint.timed(request, Duration::ZERO, &asked).await?;
+            if !response.status().is_redirection() {
+                return Ok((response, asked));
+            }
+            let next = location(&url, &response);
+            let is_same = next.as_ref().is_some_and(|next| is_same_host(&url, next));
+            url = match next {
+                Some(next) if is_same || form.is_none() => next,
+                _ => break,
+            };
+            if !is_same {
+                headers.remove(header::AUTHORIZATION);
+            }
+            asked.host = authority(&url);
+        }
+        Err(Error::Redirect { asked })
+    }
+
     async fn hint(&self, refused: Option<Authorization>) -> String {
         let hint = match refused {
             Some(refused) => refused.hint,
@@ -128,18 +165,17 @@ impl TokenServer for Party<'_> {
             headers.remove(header::AUTHORIZATION);
         }
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        let client = &self.endpoint.client;
-        let request = match kind {
+        let form = match kind {
             TokenRequestKind::Get(authorization) => {
                 authorization.map(|value| headers.insert(header::AUTHORIZATION, value));
-                client.get(url)
+                None
             }
             TokenRequestKind::Post(form) => {
                 headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-                client.post(url).body(form)
+                Some(form)
             }
         };
-        let response = self.endpoint.timed(request.headers(headers), Duration::ZERO, &asked).await?;
+        let (response, asked) = self.follow_token(url, asked, headers, form).await?;
         let response = match self.endpoint.judged(response, asked.clone()).await {
             Err(Error::Denied { asked, status, said, .. }) => return Err(Error::Denied { asked, status, said, hint }),
             judged => judged?,
@@ -186,6 +222,9 @@ mod tests {
             assert_eq!(party(&careful, url), expected, "{url}");
         }
         assert_eq!(party(&careless, "https://ghcr.io/v2/a/b/blobs/x"), None);
+        let same = |from, to| is_same_host(&Url::parse(from).unwrap(), &Url::parse(to).unwrap());
+        assert!(same("http://h/token", "https://h/token") && same("https://h/a", "https://h:443/b"));
+        assert!(!same("https://h/a", "http://h/a") && !same("https://h/a", "https://i/a"));
         assert_eq!(repository(&Url::parse("https://h/v2/a/blobs/b/blobs/x").unwrap()), Some("a/blobs/b"));
     }
 }

@@ -180,3 +180,24 @@ async fn a_probe_asks_the_registry_that_is_redirected_to() {
         format!("registry {} redirected silk there; there are no credentials for {}", vanity.host(), real.host());
     assert!(error.to_string().contains(&words), "{error}");
 }
+
+#[tokio::test]
+async fn a_token_server_may_redirect() {
+    let (fake, other) = (Fake::start().await, Fake::start().await);
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let world = World::new(&[&fake]);
+    world.login(&format!(r#"{{"auths": {{"{}": {{"username": "u", "password": "p"}}}}}}"#, fake.host()));
+    let latest = Selector::Tag("latest".into());
+    for access in [Access::anonymous_token(), Access::token("u", "p")] {
+        fake.require(access);
+        fake.fault("/token.service", Fault::Redirect("/token?moved=1".into()), 1);
+        let repository = world.repository(&pushed.reference).await;
+        assert_eq!(repository.manifest(&latest, MANIFEST_TYPES).await.unwrap().digest, pushed.digest);
+    }
+    fake.fault("/token", Fault::Redirect(format!("{}/token", other.url())), 1);
+    world.repository(&pushed.reference).await.manifest(&latest, MANIFEST_TYPES).await.unwrap_err();
+    assert_eq!(other.requests()[0].header("authorization"), None, "not to another host");
+    fake.fault("/token", Fault::Redirect("/token".into()), ALWAYS);
+    let error = world.repository(&pushed.reference).await.manifest(&latest, MANIFEST_TYPES).await.unwrap_err();
+    assert!(matches!(error, Error::Redirect { .. }), "{error}");
+}
