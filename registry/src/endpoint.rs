@@ -330,6 +330,28 @@ impl Endpoint {
         sending: Duration,
         asked: &Asked,
     ) -> Result<Response, Error> {
+        let spare = request.try_clone();
+        let sent = self.exchange(request, sending, asked).await;
+        let Err(Error::Unreachable { cause, .. }) = &sent else { return sent };
+        if cause.is_connect() {
+            return sent;
+        }
+        // Servers close connections that they kept, also at the moment when one is used again: no fault, and no attempt.
+        match spare.and_then(|spare| spare.build().ok()).filter(|spare| spare.method().is_safe()) {
+            Some(spare) => {
+                let spare = reqwest::RequestBuilder::from_parts(self.client.clone(), spare);
+                self.exchange(spare, sending, asked).await
+            }
+            None => sent,
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: reqwest::RequestBuilder,
+        sending: Duration,
+        asked: &Asked,
+    ) -> Result<Response, Error> {
         let after = self.head_timeout + sending;
         let sent = match timeout(after, request.send()).await {
             Err(_) => Err(Error::NoAnswer { asked: asked.clone(), after }),
