@@ -139,11 +139,12 @@ impl Auth {
         Ok(grant.as_ref().map(Grant::fresh))
     }
 
-    /// The answer to a 401 that `refused` met; none if nothing can be answered that was not refused already.
+    /// The answer to a refusal that `refused` met, without a challenge to that of the last one; none if nothing can be
+    /// answered that was not refused already.
     pub(crate) async fn answer(
         &self,
         scope: Scope<'_>,
-        challenge: Challenge,
+        challenge: Option<Challenge>,
         refused: Option<&Authorization>,
         server: &impl TokenServer,
     ) -> Result<Option<Authorization>, Error> {
@@ -154,7 +155,8 @@ impl Auth {
         {
             return Ok(Some(known.authorization.clone()));
         }
-        *grant = None;
+        let last = grant.take().map(|known| known.challenge);
+        let Some(challenge) = challenge.or(last) else { return Ok(None) };
         *grant = self.grant(scope, challenge, server).await?;
         Ok(grant.as_ref().map(Grant::fresh))
     }

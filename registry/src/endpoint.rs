@@ -1,10 +1,11 @@
 //! One host of a registry: sends requests, follows redirects, and turns answers into typed errors.
 //!
 //! Redirects are followed here and not by the HTTP library: `Authorization` and the headers of `hosts.toml` never go to
-//! another origin, and the address a blob was redirected to is kept. Every request has a deadline for its head; bodies
-//! are the caller's to time.
+//! another origin, and the address a blob was redirected to is kept. A registry that is redirected to gets an
+//! authorization of its own (`access`). Every request has a deadline for its head; bodies are the caller's to time.
 
 use std::{
+    collections::HashMap,
     fmt,
     ops::Range,
     sync::{
@@ -33,23 +34,19 @@ use url::Url;
 
 use crate::{
     Asked, Config, Error, Transport,
-    auth::{Actions, Auth, Authorization, Scope, TokenRequest, TokenRequestKind, TokenServer, authority},
-    challenge,
+    auth::{Actions, Auth, authority},
     credentials::Credentials,
     error::Said,
     hosts::{self, Host},
     tls,
 };
 
+mod access;
+
 /// Redirects followed for one request. Registries need one or two.
 const MAX_REDIRECTS: usize = 5;
-/// Times a request is sent with another authorization: for the challenge, for a token that expired on its way, and for
-/// one that another request renewed meanwhile.
-const MAX_ANSWERS: usize = 3;
 /// Bytes of an error's body that are read for its words.
 const MAX_ERROR_BODY: usize = 64 << 10;
-/// Bytes of a token server's answer; tokens with many scopes reach tens of KiB.
-const MAX_TOKEN_BODY: usize = 1 << 20;
 /// Bytes a second below which an upload counts as standing still.
 const MIN_UPLOAD: usize = 128 << 10;
 /// A host that could not be connected to is tried after the others for this long.
@@ -63,7 +60,10 @@ pub(crate) struct Endpoint {
     host: Host,
     client: Client,
     headers: HeaderMap,
-    auth: Auth,
+    auth: Arc<Auth>,
+    /// What registries that this one redirects to have granted us.
+    elsewhere: Mutex<HashMap<String, Arc<Auth>>>,
+    credentials: Arc<Credentials>,
     /// TLS was tried and is not spoken here.
     fell_back: AtomicBool,
     rests_until: Mutex<Option<Instant>>,
@@ -141,7 +141,9 @@ impl Endpoint {
         }
         let connections = config.connections_per_registry as usize;
         Ok(Self {
-            auth: Auth::new(credentials, host.authority.clone()),
+            auth: Arc::new(Auth::new(credentials.clone(), host.authority.clone())),
+            elsewhere: Mutex::default(),
+            credentials,
             client,
             headers,
             fell_back: AtomicBool::new(false),
@@ -204,7 +206,7 @@ impl Endpoint {
     /// Asks the host, answers its challenge, follows its redirects; a success or a typed error.
     pub(crate) async fn ask(&self, call: &Call<'_>) -> Result<Answer, Error> {
         let url = self.url(call)?;
-        let response = self.authorized(&url, call).await?;
+        let response = self.fetch(&url, call).await?;
         self.follow(url, response, call).await
     }
 
@@ -216,14 +218,15 @@ impl Endpoint {
         Ok(answer)
     }
 
-    /// Whether the host answers and lets us in. A redirect to storage says yes.
+    /// Whether the host answers and lets us in. A redirect to storage says yes, another registry is asked itself.
     pub(crate) async fn probe(&self, call: &Call<'_>) -> Result<(), Error> {
         let url = self.url(call)?;
-        let response = self.authorized(&url, call).await?;
-        if response.status().is_redirection() {
+        let response = self.fetch(&url, call).await?;
+        if response.status().is_redirection() && location(&url, &response).is_some_and(|url| self.party(&url).is_none())
+        {
             return Ok(());
         }
-        self.judged(response, self.asked(call)).await.map(drop)
+        self.follow(url, response, call).await.map(drop)
     }
 
     fn url(&self, call: &Call<'_>) -> Result<Url, Error> {
@@ -246,12 +249,12 @@ impl Endpoint {
         is(self.host.tls) || self.host.may_fall_back && is(false)
     }
 
-    /// With authorization if the URL is of this host, else bare.
+    /// With authorization if the URL is of this host, or reads from another registry, else bare.
     async fn fetch(&self, url: &Url, call: &Call<'_>) -> Result<Response, Error> {
-        if self.is_own_origin(url) {
-            return self.authorized(url, call).await;
+        match self.party(url) {
+            Some(party) if party.is_own || call.actions == Actions::Pull => party.authorized(url, call).await,
+            _ => self.send(url, call, HeaderMap::new(), self.asked_at(url, call)).await,
         }
-        self.send(url, call, HeaderMap::new(), self.asked_at(url, call)).await
     }
 
     /// Follows redirects from `response`, which is the answer of `from`.
@@ -264,54 +267,13 @@ impl Endpoint {
                 let response = self.judged(response, asked).await?;
                 return Ok(Answer { response, redirected_to: redirected.then_some(at) });
             }
-            let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-            at = match location.map(|location| at.join(location)) {
-                Some(Ok(url)) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
-                _ => return Err(Error::Redirect { asked }),
-            };
+            at = location(&at, &response).ok_or(Error::Redirect { asked })?;
             redirected = true;
             // Reading the few bytes to their end lets the connection be used again.
             self.words(response).await;
             response = self.fetch(&at, call).await?;
         }
         Err(Error::Redirect { asked: self.asked(call) })
-    }
-
-    /// One request to this host, sent again with an answer to its challenge.
-    async fn authorized(&self, url: &Url, call: &Call<'_>) -> Result<Response, Error> {
-        let scope = Scope { repository: call.repository, actions: call.actions };
-        let mut authorization = self.auth.current(scope, self).await?;
-        for round in 0.. {
-            let mut headers = self.headers.clone();
-            if let Some(authorization) = &authorization {
-                headers.insert(header::AUTHORIZATION, authorization.header.clone());
-            }
-            let response = self.send(url, call, headers, self.asked(call)).await?;
-            if response.status() != StatusCode::UNAUTHORIZED {
-                return Ok(response);
-            }
-            let challenge = challenge::choose(response.headers());
-            let said = self.words(response).await;
-            // A token made for this request and refused all the same: the next one would be too.
-            let spent = round == MAX_ANSWERS || authorization.as_ref().is_some_and(|granted| granted.is_fresh);
-            let answer = match challenge {
-                Some(challenge) if !spent => self.auth.answer(scope, challenge, authorization.as_ref(), self).await?,
-                _ => None,
-            };
-            if answer.is_none() {
-                return Err(self.denied(call, said, authorization).await);
-            }
-            authorization = answer;
-        }
-        unreachable!("the last round is spent")
-    }
-
-    async fn denied(&self, call: &Call<'_>, said: Said, refused: Option<Authorization>) -> Error {
-        let hint = match refused {
-            Some(refused) => refused.hint,
-            None => self.auth.hint().await,
-        };
-        Error::Denied { asked: self.asked(call), status: StatusCode::UNAUTHORIZED, said, hint }
     }
 
     /// One exchange: the head of the answer, or why there is none. Falls back to plain HTTP where that is allowed.
@@ -363,6 +325,28 @@ impl Endpoint {
 
     /// The head of the answer, in time; `sending` is what its body may take more.
     async fn timed(
+        &self,
+        request: reqwest::RequestBuilder,
+        sending: Duration,
+        asked: &Asked,
+    ) -> Result<Response, Error> {
+        let spare = request.try_clone();
+        let sent = self.exchange(request, sending, asked).await;
+        let Err(Error::Unreachable { cause, .. }) = &sent else { return sent };
+        if cause.is_connect() {
+            return sent;
+        }
+        // Servers close connections that they kept, also at the moment when one is used again: no fault, and no attempt.
+        match spare.and_then(|spare| spare.build().ok()).filter(|spare| spare.method().is_safe()) {
+            Some(spare) => {
+                let spare = reqwest::RequestBuilder::from_parts(self.client.clone(), spare);
+                self.exchange(spare, sending, asked).await
+            }
+            None => sent,
+        }
+    }
+
+    async fn exchange(
         &self,
         request: reqwest::RequestBuilder,
         sending: Duration,
@@ -447,40 +431,6 @@ impl BodyFault {
     }
 }
 
-impl TokenServer for Endpoint {
-    async fn fetch(&self, request: TokenRequest) -> Result<Vec<u8>, Error> {
-        let TokenRequest { url, asked, kind, hint } = request;
-        debug!(host = %asked.host, "token request for {}", asked.what);
-        let mut headers = self.headers.clone();
-        if !self.is_own_origin(&url) {
-            // containerd sends the headers of hosts.toml to the token server too; silk keeps the secret one to its host.
-            headers.remove(header::AUTHORIZATION);
-        }
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        let request = match kind {
-            TokenRequestKind::Get(authorization) => {
-                authorization.map(|value| headers.insert(header::AUTHORIZATION, value));
-                self.client.get(url)
-            }
-            TokenRequestKind::Post(form) => {
-                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-                self.client.post(url).body(form)
-            }
-        };
-        let response = self.timed(request.headers(headers), Duration::ZERO, &asked).await?;
-        let response = match self.judged(response, asked.clone()).await {
-            Err(Error::Denied { asked, status, said, .. }) => return Err(Error::Denied { asked, status, said, hint }),
-            judged => judged?,
-        };
-        let body = self.body(response, MAX_TOKEN_BODY).await.map_err(|fault| fault.of(asked.clone()))?;
-        body.ok_or(Error::TooLarge { asked, limit: MAX_TOKEN_BODY })
-    }
-
-    fn is_tls(&self) -> bool {
-        self.host.tls && !self.fell_back.load(Ordering::Relaxed)
-    }
-}
-
 /// Bodies that may be received from one host at once, those that somebody waits for included.
 pub(crate) fn most_bodies(config: &Config) -> usize {
     let connections = config.connections_per_registry as usize;
@@ -503,6 +453,12 @@ fn answered(sent: &Result<Response, Error>) -> Answered {
         _ if status.is_server_error() => Answered::ServerError,
         _ => Answered::Ok,
     }
+}
+
+/// Where the answer of `at` redirects to, if that is an address.
+fn location(at: &Url, response: &Response) -> Option<Url> {
+    let url = at.join(response.headers().get(header::LOCATION)?.to_str().ok()?).ok()?;
+    (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }
 
 fn scheme(tls: bool) -> &'static str {

@@ -4,11 +4,15 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use bytes::Bytes;
-use reqwest::{Method, StatusCode};
+use reqwest::{
+    Method, StatusCode,
+    header::{self, HeaderMap},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use silk_model::Digest;
 use tracing::debug;
+use url::Url;
 
 use crate::{
     Error, Repository, Selector,
@@ -20,6 +24,8 @@ use crate::{
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// The largest list that is read: some 10,000 referrers.
 const MAX_LIST: usize = 4 << 20;
+/// Pages of one list that are read; registries put some hundred referrers on one.
+const MAX_PAGES: usize = 100;
 /// Times that the index of the tag is written before the others that write it are left to win.
 const MAX_ROUNDS: usize = 4;
 
@@ -42,7 +48,7 @@ pub struct Referrer {
 }
 
 impl Repository {
-    /// The manifests of one artifact type that refer to `subject`. None is no error. Only the first page of a list is read.
+    /// The manifests of one artifact type that refer to `subject`. None is no error.
     ///
     /// # Errors
     /// After retries and on all hosts.
@@ -123,27 +129,91 @@ impl Repository {
     }
 }
 
-/// The list by the API, or an error that [`says_unknown`] understands.
+/// A part of a list, and where the next one is.
+struct Page {
+    index: Value,
+    bytes: usize,
+    next: Option<Url>,
+}
+
+/// The list by the API, with all its pages, or an error that [`says_unknown`] understands.
 async fn list(endpoint: &Endpoint, call: &Call<'_>) -> Result<Value, Error> {
-    let asked = || endpoint.asked(call);
-    let unknown = || Error::NotFound { asked: asked(), status: StatusCode::NOT_FOUND, said: Default::default() };
+    let Page { index: mut list, bytes, mut next } = first_page(endpoint, call).await?;
+    let mut left = MAX_LIST - bytes;
+    // That a page is gone says nothing of the API.
+    let lost = || Error::Redirect { asked: endpoint.asked(call) };
+    for _ in 1..MAX_PAGES {
+        let Some(url) = next else { return Ok(list) };
+        let answer = endpoint.ask_at(&url, call).await;
+        let answer = answer.map_err(|error| if says_unknown(&error) { lost() } else { error })?;
+        let mut page = page(endpoint, call, answer, left).await?.ok_or_else(lost)?;
+        if let (Some(all), Some(more)) = (list["manifests"].as_array_mut(), page.index["manifests"].as_array_mut()) {
+            all.append(more);
+        }
+        left -= page.bytes;
+        next = page.next;
+    }
+    if next.is_some() { Err(lost()) } else { Ok(list) }
+}
+
+async fn first_page(endpoint: &Endpoint, call: &Call<'_>) -> Result<Page, Error> {
+    let unknown =
+        || Error::NotFound { asked: endpoint.asked(call), status: StatusCode::NOT_FOUND, said: Default::default() };
     if endpoint.lacks_referrers.load(Ordering::Relaxed) {
         return Err(unknown());
     }
-    let Answer { response, .. } = match endpoint.ask(call).await {
-        Ok(answer) => answer,
+    match endpoint.ask(call).await {
+        // Some proxies answer every path with a page of theirs.
+        Ok(answer) => page(endpoint, call, answer, MAX_LIST).await?.ok_or_else(unknown),
         Err(error) => {
             // Without a registry's words it is the path that is unknown, and not a repository or a mirror's copy.
             if matches!(&error, Error::NotFound { said, .. } if said.is_empty()) {
                 endpoint.lacks_referrers.store(true, Ordering::Relaxed);
             }
-            return Err(error);
+            Err(error)
         }
+    }
+}
+
+/// What an answer holds, at most `limit` bytes; none if it is no index.
+async fn page(endpoint: &Endpoint, call: &Call<'_>, answer: Answer, limit: usize) -> Result<Option<Page>, Error> {
+    let asked = || endpoint.asked(call);
+    let url = answer.response.url().clone();
+    let next = match next_link(answer.response.headers()) {
+        Some(link) => Some(on_same_host(&url, link).ok_or_else(|| Error::Redirect { asked: asked() })?),
+        None => None,
     };
-    let body = endpoint.body(response, MAX_LIST).await.map_err(|fault| fault.of(asked()))?;
+    let body = endpoint.body(answer.response, limit).await.map_err(|fault| fault.of(asked()))?;
     let body = body.ok_or_else(|| Error::TooLarge { asked: asked(), limit: MAX_LIST })?;
-    // Some proxies answer every path with a page of theirs.
-    serde_json::from_slice(&body).ok().filter(|index: &Value| index["manifests"].is_array()).ok_or_else(unknown)
+    let index = serde_json::from_slice(&body).ok().filter(|index: &Value| index["manifests"].is_array());
+    Ok(index.map(|index| Page { index, bytes: body.len(), next }))
+}
+
+/// The target of `Link: <...>; rel="next"` (RFC 8288).
+fn next_link(headers: &HeaderMap) -> Option<&str> {
+    let texts = headers.get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+    texts.flat_map(|text| text.split('<').skip(1)).find_map(|link| {
+        let (target, params) = link.split_once('>')?;
+        let mut params = params.split([';', ',']).filter_map(|param| param.split_once('='));
+        let is_next = params.any(|(name, value)| {
+            let mut relations = value.trim().trim_matches('"').split_whitespace();
+            name.trim().eq_ignore_ascii_case("rel") && relations.any(|one| one.eq_ignore_ascii_case("next"))
+        });
+        is_next.then_some(target)
+    })
+}
+
+/// Where `link` on the page `at` leads, with the scheme and the parameters of that page (`ns`, for mirrors) that it does not
+/// name; none if that is another host.
+fn on_same_host(at: &Url, link: &str) -> Option<Url> {
+    let mut url = at.join(link).ok().filter(Url::has_host)?;
+    // A registry behind a proxy may not know by which scheme it is spoken to.
+    url.set_scheme(at.scheme()).ok()?;
+    let missing: Vec<_> = at.query_pairs().filter(|(name, _)| url.query_pairs().all(|(has, _)| has != *name)).collect();
+    if !missing.is_empty() {
+        url.query_pairs_mut().extend_pairs(missing);
+    }
+    (url.origin() == at.origin()).then_some(url)
 }
 
 /// Whether a registry does not know the API: 404, by the specification, and what some answer instead.
@@ -186,6 +256,32 @@ fn with_entry(index: Option<&Value>, referrer: &Referrer, replaces: &[Digest]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_page_is_on_the_same_host() {
+        let next = |link: &str| {
+            let mut headers = HeaderMap::new();
+            headers.append(header::LINK, "<https://h/docs>; rel=help".parse().unwrap());
+            headers.append(header::LINK, link.parse().unwrap());
+            let at = Url::parse("https://h:5000/v2/a/referrers/d?artifactType=t%2Fu&ns=r").unwrap();
+            next_link(&headers).map(|link| on_same_host(&at, link).map(String::from))
+        };
+        let url = Some(Some("https://h:5000/v2/x?n=1&artifactType=t%2Fu&ns=r".to_owned()));
+        for link in [
+            r#"</v2/x?n=1>; rel="next""#,
+            "<https://h:5000/v2/x?n=1>;rel=next",
+            r#"<http://h:5000/v2/x?n=1>; title="a, b"; REL="last Next""#,
+            r#"</v2/0>; rel="first", </v2/x?n=1>; rel="next", </v2/9>; rel="last""#,
+        ] {
+            assert_eq!(next(link), url, "{link}");
+        }
+        for link in ["</v2/x>", "</v2/x>; rel=prev", "</v2/x; rel=next", "rel=next", ""] {
+            assert_eq!(next(link), None, "{link}");
+        }
+        for link in ["<https://h/v2/x>; rel=next", "<//other:5000/x>; rel=next", "<data:x>; rel=next"] {
+            assert_eq!(next(link), Some(None), "{link}");
+        }
+    }
 
     fn referrer(name: &str) -> Referrer {
         Referrer {

@@ -130,6 +130,8 @@ struct Inner {
     bodies: Bodies,
     send_digest_header: bool,
     has_referrers: bool,
+    /// The most entries of one page of them.
+    referrers_page: Option<usize>,
     allows_deletes: bool,
     uploads: usize,
 }
@@ -336,6 +338,11 @@ impl Fake {
     /// Whether the referrers API is known (not by default, as with distribution 2.8).
     pub fn have_referrers(&self, have: bool) {
         self.state.lock().has_referrers = have;
+    }
+
+    /// Lists of referrers come in pages of so many, each naming the next in its `Link`, without the host.
+    pub fn page_referrers(&self, entries: usize) {
+        self.state.lock().referrers_page = Some(entries);
     }
 
     /// Whether manifests may be deleted (not by default, as with distribution).

@@ -172,6 +172,8 @@ fn capabilities(names: &[String]) -> Result<Capabilities, Fault> {
             "pull" => capabilities.pull = true,
             "resolve" => capabilities.resolve = true,
             "push" => capabilities.push = true,
+            // containerd 2.2. Lists of referrers are asked of hosts that may resolve, as a matter of the same trust.
+            "referrers" => {}
             _ => return Err(Fault::Capability(name.clone())),
         }
     }

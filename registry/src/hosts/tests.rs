@@ -121,6 +121,15 @@ fn hosts_keep_the_files_order_and_the_registry_comes_last() {
 }
 
 #[test]
+fn the_capability_that_containerd_2_2_added_is_known() {
+    let dir = Dir::new();
+    dir.put("a/r/hosts.toml", "[host.'https://mirror']\ncapabilities = ['pull', 'Referrers']");
+    let hosts = dir.load("r");
+    assert_eq!(urls(&hosts), ["Host(https://mirror/v2)", "Host(https://r/v2)"]);
+    assert_eq!(hosts[0].capabilities, Capabilities { pull: true, resolve: false, push: false });
+}
+
+#[test]
 fn a_broken_file_leaves_the_certificate_files() {
     let dir = Dir::new();
     dir.put("a/r/own.crt", "ca");

@@ -120,6 +120,30 @@ async fn a_refused_fresh_token_is_final() {
 }
 
 #[tokio::test]
+async fn an_expired_password_is_looked_up_again_whatever_the_registry_answers() {
+    // ECR says 403, and nothing of how to do better.
+    for code in [403, 401] {
+        let (fake, pushed, world) = start(Access::basic("AWS", "morning")).await;
+        login(&world, &fake, r#"{"username": "AWS", "password": "morning"}"#);
+        let repository = world.repository(&pushed.reference).await;
+        get(&repository).await.unwrap();
+
+        login(&world, &fake, r#"{"username": "AWS", "password": "evening"}"#);
+        fake.require(Access::basic("AWS", "evening"));
+        fake.fault("manifests", Fault::error(code, "DENIED", "Your authorization token has expired."), 1);
+        get(&repository).await.unwrap();
+        let statuses: Vec<u16> = fake.requests().iter().map(|request| request.status).collect();
+        assert_eq!(statuses, [401, 200, code, 200]);
+
+        fake.fault("manifests", Fault::error(code, "DENIED", "not this one"), ALWAYS);
+        let error = get(&repository).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("refused silk: {code} ")), "{error}");
+        assert!(error.to_string().contains("(DENIED: not this one): check the credentials in"), "{error}");
+        assert_eq!((error.class(), fake.requests().len()), (Class::Denied, 6), "once more and no further");
+    }
+}
+
+#[tokio::test]
 async fn a_token_server_that_refuses_is_named_and_one_that_stumbles_is_tried_again() {
     let (fake, pushed, world) = start(Access::token("user", "hunter2")).await;
     login(&world, &fake, r#"{"username": "user", "password": "wrong"}"#);

@@ -171,6 +171,21 @@ async fn a_probe_is_one_head_request() {
 }
 
 #[tokio::test]
+async fn a_kept_connection_that_is_closed_as_it_is_used_again_costs_nothing() {
+    let fake = Fake::start().await;
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    repository.check(Object::Manifest(pushed.digest), DEADLINE).await.unwrap();
+    fake.fault("^HEAD", Fault::Close, 1);
+    repository.check(Object::Manifest(pushed.digest), DEADLINE).await.unwrap();
+    assert_eq!(fake.requests().len(), 3);
+    // What writes may have been done.
+    fake.fault("^POST", Fault::Close, ALWAYS);
+    repository.check_push().await.unwrap_err();
+    assert_eq!(fake.count("^POST"), 4, "the attempts alone");
+}
+
+#[tokio::test]
 async fn a_probe_keeps_its_deadline() {
     let fake = Fake::start().await;
     let repository = World::new(&[&fake]).repository(&format!("{}/app", fake.host())).await;

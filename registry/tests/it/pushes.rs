@@ -143,6 +143,67 @@ async fn referrers_are_found_with_the_api_and_without() {
     }
 }
 
+/// A list that names `next` as its next page.
+fn page(next: &str) -> Fault {
+    let headers = vec![("link".into(), format!("<{next}>; rel=\"next\""))];
+    Fault::Status { code: 200, headers, body: json!({ "schemaVersion": 2, "manifests": [] }).to_string() }
+}
+
+#[tokio::test]
+async fn all_pages_of_referrers_are_read() {
+    let fake = Fake::start().await;
+    fake.have_referrers(true);
+    fake.page_referrers(2);
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    fake.require(Access::anonymous_token());
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    let mut pushed_too = Vec::new();
+    for n in 0..5 {
+        pushed_too.push(refer(&repository, pushed.digest, &n.to_string(), &[]).await);
+    }
+    pushed_too.sort_by_key(|referrer| referrer.digest.to_string());
+    let before = fake.count("/referrers/");
+    assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), pushed_too);
+    assert_eq!(fake.count("/referrers/") - before, 4, "a challenge and three pages");
+
+    fake.fault("from=2", Fault::status(503), 1);
+    assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), pushed_too, "tried again");
+    // A registry behind a proxy may not know by which scheme it is spoken to.
+    fake.fault("/referrers/", page(&format!("https://{}/v2/app/referrers/{}?from=2", fake.host(), pushed.digest)), 1);
+    assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), pushed_too[2..]);
+    fake.fault("from=4", Fault::error(404, "NAME_UNKNOWN", "no such page"), ALWAYS);
+    let error = repository.referrers(&pushed.digest, TYPE).await.unwrap_err();
+    assert!(matches!(error, Error::Redirect { .. }), "a page that is not there is no list that is not there: {error}");
+}
+
+#[tokio::test]
+async fn pages_that_go_round_or_elsewhere_end() {
+    let (fake, other) = (Fake::start().await, Fake::start().await);
+    fake.have_referrers(true);
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    let path = format!("/v2/app/referrers/{}", pushed.digest);
+    for next in [path.clone(), format!("{}{path}", other.url()), "ftp://h/x".into(), "http://".into()] {
+        fake.fault("/referrers/", page(&next), ALWAYS);
+        let error = repository.referrers(&pushed.digest, TYPE).await.unwrap_err();
+        assert!(matches!(error, Error::Redirect { .. }), "{next}: {error}");
+        fake.heal();
+    }
+    assert!(fake.count("/referrers/") <= 110);
+    assert_eq!(other.requests().len(), 0);
+
+    // Together no larger than one list may be.
+    let annotations = BTreeMap::from([("text", "x".repeat(1 << 20))]);
+    let entry = json!({ "mediaType": OCI, "digest": pushed.digest, "size": 1, "annotations": annotations });
+    let headers = vec![("link".into(), format!("<{path}>; rel=next"))];
+    let body = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
+    fake.fault("/referrers/", Fault::Status { code: 200, headers, body }, ALWAYS);
+    let before = fake.count("/referrers/");
+    let error = repository.referrers(&pushed.digest, TYPE).await.unwrap_err();
+    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    assert_eq!(fake.count("/referrers/") - before, 4);
+}
+
 #[tokio::test]
 async fn the_entries_of_others_stay_in_the_tags_index() {
     let fake = Fake::start().await;

@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use silk_model::Class;
 use silk_registry::{Blob, Error, MANIFEST_TYPES, Object, Selector};
-use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec};
+use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec, Pushed};
 
 use crate::world::{World, pattern, read, rest};
 
@@ -121,4 +121,83 @@ async fn redirects_within_the_registry_keep_the_authorization_and_end() {
         assert!(matches!(error, Error::Redirect { .. }), "{location}: {error}");
         fake.heal();
     }
+}
+
+/// A registry that redirects all of `team/app` to `app` at another one, which has it.
+async fn start_vanity(access: Access) -> (Fake, Fake, World, Pushed) {
+    let (vanity, real) = (Fake::start().await, Fake::start().await);
+    let pushed = real.push_image("app:latest", &ImageSpec::new());
+    real.require(access);
+    for what in [format!("manifests/{}", pushed.digest), format!("blobs/{}", pushed.config_digest)] {
+        let there = format!("{}/v2/app/{what}", real.url());
+        vanity.fault(&format!("/v2/team/app/{what}"), Fault::Redirect(there), ALWAYS);
+    }
+    let world = World::new(&[&vanity]);
+    (vanity, real, world, pushed)
+}
+
+#[tokio::test]
+async fn a_registry_that_another_redirects_to_is_answered_with_its_own_credentials() {
+    for (access, password) in [(Access::anonymous_token(), ""), (Access::basic("u", "real"), "real")] {
+        let (vanity, real, world, pushed) = start_vanity(access).await;
+        vanity.require(Access::basic("u", "vanity"));
+        let login =
+            |fake: &Fake, password| format!(r#""{}": {{"username": "u", "password": "{password}"}}"#, fake.host());
+        world.login(&format!(r#"{{"auths": {{{}, {}}}}}"#, login(&vanity, "vanity"), login(&real, password)));
+        let repository = world.repository(&format!("{}/team/app", vanity.host())).await;
+        repository.check(Object::Manifest(pushed.digest), std::time::Duration::from_secs(5)).await.unwrap();
+        let selector = Selector::Digest(pushed.digest);
+        assert_eq!(repository.manifest(&selector, MANIFEST_TYPES).await.unwrap().bytes, pushed.manifest);
+        let config = real.get_blob(&pushed.config_digest).unwrap();
+        let blob = repository.blob(pushed.config_digest, config.len() as u64);
+        let asked = vanity.requests().len();
+        for i in 0..3 {
+            assert_eq!(read(&blob, i..i + 20).await.unwrap(), config[i as usize..i as usize + 20]);
+            real.expire_tokens();
+        }
+        assert_eq!(vanity.requests().len(), asked + 1, "the address is kept");
+        // "u:vanity"
+        let leaks =
+            real.requests().iter().any(|r| r.header("authorization").is_some_and(|v| v.ends_with("dTp2YW5pdHk=")));
+        assert!(!leaks);
+        for token in real.matching("/token") {
+            assert!(
+                token.path.contains("scope=repository%3Aapp%3Apull") && !token.path.contains("team"),
+                "{}",
+                token.path
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_probe_asks_the_registry_that_is_redirected_to() {
+    let (vanity, real, world, pushed) = start_vanity(Access::basic("u", "p")).await;
+    let repository = world.repository(&format!("{}/team/app", vanity.host())).await;
+    let error = repository.check(Object::Manifest(pushed.digest), std::time::Duration::from_secs(5)).await.unwrap_err();
+    assert_eq!((error.class(), real.requests().len()), (Class::Denied, 1));
+    let words =
+        format!("registry {} redirected silk there; there are no credentials for {}", vanity.host(), real.host());
+    assert!(error.to_string().contains(&words), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_server_may_redirect() {
+    let (fake, other) = (Fake::start().await, Fake::start().await);
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let world = World::new(&[&fake]);
+    world.login(&format!(r#"{{"auths": {{"{}": {{"username": "u", "password": "p"}}}}}}"#, fake.host()));
+    let latest = Selector::Tag("latest".into());
+    for access in [Access::anonymous_token(), Access::token("u", "p")] {
+        fake.require(access);
+        fake.fault("/token.service", Fault::Redirect("/token?moved=1".into()), 1);
+        let repository = world.repository(&pushed.reference).await;
+        assert_eq!(repository.manifest(&latest, MANIFEST_TYPES).await.unwrap().digest, pushed.digest);
+    }
+    fake.fault("/token", Fault::Redirect(format!("{}/token", other.url())), 1);
+    world.repository(&pushed.reference).await.manifest(&latest, MANIFEST_TYPES).await.unwrap_err();
+    assert_eq!(other.requests()[0].header("authorization"), None, "not to another host");
+    fake.fault("/token", Fault::Redirect("/token".into()), ALWAYS);
+    let error = world.repository(&pushed.reference).await.manifest(&latest, MANIFEST_TYPES).await.unwrap_err();
+    assert!(matches!(error, Error::Redirect { .. }), "{error}");
 }

@@ -30,7 +30,7 @@ pub(super) fn reply(inner: &mut Inner, request: &Request, target: Target<'_>, bo
         ("PUT", "/manifests/") => Some(manifest(inner, request, repository, id, body)),
         ("DELETE", "/manifests/") => Some(delete(inner, repository, id)),
         (_, "/referrers/") if !inner.has_referrers => Some(Reply::text(StatusCode::NOT_FOUND, "404 page not found\n")),
-        (_, "/referrers/") => Some(referrers(inner, repository, id)),
+        (_, "/referrers/") => Some(referrers(inner, target)),
         _ => None,
     }
 }
@@ -92,8 +92,8 @@ fn delete(inner: &mut Inner, repository: &str, digest: &str) -> Reply {
     }
 }
 
-/// All of them: a registry may ignore the filter.
-fn referrers(inner: &Inner, repository: &str, subject: &str) -> Reply {
+/// Those of one page, of all types: a registry may ignore the filter.
+fn referrers(inner: &Inner, Target { repository, id: subject, query, .. }: Target<'_>) -> Reply {
     let mut entries = Vec::new();
     for ((of, id), (media_type, bytes)) in &inner.manifests {
         let document: Value = serde_json::from_slice(bytes).unwrap_or_default();
@@ -104,7 +104,15 @@ fn referrers(inner: &Inner, repository: &str, subject: &str) -> Reply {
             }));
         }
     }
+    entries.sort_by_key(|entry| entry["digest"].to_string());
+    let from = query.split('&').find_map(|pair| pair.strip_prefix("from=")?.parse().ok()).unwrap_or(0);
+    let to = from + inner.referrers_page.unwrap_or(entries.len());
+    let page: Vec<&Value> = entries.iter().skip(from).take(to - from).collect();
     let media_type = "application/vnd.oci.image.index.v1+json";
-    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": entries });
-    Reply::text(StatusCode::OK, index.to_string()).with("content-type", media_type)
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": page });
+    let reply = Reply::text(StatusCode::OK, index.to_string()).with("content-type", media_type);
+    match to < entries.len() {
+        true => reply.with("link", format!("</v2/{repository}/referrers/{subject}?from={to}>; rel=\"next\"")),
+        false => reply,
+    }
 }
