@@ -103,6 +103,14 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
+    /// Whether it is known not to be where it was attached any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        // Before Linux 5.8 the kernel does not tell.
+        let tells = |stat: &Statx| stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
+        let stat = look(CWD, &self.at, AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|stat| tells(&stat) && mount_of(&stat) != Some(self.id))
+    }
+
     /// Unmounts. A mount in use is taken away from its place all the same, and its connection ends. Nothing is done when
     /// another mount is there: somebody has unmounted ours.
     pub(crate) fn unmount(&self) -> io::Result<()> {
@@ -144,7 +152,11 @@ fn force(at: &Path) -> io::Result<()> {
 
 /// The number of the mount whose root is at `at`, if there is one. Asks no file system, so a dead one does not matter.
 fn mounted(at: &Path) -> Option<u64> {
-    let stat = look(CWD, at, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    mount_of(&look(CWD, at, AtFlags::SYMLINK_NOFOLLOW).ok()?)
+}
+
+/// The number of the mount that something is the root of.
+fn mount_of(stat: &Statx) -> Option<u64> {
     stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT).then_some(stat.stx_mnt_id)
 }
 

@@ -79,6 +79,11 @@ impl Served {
         }
     }
 
+    /// Whether all of it is mounted and served: somebody may have unmounted it.
+    pub fn is_mounted(&self) -> bool {
+        self.session.is_mounted() && self.plain.get().is_none_or(|(_, session)| session.is_mounted())
+    }
+
     /// Data files and trees that are open.
     pub fn open_files(&self) -> Use {
         self.files.open_files()
