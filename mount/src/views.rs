@@ -14,7 +14,7 @@ use silk_layer::{
 };
 use silk_model::{Digest, chain_ids};
 
-use crate::{Ground, LayerError, Mounts, Pages, Variant, View, ViewError, chain, meta, turns::Turns};
+use crate::{Ground, LayerError, MountError, Mounts, Pages, Variant, View, ViewError, chain, meta, turns::Turns};
 
 /// Who keeps the layers.
 pub trait LayerFiles: Sync {
@@ -156,15 +156,24 @@ impl Views {
     /// # Errors
     /// When the kernel refuses to unmount.
     pub fn hide_layer(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Result<(), ViewError> {
+        self.take_layer(files, diff_id, &|name| self.mounts.hide_name(name))
+    }
+
+    fn take_layer(
+        &self,
+        files: &dyn LayerFiles,
+        diff_id: &Digest,
+        hide: &dyn Fn(&str) -> Result<(), MountError>,
+    ) -> Result<(), ViewError> {
         let failed = |source| ViewError::Mount { layer: *diff_id, source };
         for (_, name) in images(&files.layer_path(diff_id), diff_id)? {
-            self.mounts.hide_name(&name).map_err(failed)?;
+            hide(&name).map_err(failed)?;
             self.chains().remove(&name);
         }
         let users: Vec<_> =
             self.chains().iter().filter(|(_, w)| w.layers.contains(diff_id)).map(|(name, _)| name.clone()).collect();
         for name in users {
-            self.mounts.hide_name(&name).map_err(failed)?;
+            hide(&name).map_err(failed)?;
             if let Some(Wants { meta, .. }) = self.chains().remove(&name) {
                 remove_file(&meta)?;
             }
@@ -183,7 +192,7 @@ impl Views {
         self.layers.take(diff_id, || {
             let own = images(&files.layer_path(diff_id), diff_id)?;
             if lied {
-                self.hide_layer(files, diff_id)?;
+                self.take_layer(files, diff_id, &|name| self.mounts.disown(name))?;
                 own.iter().try_for_each(|(meta, _)| remove_file(meta))?;
                 return remove_file(&files.layer_path(diff_id).join("depends"));
             }

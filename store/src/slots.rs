@@ -74,6 +74,21 @@ impl Slots {
         Ok(slot)
     }
 
+    /// What had this name is gone, and what gets it next is something else: a number of its own is given to that.
+    ///
+    /// # Errors
+    /// When the database cannot be written: a later process may find the old number again.
+    pub fn retire(&self, name: &str) -> Result<(), StoreError> {
+        let _giving = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
+        let Some(slot) = known.by_name.remove(name) else { return Ok(()) };
+        known.by_slot.remove(&slot);
+        drop(known);
+        let write = self.db.begin_write().map_err(StoreError::db)?;
+        write.open_table(SLOTS).map_err(StoreError::db)?.remove(name).map_err(StoreError::db)?;
+        write.commit().map_err(StoreError::db)
+    }
+
     /// The number of a name that has one.
     pub fn find(&self, name: &str) -> Option<u32> {
         self.known().by_name.get(name).copied()
@@ -149,5 +164,12 @@ mod tests {
         let c = slots.of("c").unwrap();
         assert!(c != a && c != b);
         assert_eq!(slots.name(c).as_deref(), Some("c"));
+        slots.retire("c").unwrap();
+        assert_eq!((slots.find("c"), slots.name(c)), (None, None));
+        drop(slots);
+        let slots = Slots::open(Arc::new(Database::create(&path).unwrap())).unwrap();
+        assert_eq!(slots.find("c"), None);
+        let again = slots.of("c").unwrap();
+        assert!(![a, b, c].contains(&again));
     }
 }

@@ -136,6 +136,13 @@ impl Trees for Served {
             plain.map_or(&self.session, |(_, session)| session).forget(Slot(tree), name);
         }
     }
+
+    fn lied(&self, name: &str) {
+        // The kernel keeps inodes of the old tree by their numbers, and would show their bytes in the next one.
+        if let Err(error) = self.files.slots.retire(name) {
+            tracing::warn!(name, %error, "a tree's number is not given up for good");
+        }
+    }
 }
 
 impl Files {
