@@ -39,17 +39,22 @@ pub(crate) fn clear(at: &Path) -> Result<PathBuf, FuseError> {
         Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(FuseError::io("create", &at, e)),
         _ => {}
     }
+    sweep(&at).map(|()| at)
+}
+
+/// Takes away the mounts that an earlier process has left at a place.
+pub(crate) fn sweep(at: &Path) -> Result<(), FuseError> {
     // Not for ever: each round takes one mount away.
     for _ in 0..64 {
-        let Some(id) = mounted(&at) else { return Ok(at) };
+        let Some(id) = mounted(at) else { return Ok(()) };
         let fs_type = fs_type(id).map_err(|e| FuseError::io("read", Path::new("/proc/self/mountinfo"), e))?;
         if !fs_type.starts_with("fuse") {
-            return Err(FuseError::InTheWay { path: at, fs_type });
+            return Err(FuseError::InTheWay { path: at.to_owned(), fs_type });
         }
         tracing::warn!(path = %at.display(), "took away a mount that an earlier process left");
-        force(&at).map_err(|e| FuseError::io("unmount", &at, e))?;
+        force(at).map_err(|e| FuseError::io("unmount", at, e))?;
     }
-    Err(FuseError::io("unmount", &at, Errno::BUSY))
+    Err(FuseError::io("unmount", at, Errno::BUSY))
 }
 
 /// A mount that is nowhere yet. It goes with its descriptor.

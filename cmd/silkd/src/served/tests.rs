@@ -96,3 +96,26 @@ fn privileged_a_tree_that_lied_leaves_nothing_to_the_next() {
     served.lied("name");
     read(2);
 }
+
+#[test]
+fn privileged_what_an_earlier_silkd_served_is_taken_away() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path().canonicalize().unwrap();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap().matches(root.to_str().unwrap()).count();
+    let earlier = served(&root);
+    earlier.shows_trees(&root);
+    assert!(earlier.is_mounted());
+    assert_eq!(mounts(), 2);
+    let Served { files, session, plain, .. } = earlier;
+    std::mem::forget((session, plain));
+    drop(files);
+    let (lazies, slots) = {
+        let store = Arc::new(Store::open(&root.join("other"), silk_store::Config::default()).unwrap());
+        let slots = Slots::open(store.database()).unwrap();
+        (Lazies::new(store, &silk_pull::Config::default()), slots)
+    };
+    let now = Served::mount(&root, lazies, slots, 512).unwrap();
+    assert_eq!(mounts(), 1);
+    drop(now);
+    assert_eq!(mounts(), 0);
+}
