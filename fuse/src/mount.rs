@@ -39,17 +39,22 @@ pub(crate) fn clear(at: &Path) -> Result<PathBuf, FuseError> {
         Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(FuseError::io("create", &at, e)),
         _ => {}
     }
+    sweep(&at).map(|()| at)
+}
+
+/// Takes away the mounts that an earlier process has left at a place.
+pub(crate) fn sweep(at: &Path) -> Result<(), FuseError> {
     // Not for ever: each round takes one mount away.
     for _ in 0..64 {
-        let Some(id) = mounted(&at) else { return Ok(at) };
+        let Some(id) = mounted(at) else { return Ok(()) };
         let fs_type = fs_type(id).map_err(|e| FuseError::io("read", Path::new("/proc/self/mountinfo"), e))?;
         if !fs_type.starts_with("fuse") {
-            return Err(FuseError::InTheWay { path: at, fs_type });
+            return Err(FuseError::InTheWay { path: at.to_owned(), fs_type });
         }
         tracing::warn!(path = %at.display(), "took away a mount that an earlier process left");
-        force(&at).map_err(|e| FuseError::io("unmount", &at, e))?;
+        force(at).map_err(|e| FuseError::io("unmount", at, e))?;
     }
-    Err(FuseError::io("unmount", &at, Errno::BUSY))
+    Err(FuseError::io("unmount", at, Errno::BUSY))
 }
 
 /// A mount that is nowhere yet. It goes with its descriptor.
@@ -103,6 +108,14 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
+    /// Whether it is known not to be where it was attached any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        // Before Linux 5.8 the kernel does not tell.
+        let tells = |stat: &Statx| stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
+        let stat = look(CWD, &self.at, AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|stat| tells(&stat) && mount_of(&stat) != Some(self.id))
+    }
+
     /// Unmounts. A mount in use is taken away from its place all the same, and its connection ends. Nothing is done when
     /// another mount is there: somebody has unmounted ours.
     pub(crate) fn unmount(&self) -> io::Result<()> {
@@ -144,7 +157,11 @@ fn force(at: &Path) -> io::Result<()> {
 
 /// The number of the mount whose root is at `at`, if there is one. Asks no file system, so a dead one does not matter.
 fn mounted(at: &Path) -> Option<u64> {
-    let stat = look(CWD, at, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    mount_of(&look(CWD, at, AtFlags::SYMLINK_NOFOLLOW).ok()?)
+}
+
+/// The number of the mount that something is the root of.
+fn mount_of(stat: &Statx) -> Option<u64> {
     stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT).then_some(stat.stx_mnt_id)
 }
 

@@ -64,6 +64,20 @@ impl Session {
         self.mounted.read_ahead(bytes);
     }
 
+    /// Takes away what an earlier process has left mounted on a place that is not to be mounted on. Nothing there is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or something else is mounted there.
+    pub fn sweep(at: &Path) -> Result<(), FuseError> {
+        mount::sweep(at)
+    }
+
+    /// Whether it is mounted and served. Somebody may have unmounted it or aborted its connection: then what it served cannot be read
+    /// any more, and only a new session helps.
+    pub fn is_mounted(&self) -> bool {
+        !self.mounted.is_gone() && !self.has_ended(Duration::ZERO)
+    }
+
     /// Unmounts and ends all workers. A mount that is in use (by EROFS mounts over its files, say) is ended all the
     /// same: reads of what is not in the page cache fail there. Replies that still wait lead nowhere.
     pub fn unmount(self) {}

@@ -58,6 +58,9 @@ pub trait Trees: fmt::Debug + Send + Sync {
 
     /// Nobody shows it any more.
     fn gone(&self, name: &str);
+
+    /// What was shown under this name, and is gone, was not what it should have been: the next tree of the name is another one.
+    fn lied(&self, name: &str);
 }
 
 /// The mount point in a view's directory. Short, as it stands in overlays' options.
@@ -242,6 +245,17 @@ impl Mounts {
     /// When the kernel refuses.
     pub fn hide(&self, view: &View) -> Result<(), MountError> {
         self.hide_name(&view.name())
+    }
+
+    /// As [`Mounts::hide_name`], of a view that showed what it should not have: whatever is kept of it must not be taken for
+    /// what the name shows next.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn disown(&self, name: &str) -> Result<(), MountError> {
+        self.hide_name(name)?;
+        self.trees.iter().for_each(|trees| trees.lied(name));
+        Ok(())
     }
 
     /// As [`Mounts::hide`], by the mount point's name.

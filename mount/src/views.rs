@@ -14,7 +14,7 @@ use silk_layer::{
 };
 use silk_model::{Digest, chain_ids};
 
-use crate::{Ground, LayerError, Mounts, Pages, Variant, View, ViewError, chain, meta, turns::Turns};
+use crate::{Ground, LayerError, MountError, Mounts, Pages, Variant, View, ViewError, chain, meta, turns::Turns};
 
 /// Who keeps the layers.
 pub trait LayerFiles: Sync {
@@ -59,6 +59,9 @@ struct Wants {
     /// Layers that its names were made of besides its own, if it was made or found by this process.
     below: Vec<Digest>,
 }
+
+/// How a mount is taken away.
+type Hide<'a> = &'a dyn Fn(&str) -> Result<(), MountError>;
 
 impl Views {
     /// Views over these mounts. Call [`Views::sweep`] before anything else.
@@ -158,23 +161,26 @@ impl Views {
     /// # Errors
     /// When the kernel refuses to unmount.
     pub fn hide_layer(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Result<(), ViewError> {
+        self.take_layer(files, diff_id, &|name| self.mounts.hide_name(name))
+    }
+
+    fn take_layer(&self, files: &dyn LayerFiles, diff_id: &Digest, hide: Hide<'_>) -> Result<(), ViewError> {
         let failed = |source| ViewError::Mount { layer: *diff_id, source };
         for (_, name) in images(&files.layer_path(diff_id), diff_id)? {
-            self.mounts.hide_name(&name).map_err(failed)?;
+            hide(&name).map_err(failed)?;
             self.chains().remove(&name);
         }
-        self.hide_users(diff_id, &|user| user.layers.contains(diff_id))?;
+        self.hide_users(diff_id, &|user| user.layers.contains(diff_id), hide)?;
         self.dependences().remove(diff_id);
         Ok(())
     }
 
     /// Takes away views of other layers, for the sake of `diff_id`, and deletes what they were made of.
-    fn hide_users(&self, diff_id: &Digest, is_user: &dyn Fn(&Wants) -> bool) -> Result<(), ViewError> {
+    fn hide_users(&self, diff_id: &Digest, is_user: &dyn Fn(&Wants) -> bool, hide: Hide<'_>) -> Result<(), ViewError> {
         let users: Vec<_> =
             self.chains().iter().filter(|(_, wants)| is_user(wants)).map(|(name, _)| name.clone()).collect();
         for name in users {
-            let hidden = self.mounts.hide_name(&name);
-            hidden.map_err(|source| ViewError::Mount { layer: *diff_id, source })?;
+            hide(&name).map_err(|source| ViewError::Mount { layer: *diff_id, source })?;
             if let Some(Wants { meta, .. }) = self.chains().remove(&name) {
                 remove_file(&meta)?;
             }
@@ -192,9 +198,10 @@ impl Views {
         self.layers.take(diff_id, || {
             let own = images(&files.layer_path(diff_id), diff_id)?;
             if lied {
-                self.hide_layer(files, diff_id)?;
+                let disown: Hide<'_> = &|name| self.mounts.disown(name);
+                self.take_layer(files, diff_id, disown)?;
                 // Also those that took no more from it than the mode of a directory.
-                self.hide_users(diff_id, &|user| user.below.contains(diff_id))?;
+                self.hide_users(diff_id, &|user| user.below.contains(diff_id), disown)?;
                 own.iter().try_for_each(|(meta, _)| remove_file(meta))?;
                 return remove_file(&files.layer_path(diff_id).join("depends"));
             }

@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -20,7 +20,7 @@ use silk_layer::{
     toc::Toc,
 };
 use silk_model::{Class, Digest, chain_ids};
-use silk_mount::{LayerError, LayerFiles, Mounts, Rung, RungChoice, Trace, Variant, View, ViewError, Views};
+use silk_mount::{LayerError, LayerFiles, Mounts, Rung, RungChoice, Trace, Trees, Variant, View, ViewError, Views};
 
 /// Layers in a directory, as a store has them.
 struct Layers {
@@ -315,6 +315,40 @@ fn privileged_a_layer_that_depends_on_its_parents_has_a_view_for_each_chain() {
         assert!(matches!(&error, ViewError::Tree { layer, .. } if *layer == top), "{error}");
         assert_eq!(error.class(), Class::Corrupt);
     }
+}
+
+/// Shows empty trees, and remembers what it was told of them.
+#[derive(Debug)]
+struct Told(PathBuf, Mutex<Vec<String>>);
+
+impl Trees for Told {
+    fn tree(&self, name: &str, _: &Path, _: &[Digest]) -> io::Result<PathBuf> {
+        fs::create_dir_all(self.0.join(name))?;
+        Ok(self.0.join(name))
+    }
+
+    fn gone(&self, name: &str) {
+        self.1.lock().unwrap().push(format!("gone {name}"));
+    }
+
+    fn lied(&self, name: &str) {
+        self.1.lock().unwrap().push(format!("lied {name}"));
+    }
+}
+
+#[test]
+fn privileged_trees_that_lied_are_told_from_those_that_are_gone() {
+    let layers = Layers::new();
+    let id = layers.add(&Tar::new().file("file", "app"));
+    let trees = Arc::new(Told(layers.root.join("trees"), Mutex::default()));
+    let views = Views::new(Mounts::open(&layers.root, RungChoice::Tree, Some(trees.clone())).unwrap());
+    let name = View { diff_id: id, variant: Variant::Shared }.name();
+    views.lowers(&layers, &[id]).unwrap();
+    views.hide_layer(&layers, &id).unwrap();
+    assert_eq!(std::mem::take(&mut *trees.1.lock().unwrap()), [format!("gone {name}")]);
+    views.lowers(&layers, &[id]).unwrap();
+    views.renew_layer(&layers, &id, true).unwrap();
+    assert_eq!(*trees.1.lock().unwrap(), [format!("gone {name}"), format!("lied {name}")]);
 }
 
 #[test]

@@ -17,6 +17,9 @@ const SLOTS: TableDefinition<'_, &str, u32> = TableDefinition::new("slots");
 pub struct Slots {
     db: Arc<Database>,
     known: Mutex<Known>,
+    /// Held while a number is given out. The database may take seconds for it on a busy disk, and every read of a served file
+    /// looks at what is known.
+    giving: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -45,19 +48,19 @@ impl Slots {
             }
         }
         drop(read);
-        Ok(Self { db, known: Mutex::new(known) })
+        Ok(Self { db, known: Mutex::new(known), giving: Mutex::default() })
     }
 
-    /// The number of a name; gives one out if it has none.
+    /// The number of a name; gives one out if it has none, which blocks for the disk.
     ///
     /// # Errors
     /// When the database cannot be written.
     pub fn of(&self, name: &str) -> Result<u32, StoreError> {
-        let mut known = self.known();
-        if let Some(slot) = known.by_name.get(name) {
-            return Ok(*slot);
+        let _giving = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = self.find(name) {
+            return Ok(slot);
         }
-        let slot = known.next;
+        let slot = self.known().next;
         let write = self.db.begin_write().map_err(StoreError::db)?;
         {
             let mut table = write.open_table(SLOTS).map_err(StoreError::db)?;
@@ -65,9 +68,25 @@ impl Slots {
             table.insert("", slot + 1).map_err(StoreError::db)?;
         }
         write.commit().map_err(StoreError::db)?;
+        let mut known = self.known();
         known.next = slot + 1;
         known.insert(name, slot);
         Ok(slot)
+    }
+
+    /// What had this name is gone, and what gets it next is something else: a number of its own is given to that.
+    ///
+    /// # Errors
+    /// When the database cannot be written: a later process may find the old number again.
+    pub fn retire(&self, name: &str) -> Result<(), StoreError> {
+        let _giving = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
+        let Some(slot) = known.by_name.remove(name) else { return Ok(()) };
+        known.by_slot.remove(&slot);
+        drop(known);
+        let write = self.db.begin_write().map_err(StoreError::db)?;
+        write.open_table(SLOTS).map_err(StoreError::db)?.remove(name).map_err(StoreError::db)?;
+        write.commit().map_err(StoreError::db)
     }
 
     /// The number of a name that has one.
@@ -94,7 +113,42 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
     use super::*;
+
+    #[test]
+    fn numbers_are_found_while_another_is_given_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Arc::new(Database::create(dir.path().join("db")).unwrap());
+        let slots = Arc::new(Slots::open(Arc::clone(&db)).unwrap());
+        let a = slots.of("a").unwrap();
+        // Somebody writes the database, as slowly as the disk.
+        let other = db.begin_write().unwrap();
+        let giving = thread::spawn({
+            let slots = Arc::clone(&slots);
+            move || slots.of("b").unwrap()
+        });
+        let (to, answers) = mpsc::channel();
+        let asking = thread::spawn({
+            let slots = Arc::clone(&slots);
+            // Until the other thread waits for the database.
+            move || {
+                for _ in 0..20 {
+                    thread::sleep(Duration::from_millis(5));
+                    to.send((slots.find("a"), slots.name(a), slots.find("b"))).unwrap();
+                }
+            }
+        });
+        for _ in 0..20 {
+            let answer = answers.recv_timeout(Duration::from_secs(30)).expect("who asks waits for who gives");
+            assert_eq!(answer, (Some(a), Some("a".to_owned()), None));
+        }
+        other.abort().unwrap();
+        let b = giving.join().unwrap();
+        asking.join().unwrap();
+        assert_eq!(slots.find("b"), Some(b));
+    }
 
     #[test]
     fn numbers_are_kept_and_never_given_twice() {
@@ -110,5 +164,12 @@ mod tests {
         let c = slots.of("c").unwrap();
         assert!(c != a && c != b);
         assert_eq!(slots.name(c).as_deref(), Some("c"));
+        slots.retire("c").unwrap();
+        assert_eq!((slots.find("c"), slots.name(c)), (None, None));
+        drop(slots);
+        let slots = Slots::open(Arc::new(Database::create(&path).unwrap())).unwrap();
+        assert_eq!(slots.find("c"), None);
+        let again = slots.of("c").unwrap();
+        assert!(![a, b, c].contains(&again));
     }
 }

@@ -53,6 +53,12 @@ impl Janitor {
             tracing::error!(%error, "the database takes no changes any more: silkd ends, to be started again");
             std::process::exit(1);
         }
+        if self.views.served.as_ref().is_ok_and(|served| !served.is_mounted()) {
+            tracing::error!(
+                "silkd's FUSE mount was unmounted, or its connection aborted: silkd ends, to be started again"
+            );
+            std::process::exit(1);
+        }
         self.drop_broken()?;
         self.drop_lost()?;
         self.forget_images()?;

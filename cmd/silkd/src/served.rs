@@ -21,6 +21,9 @@ use silk_mount::Trees;
 use silk_pull::Lazies;
 use silk_store::{Slots, Store, StoreError, padded, read_at};
 
+/// Below the root: where trees without extended attributes are served.
+const PLAIN: &str = "fuse-plain";
+
 /// The FUSE mount and what is in it.
 #[derive(Debug)]
 pub struct Served {
@@ -58,6 +61,10 @@ impl Served {
     /// When the kernel has no FUSE or refuses.
     pub fn mount(root: &Path, lazies: Arc<Lazies>, slots: Slots, open_files: usize) -> Result<Self, FuseError> {
         let files = Arc::new(Files::new(lazies, slots, open_files));
+        // A silkd that was killed may have shown trees where this one need not.
+        if let Err(error) = Session::sweep(&root.join(PLAIN)) {
+            tracing::warn!(%error, "a mount of an earlier silkd stays");
+        }
         let at = root.join("fuse");
         let session = Session::mount(&at, Arc::clone(&files) as Arc<dyn Source>, Config::default())?;
         Ok(Self { at, files, session, plain: OnceLock::new() })
@@ -71,12 +78,17 @@ impl Served {
 
     /// Its trees are shown: those without extended attributes in another mount, at `<root>/fuse-plain`.
     pub fn shows_trees(&self, root: &Path) {
-        let at = root.join("fuse-plain");
+        let at = root.join(PLAIN);
         let config = Config { xattrs: false, ..Config::default() };
         match Session::mount(&at, Arc::clone(&self.files) as Arc<dyn Source>, config) {
             Ok(session) => drop(self.plain.set((at, session))),
             Err(error) => tracing::warn!(%error, "all trees are served with extended attributes, which is slower"),
         }
+    }
+
+    /// Whether all of it is mounted and served: somebody may have unmounted it.
+    pub fn is_mounted(&self) -> bool {
+        self.session.is_mounted() && self.plain.get().is_none_or(|(_, session)| session.is_mounted())
     }
 
     /// Data files and trees that are open.
@@ -129,6 +141,13 @@ impl Trees for Served {
         if let Some(shown) = lock(&self.files.trees).remove(&tree) {
             let plain = self.plain.get().filter(|_| shown.plain);
             plain.map_or(&self.session, |(_, session)| session).forget(Slot(tree), name);
+        }
+    }
+
+    fn lied(&self, name: &str) {
+        // The kernel keeps inodes of the old tree by their numbers, and would show their bytes in the next one.
+        if let Err(error) = self.files.slots.retire(name) {
+            tracing::warn!(name, %error, "a tree's number is not given up for good");
         }
     }
 }

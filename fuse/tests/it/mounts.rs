@@ -8,6 +8,7 @@ use std::{
     process::{Command, Stdio},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -57,7 +58,9 @@ fn privileged_a_mount_that_somebody_detached_ends_and_leaves_others_alone() {
     let mut served = Served::new();
     served.store.add("layer", 1, vec![1; 10]);
     let open = File::open(served.at.join("layer")).unwrap();
+    assert!(served.session().is_mounted());
     unmount(&served.at, UnmountFlags::DETACH).unwrap();
+    assert!(!served.session().is_mounted());
     mount("none", &served.at, "tmpfs", MountFlags::empty(), None).unwrap();
     let store = Arc::downgrade(&served.store);
     served.session.take().unwrap().unmount();
@@ -81,6 +84,22 @@ fn privileged_an_unmounted_session_ends_by_itself() {
     let session = Session::mount(&served.at, served.store.clone(), Config::default()).unwrap();
     assert_eq!(mounts_on(&served.at), 1);
     session.unmount();
+}
+
+#[test]
+fn privileged_an_aborted_session_says_so() {
+    let served = Served::new();
+    served.store.add("layer", 1, vec![1; 10]);
+    let open = File::open(served.at.join("layer")).unwrap();
+    assert_eq!(unmount(&served.at, UnmountFlags::FORCE), Err(Errno::BUSY));
+    assert_eq!(mounts_on(&served.at), 1, "it is dead, but there");
+    let began = Instant::now();
+    while served.session().is_mounted() {
+        assert!(began.elapsed() < Duration::from_secs(30));
+        thread::sleep(Duration::from_millis(5));
+    }
+    drop(open);
+    unmount(&served.at, UnmountFlags::DETACH).unwrap();
 }
 
 /// Not a test of its own: the process that `privileged_a_dead_mount_is_replaced` kills.

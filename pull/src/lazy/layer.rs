@@ -150,12 +150,23 @@ pub(super) struct Todo {
 struct Trouble {
     cause: Arc<str>,
     class: Class,
+    /// When the request that failed was made.
+    tried: Instant,
     next_try: Instant,
     in_a_row: u32,
 }
 
+impl Trouble {
+    /// Is a read to be refused now? Not when it was asked since: what kept the last request from its bytes may be over. Credentials, or
+    /// a blob that is gone, do not come back by waiting; a registry does, and space on the disk.
+    fn refuses(&self, read: &Waiting) -> bool {
+        read.asked <= self.tried && !matches!(self.class, Class::Transient | Class::Corrupt | Class::NoSpace)
+    }
+}
+
 struct Waiting {
     bytes: Range<u64>,
+    asked: Instant,
     until: Instant,
     answer: Answer,
 }
@@ -286,7 +297,8 @@ impl Lazy {
             Ground::Whole(file) => return answer_from(file, &bytes, answer, self),
             Ground::Nowhere => return answer(Err(self.abandoned())),
         };
-        work.waiting.push(Waiting { bytes, until: Instant::now() + self.read_wait, answer });
+        let asked = Instant::now();
+        work.waiting.push(Waiting { bytes, asked, until: asked + self.read_wait, answer });
         drop(work);
         for run in runs {
             self.spawn(run, Wanted::Now, None);
@@ -329,8 +341,8 @@ impl Lazy {
         self.happened();
     }
 
-    /// A run is over; what of it did not come may be taken again.
-    pub(super) fn ended(&self, run: Range<usize>, outcome: Result<(), RangeError>) {
+    /// A run that began at `tried` is over; what of it did not come may be taken again.
+    pub(super) fn ended(&self, run: Range<usize>, tried: Instant, outcome: Result<(), RangeError>) {
         let mut work = self.work();
         for span in run.clone() {
             work.coming.remove(&span);
@@ -351,7 +363,8 @@ impl Lazy {
                     work.fault = Some(Arc::clone(&cause));
                 }
             }
-            work.trouble = Some(Trouble { cause, class: error.class(), next_try: Instant::now() + wait, in_a_row });
+            let (class, next_try) = (error.class(), Instant::now() + wait);
+            work.trouble = Some(Trouble { cause, class, tried, next_try, in_a_row });
         }
         drop(work);
         self.happened();
@@ -366,9 +379,8 @@ impl Lazy {
             return Err(Arc::clone(cause));
         }
         let trouble = work.trouble.clone();
-        // Credentials or a blob that is gone do not come back by waiting.
-        let hopeless = trouble.as_ref().is_some_and(|t| !matches!(t.class, Class::Transient | Class::Corrupt));
-        let over = work.waiting.extract_if(.., |w| w.until <= now || hopeless).collect::<Vec<_>>();
+        let refused = |w: &Waiting| w.until <= now || trouble.as_ref().is_some_and(|t| t.refuses(w));
+        let over = work.waiting.extract_if(.., |w| refused(w)).collect::<Vec<_>>();
         let mut runs = Vec::new();
         if trouble.as_ref().is_none_or(|t| t.next_try <= now) {
             let wanted: Vec<_> = work.waiting.iter().map(|w| w.bytes.clone()).collect();

@@ -90,7 +90,7 @@ impl Lazy {
             seconds = began.elapsed().as_secs_f64(),
             "a range was fetched"
         );
-        self.ended(run, outcome);
+        self.ended(run, began, outcome);
     }
 
     async fn fetch(self: &Arc<Self>, run: Range<usize>, wanted: Wanted) -> Result<(), RangeError> {

@@ -1,6 +1,6 @@
 //! Layers that another node knows: mounted at once, read before their bytes are here, whole in the end.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use crate::node::Node;
 use silk_layer::{index, toc};
@@ -358,6 +358,71 @@ async fn a_disk_that_fails_at_the_end_is_no_lie() {
     fs::rename(&away, &toc).unwrap();
     node.whole(&id).await;
     assert_eq!(registry.sent(&blobs(&pushed)) - before, before, "it came once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_is_not_refused_for_what_was_before_it() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(12, 3_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    registry.fault_status(&blobs(&pushed), 403, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    // The second by a request that was made for it.
+    for _ in 0..2 {
+        let error = node.read(&id, 0, 4096).await.unwrap_err();
+        assert!(error.class == Class::Denied && error.to_string().contains("403"), "{error}");
+    }
+    registry.heal();
+    assert_eq!(node.read(&id, 0, 4096).await.unwrap(), tar[..4096]);
+    node.whole(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_read_waits_for_a_disk_that_is_full() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(13, 6_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let disk = SmallDisk::new();
+    let node = Node::on(disk.0.path());
+    node.learn_from(&teacher, &pushed);
+    registry.fault(&blobs(&pushed), Fault::Hold, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    let filler = disk.0.path().join("filler");
+    assert_eq!(fs::write(&filler, vec![1; 64 << 20]).unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    let (to, mut read) = tokio::sync::oneshot::channel();
+    let lazy = node.lazies.get(&id).unwrap();
+    lazy.read(0, 4096, Box::new(|answer| drop(to.send(answer.map(<[u8]>::to_vec)))));
+    registry.heal();
+    while lazy.trouble().is_none_or(|trouble| !trouble.contains("No space left")) {
+        assert!(read.try_recv().is_err(), "refused");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    fs::remove_file(&filler).unwrap();
+    assert_eq!(read.await.unwrap().unwrap(), tar[..4096]);
+    node.whole(&id).await;
+}
+
+/// A file system of 48 MiB.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=48m", "silk-test"]).arg(dir.path()).status();
+        assert!(mounted.unwrap().success());
+        Self(dir)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -127,6 +128,11 @@ impl Node {
         let mut config = Config::default();
         change(&mut config);
         Self::open(config, Arc::default(), others, tempfile::tempdir().unwrap(), 1)
+    }
+
+    /// A node whose store lies there.
+    pub fn on(disk: &Path) -> Self {
+        Self::open(Config::default(), Arc::default(), vec![], tempfile::tempdir_in(disk).unwrap(), 1)
     }
 
     /// A node that decodes one layer at a time and never gives a silent registry up.

@@ -1,16 +1,20 @@
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, fs, sync::Arc};
 
-use silk_layer::{index, toc};
-use silk_store::{Config, Known};
+use silk_layer::{
+    erofs::{Device, Plan},
+    index, toc,
+    tree::{Node, NodeId, NodeKind, Source as Whose, SourceExtent, Tree},
+};
+use silk_store::Known;
 
 use super::*;
 
 #[tokio::test]
 async fn the_disk_of_a_layer_that_was_read_is_given_back() {
     let root = tempfile::tempdir().unwrap();
-    let store = Arc::new(Store::open(root.path(), Config::default()).unwrap());
+    let store = Arc::new(Store::open(root.path(), silk_store::Config::default()).unwrap());
     let bytes: Vec<u8> = (0..2_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let mut decoder = silk_layer::decode::open_learning(&bytes[..]).unwrap();
     let (mut builder, mut piece) = (index::Builder::new(), vec![0; 100_000]);
@@ -43,4 +47,75 @@ async fn the_disk_of_a_layer_that_was_read_is_given_back() {
     let held = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
     let held: Vec<_> = held.filter(|to| to.to_string_lossy().contains(&id.hex())).collect();
     assert!(held.is_empty(), "{held:?}");
+}
+
+fn served(root: &Path) -> Served {
+    let store = Arc::new(Store::open(root, silk_store::Config::default()).unwrap());
+    let slots = Slots::open(store.database()).unwrap();
+    Served::mount(root, Lazies::new(store, &silk_pull::Config::default()), slots, 512).unwrap()
+}
+
+/// Writes the metadata image of a tree with one file, whose bytes are in the image.
+fn write_image(path: &Path, byte: u8) {
+    let node = |kind, mode| Node { kind, mode, uid: 0, gid: 0, mtime: toc::Time::default(), xattrs: BTreeMap::new() };
+    // Where no block begins.
+    let extent = SourceExtent { source: Whose::Own, logical: 0, offset: 3, len: 4000 };
+    let root = NodeKind::Dir(BTreeMap::from([(b"file".to_vec(), NodeId(1))]));
+    let file = NodeKind::File { size: 4000, extents: vec![extent] };
+    let tree = Tree { nodes: vec![node(root, 0o755), node(file, 0o644)] };
+    let device = Device { source: Whose::Own, size: 8192, layer: Digest::of(b"layer") };
+    let plan = Plan::new(&tree, &[device], [0; 16]).unwrap();
+    assert!(plan.sources().is_empty());
+    let mut image = Vec::new();
+    let mut data = |_, _, bytes: &mut [u8]| {
+        bytes.fill(byte);
+        Ok(())
+    };
+    plan.write(&mut image, &mut data).unwrap();
+    fs::write(path, image).unwrap();
+}
+
+#[test]
+fn privileged_a_tree_that_lied_leaves_nothing_to_the_next() {
+    let root = tempfile::tempdir().unwrap();
+    let served = served(root.path());
+    let read = |byte| {
+        let meta = root.path().join("meta");
+        write_image(&meta, byte);
+        let file = served.tree("name", &meta, &[]).unwrap().join("file");
+        assert_eq!(fs::read(&file).unwrap(), vec![byte; 4000]);
+        // As a container that runs.
+        File::open(&file).unwrap()
+    };
+    let ino = |file: &File| std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+    let first = read(1);
+    served.gone("name");
+    let again = read(1);
+    assert_eq!(ino(&again), ino(&first), "the same tree");
+    served.gone("name");
+    served.lied("name");
+    read(2);
+}
+
+#[test]
+fn privileged_what_an_earlier_silkd_served_is_taken_away() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path().canonicalize().unwrap();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap().matches(root.to_str().unwrap()).count();
+    let earlier = served(&root);
+    earlier.shows_trees(&root);
+    assert!(earlier.is_mounted());
+    assert_eq!(mounts(), 2);
+    let Served { files, session, plain, .. } = earlier;
+    std::mem::forget((session, plain));
+    drop(files);
+    let (lazies, slots) = {
+        let store = Arc::new(Store::open(&root.join("other"), silk_store::Config::default()).unwrap());
+        let slots = Slots::open(store.database()).unwrap();
+        (Lazies::new(store, &silk_pull::Config::default()), slots)
+    };
+    let now = Served::mount(&root, lazies, slots, 512).unwrap();
+    assert_eq!(mounts(), 1);
+    drop(now);
+    assert_eq!(mounts(), 0);
 }
