@@ -94,13 +94,11 @@ impl Lazy {
                     self.spawn(run, Wanted::Later, Some(admitted));
                     continue;
                 }
-                Ok(None) => {
-                    self.lane.cool(self.spec.diff_id);
-                    None
-                }
+                Ok(None) => None,
                 Err(at) => Some(at),
             };
             drop(admitted);
+            self.lane.cool(self.spec.diff_id);
             changed(&mut events, wake).await;
         }
     }

@@ -78,7 +78,7 @@ struct Running {
     readers: usize,
     /// When a reader was last answered.
     served: Option<Instant>,
-    /// The layer that was read last, while something of it is neither here nor coming.
+    /// The layer that was read last, while something of it can be fetched.
     hot: Option<Digest>,
 }
 
@@ -227,7 +227,7 @@ impl Lane {
         self.running().read_until(Instant::now()).is_some()
     }
 
-    /// Nothing of a layer is missing that is not coming: others may have the connections.
+    /// Nothing of a layer can be fetched now that is not coming: others may have the connections.
     pub(crate) fn cool(&self, layer: Digest) {
         if self.running().hot.take_if(|hot| *hot == layer).is_some() {
             self.scheduler.ended.notify_waiters();
