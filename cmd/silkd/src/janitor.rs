@@ -5,7 +5,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use silk_model::Digest;
-use silk_pull::Puller;
+use silk_pull::{Puller, Show as _};
 use silk_snapshotter::Snapshots;
 use silk_store::{Evicted, StoreError};
 use tokio::sync::Notify;
@@ -96,7 +96,11 @@ impl Janitor {
         let lost = self.views.store.lost();
         for diff_id in &lost {
             match self.views.retire(diff_id, &|| false, || self.views.store.evict(diff_id)) {
-                Ok(gone) => drop(gone.transpose()?),
+                Ok(gone) => {
+                    gone.transpose()?;
+                    // As for what fsck drops: the served file's pages may be those that were lost.
+                    self.views.forget(diff_id);
+                }
                 Err(error) => tracing::warn!(%diff_id, %error, "a layer that the disk lost stays"),
             }
         }
