@@ -107,11 +107,10 @@ func newBox(t *testing.T) *box {
 		if t.Failed() {
 			t.Log(b.daemon.Log())
 		}
-		for _, point := range b.mounts() {
-			must(t, mount.UnmountAll(point, 0))
-		}
+		// What silkd leaves mounted for containers that outlive it.
+		must(t, mount.UnmountRecursive(b.root, 0))
 		bdb.Close()
-		os.RemoveAll(dir)
+		must(t, os.RemoveAll(dir))
 	})
 	return b
 }
@@ -123,13 +122,6 @@ func (b *box) start() {
 	must(b.t, err)
 	b.daemon = d
 	b.backend.Snapshotter = proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(d.Conn), snapshotter)
-}
-
-// mounts are what silkd mounted below its root.
-func (b *box) mounts() []string {
-	points, err := filepath.Glob(filepath.Join(b.root, "mnt/*"))
-	must(b.t, err)
-	return points
 }
 
 // serve lets silkd ask for content and leases, as containerd does.
