@@ -79,14 +79,9 @@ func TestDamageIsNotKeptByFUSE(t *testing.T) {
 	n.Eventually("every layer is whole", func() error { return whole(n, ref) })
 	for id := range n.LayerData() {
 		path := filepath.Join(n.Dir, "silk/layers/sha256", strings.TrimPrefix(id, "sha256:"), "data")
-		data, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
+		if err := overwrite(path, 2<<20); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := data.WriteAt(make([]byte, 4096), 2<<20); err != nil {
-			t.Fatal(err)
-		}
-		data.Close()
 	}
 	if damaged, err := os.ReadFile(filepath.Join(first, "file")); err != nil || bytes.Equal(damaged, content) {
 		t.Fatalf("the damage is not seen: %v", err)

@@ -9,7 +9,7 @@ use silk_api::control::{
 };
 use silk_model::Digest;
 use silk_mount::{Rung, Variant};
-use silk_pull::{Arrived, ImageStatus, LayerStatus, Show as _};
+use silk_pull::{Arrived, ImageStatus, LayerStatus};
 use silk_share::{BackendStatus, State};
 use silk_store::Finding;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -303,11 +303,8 @@ fn prove(janitor: &Janitor, diff_id: &Digest) -> Result<FsckReport, Status> {
     let detail = match found {
         None => "sha256(data) is the diff ID".to_owned(),
         Some(found) => {
-            let failed = |e: &dyn std::fmt::Display| Status::internal(format!("layer {diff_id} is damaged, and: {e}"));
-            let evicted = janitor.views.retire(diff_id, &|| false, || store.evict(diff_id)).map_err(|e| failed(&e))?;
-            evicted.transpose().map_err(|e| failed(&e))?;
-            // Containers that read it through silkd may have left damaged pages for those that do so next.
-            janitor.views.forget(diff_id);
+            let dropped = janitor.views.drop_damaged(diff_id);
+            dropped.map_err(|e| Status::internal(format!("layer {diff_id} is damaged, and: {e}")))?;
             tracing::error!(%diff_id, found, "fsck: a layer is damaged; it was dropped and is fetched again");
             format!("{found}: the data was dropped and is fetched again")
         }

@@ -5,7 +5,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use silk_model::Digest;
-use silk_pull::{Puller, Show as _};
+use silk_pull::Puller;
 use silk_snapshotter::Snapshots;
 use silk_store::{Evicted, StoreError};
 use tokio::sync::Notify;
@@ -60,7 +60,7 @@ impl Janitor {
             std::process::exit(1);
         }
         self.drop_broken()?;
-        self.drop_lost()?;
+        self.drop_lost();
         self.forget_images()?;
         let used = self.used();
         for (diff_id, record) in self.views.store.list() {
@@ -92,22 +92,16 @@ impl Janitor {
     }
 
     /// Drops whole layers that the disk did not keep, whoever uses them, and has them fetched again. Blocks.
-    fn drop_lost(&self) -> Result<(), StoreError> {
+    fn drop_lost(&self) {
         let lost = self.views.store.lost();
         for diff_id in &lost {
-            match self.views.retire(diff_id, &|| false, || self.views.store.evict(diff_id)) {
-                Ok(gone) => {
-                    gone.transpose()?;
-                    // As for what fsck drops: the served file's pages may be those that were lost.
-                    self.views.forget(diff_id);
-                }
-                Err(error) => tracing::warn!(%diff_id, %error, "a layer that the disk lost stays"),
+            if let Err(error) = self.views.drop_damaged(diff_id) {
+                tracing::warn!(%diff_id, %error, "a layer that the disk lost stays");
             }
         }
         if !lost.is_empty() {
             self.refetch();
         }
-        Ok(())
     }
 
     /// Starts the pulls of images that lost a layer.

@@ -53,6 +53,16 @@ impl StoreViews {
         })
     }
 
+    /// Drops a whole layer whose bytes on disk are not its own, whoever uses it. Blocks.
+    pub fn drop_damaged(&self, diff_id: &Digest) -> Result<(), LayerError> {
+        let evicted = self.retire(diff_id, &|| false, || self.store.evict(diff_id));
+        let evicted = evicted.map_err(|e| LayerError::new(e.class(), e))?;
+        evicted.transpose().map_err(|e| LayerError::new(e.class(), e))?;
+        // Containers that read it through silkd may have left damaged pages for those that do so next.
+        self.forget(diff_id);
+        Ok(())
+    }
+
     /// Takes away what an earlier process left mounted of layers that are gone. Blocks.
     pub fn sweep(&self) -> Result<(), ViewError> {
         let whole: Vec<_> = self.store.list().into_iter().filter(|(_, r)| r.whole).map(|(id, _)| id).collect();

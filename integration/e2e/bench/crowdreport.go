@@ -23,14 +23,8 @@ func (r crowdReport) write(last bool) error {
 		return nil
 	}
 	text := r.markdown()
-	if r.settings.out != "" {
-		file, err := r.settings.file(r.started, "-crowd")
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(file+".md", []byte(text), 0o644); err != nil {
-			return err
-		}
+	if err := r.settings.keep(text, r.settings.file, r.started, "-crowd"); err != nil {
+		return err
 	}
 	if !last {
 		return nil

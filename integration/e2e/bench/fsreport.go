@@ -23,14 +23,8 @@ func (s fsSettings) write(subjects []subject, all []timing) error {
 	text.WriteString("\n*walk*: every directory listed, every entry's attributes read. *small*: every file up to 16 KiB opened and read. *read*: every file read. " +
 		"*mmap*: every page of every file touched. *random*: 4,000 reads of 4 KiB in files above 1 MiB. *exec*: " + fmt.Sprint(len(programs)) + " programs of the base system started. " +
 		"Page cache: pages of the image's files, and of the files that silk mounts them from, " + quiet.String() + " after the cold read by one process.\n")
-	if s.out != "" {
-		file, err := s.file(now, "-fs")
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(file+".md", []byte(text.String()), 0o644); err != nil {
-			return err
-		}
+	if err := s.keep(text.String(), s.file, now, "-fs"); err != nil {
+		return err
 	}
 	_, err := os.Stdout.WriteString(text.String())
 	return err

@@ -282,14 +282,8 @@ func (s lazySettings) write(subjects []subject, all []timing, started time.Time)
 			fmt.Fprintf(&text, "| %s |%s%s\n", ground, cell(all, touched, ground, baseline, touches[0], 1), cell(all, touched, ground, baseline, touches[1], 1))
 		}
 	}
-	if s.out != "" {
-		file, err := s.file(started, "-lazy")
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(file+".md", []byte(text.String()), 0o644); err != nil {
-			return err
-		}
+	if err := s.keep(text.String(), s.file, started, "-lazy"); err != nil {
+		return err
 	}
 	_, err := os.Stdout.WriteString(text.String())
 	return err

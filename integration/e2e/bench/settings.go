@@ -38,6 +38,18 @@ func (s basics) file(started time.Time, kind string) (string, error) {
 	return filepath.Join(s.out, started.Format("2006-01-02")+"-"+name+kind), os.MkdirAll(s.out, 0o755)
 }
 
+// keep writes a report to the folder for reports, if there is one; file is what the command's settings name it by.
+func (s basics) keep(text string, file func(time.Time, string) (string, error), started time.Time, kind string) error {
+	if s.out == "" {
+		return nil
+	}
+	name, err := file(started, kind)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name+".md", []byte(text), 0o644)
+}
+
 // settings are what commands that pull can be told.
 type settings struct {
 	basics
