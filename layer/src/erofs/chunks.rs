@@ -1,5 +1,7 @@
 //! A regular file as chunks: of which size, and where each one's bytes are.
 
+use std::borrow::Cow;
+
 use crate::tree::{Source, SourceExtent};
 
 use super::{
@@ -40,19 +42,25 @@ pub(super) enum Chunk {
     Copied,
 }
 
-/// A file: its length and its extents with neighbours joined.
+/// A file: its length and its extents with neighbours joined. Those of nearly all files are as they should be, and are
+/// borrowed: an image asks several times for each of its files.
 #[derive(Debug)]
-pub(super) struct File {
+pub(super) struct File<'t> {
     size: u64,
-    extents: Vec<SourceExtent>,
+    extents: Cow<'t, [SourceExtent]>,
 }
 
-impl File {
+impl<'t> File<'t> {
     /// Checks the extents: sorted, apart, within the file, and within reach. `None` for an empty file.
-    pub(super) fn new(size: u64, extents: &[SourceExtent]) -> Result<Option<Self>, Misfit> {
-        let mut joined: Vec<SourceExtent> = Vec::with_capacity(extents.len());
+    pub(super) fn new(size: u64, extents: &'t [SourceExtent]) -> Result<Option<Self>, Misfit> {
         let mut end = 0;
-        for extent in extents.iter().filter(|e| e.len > 0) {
+        let mut as_is = true;
+        let mut last: Option<&SourceExtent> = None;
+        for extent in extents {
+            if extent.len == 0 {
+                as_is = false;
+                continue;
+            }
             let stop = extent.logical.checked_add(extent.len).ok_or(Misfit::Extent)?;
             if extent.logical < end || stop > size {
                 return Err(Misfit::Extent);
@@ -62,21 +70,14 @@ impl File {
                 return Err(Misfit::Range);
             }
             end = stop;
-            match joined.last_mut() {
-                Some(last)
-                    if last.source == extent.source
-                        && last.logical + last.len == extent.logical
-                        && last.offset + last.len == extent.offset =>
-                {
-                    last.len += extent.len;
-                }
-                _ => joined.push(*extent),
-            }
+            as_is &= !last.is_some_and(|last| is_next(last, extent));
+            last = Some(extent);
         }
         if i64::try_from(size).is_err() {
             return Err(Misfit::Range);
         }
-        Ok((size > 0).then_some(Self { size, extents: joined }))
+        let extents = if as_is { Cow::Borrowed(extents) } else { Cow::Owned(joined(extents)) };
+        Ok((size > 0).then_some(Self { size, extents }))
     }
 
     /// The chunk size at which indexes and copies take the least room together: the whole file in one chunk for all but
@@ -112,7 +113,7 @@ impl File {
                 tail |= to == last;
             }
         };
-        for extent in &self.extents {
+        for extent in self.extents.iter() {
             let end = extent.logical + extent.len;
             let (first, final_) = (extent.logical >> bits, (end - 1) >> bits);
             if !aligned(extent) {
@@ -170,6 +171,23 @@ impl File {
         let start = nr << bits;
         start..(start + (1 << bits)).min(self.size)
     }
+}
+
+/// Whether an extent goes on where `last` ends, in the file and in the data file.
+fn is_next(last: &SourceExtent, extent: &SourceExtent) -> bool {
+    last.source == extent.source && last.logical + last.len == extent.logical && last.offset + last.len == extent.offset
+}
+
+/// Extents (that are in order, and apart) without empty ones, neighbours joined.
+fn joined(extents: &[SourceExtent]) -> Vec<SourceExtent> {
+    let mut joined: Vec<SourceExtent> = Vec::with_capacity(extents.len());
+    for extent in extents.iter().filter(|e| e.len > 0) {
+        match joined.last_mut() {
+            Some(last) if is_next(last, extent) => last.len += extent.len,
+            _ => joined.push(*extent),
+        }
+    }
+    joined
 }
 
 /// Whether a block of the file is a block of the data file.

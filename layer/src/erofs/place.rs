@@ -31,16 +31,16 @@ pub(super) struct Placed {
 
 /// How an inode's contents are kept, and how much room it needs.
 #[derive(Debug)]
-pub(super) struct Body {
+pub(super) struct Body<'t> {
     /// Bytes of extended attributes behind the inode.
     pub xattr_len: usize,
     /// The rest.
-    pub contents: Contents,
+    pub contents: Contents<'t>,
 }
 
 /// An inode's contents.
 #[derive(Debug)]
-pub(super) enum Contents {
+pub(super) enum Contents<'t> {
     /// None: an empty file, a device, a pipe.
     None,
     /// Blocks of the image.
@@ -48,7 +48,7 @@ pub(super) enum Contents {
     /// So many bytes behind the attributes.
     Inline(usize),
     /// Chunks of `1 << bits` bytes.
-    Chunks { file: File, bits: u32, chunks: u64, copied: u64 },
+    Chunks { file: File<'t>, bits: u32, chunks: u64, copied: u64 },
 }
 
 /// See [`Plan::new`].
@@ -72,7 +72,7 @@ struct Pass<'t> {
     order: Vec<u32>,
 }
 
-impl Pass<'_> {
+impl<'t> Pass<'t> {
     /// Finds the order of the inodes (a directory's entries side by side, level by level), parents and link counts.
     fn walk(&mut self) -> Result<(), ErofsError> {
         let tree = self.tree;
@@ -118,12 +118,13 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Checks every inode's contents. Tells which sources some chunk points into, and how many bytes must be copied.
+    /// Checks every file's contents. Tells which sources some chunk points into, and how many bytes must be copied.
     fn check(&self, devices: &[Device]) -> Result<(BTreeMap<Source, ()>, u64), ErofsError> {
         let sizes: BTreeMap<Source, u64> = devices.iter().map(|d| (d.source, d.size)).collect();
         let mut used = BTreeMap::new();
         let (mut all_chunks, mut all_copied) = (0, 0);
-        for &id in &self.order {
+        let is_file = |id: &&u32| matches!(self.tree.nodes[**id as usize].kind, NodeKind::File { .. });
+        for &id in self.order.iter().filter(is_file) {
             let Contents::Chunks { file, bits, chunks, copied } = self.body(id)?.contents else { continue };
             let inside = |e: &SourceExtent| sizes.get(&e.source).is_some_and(|size| e.offset + e.len <= *size);
             if !file.extents().iter().all(inside) {
@@ -142,6 +143,8 @@ impl Pass<'_> {
     /// Gives every inode its number and every directory, long target and copy its blocks. Returns the image's length.
     fn place(&mut self, devices: usize) -> Result<u32, ErofsError> {
         let mut at = disk::inodes_start(devices);
+        // From the first behind the inodes, until that is known.
+        let mut block = 0;
         for nr in 0..self.order.len() {
             let id = self.order[nr];
             let body = self.body(id)?;
@@ -157,20 +160,18 @@ impl Pass<'_> {
             }
             self.placed[id as usize].nid = u32::try_from(at / SLOT).map_err(|_| ErofsError::TooLarge)?;
             at = body.end(at);
+            self.placed[id as usize].block = u32::try_from(block).map_err(|_| ErofsError::TooLarge)?;
+            block += body.blocks();
         }
-        let mut block = at.div_ceil(BLOCK);
-        for nr in 0..self.order.len() {
-            let id = self.order[nr];
-            let blocks = self.body(id)?.blocks();
-            if blocks > 0 {
-                self.placed[id as usize].block = u32::try_from(block).map_err(|_| ErofsError::TooLarge)?;
-                block += blocks;
-            }
-        }
-        u32::try_from((block * BLOCK).next_multiple_of(PAGE) / BLOCK).map_err(|_| ErofsError::TooLarge)
+        let first = at.div_ceil(BLOCK);
+        let all = ((first + block) * BLOCK).next_multiple_of(PAGE) / BLOCK;
+        let all = u32::try_from(all).map_err(|_| ErofsError::TooLarge)?;
+        // None is beyond the end.
+        self.placed.iter_mut().for_each(|placed| placed.block += first as u32);
+        Ok(all)
     }
 
-    fn body(&self, id: u32) -> Result<Body, ErofsError> {
+    fn body(&self, id: u32) -> Result<Body<'t>, ErofsError> {
         body(&self.tree.nodes[id as usize]).map_err(|misfit| misfit.at(self.path(id)))
     }
 
@@ -210,7 +211,7 @@ impl NodeMisfit {
 }
 
 /// How a node is kept. Both passes ask this, so that they agree.
-pub(super) fn body(node: &Node) -> Result<Body, NodeMisfit> {
+pub(super) fn body(node: &Node) -> Result<Body<'_>, NodeMisfit> {
     let xattr_len = xattr_len(node)?;
     let contents = match &node.kind {
         NodeKind::Dir(names) => Contents::Blocks(dirs::blocks(names)),
@@ -230,7 +231,7 @@ pub(super) fn body(node: &Node) -> Result<Body, NodeMisfit> {
     Ok(Body { xattr_len, contents })
 }
 
-fn file(size: u64, extents: &[SourceExtent]) -> Result<Contents, Misfit> {
+fn file(size: u64, extents: &[SourceExtent]) -> Result<Contents<'_>, Misfit> {
     let Some(file) = File::new(size, extents)? else { return Ok(Contents::None) };
     let shape = file.shape()?;
     Ok(Contents::Chunks { file, bits: shape.bits, chunks: shape.chunks, copied: shape.copied })
@@ -247,7 +248,7 @@ fn xattr_len(node: &Node) -> Result<usize, NodeMisfit> {
     disk::xattr_body_len(sum).map_err(|_| misfit(b""))
 }
 
-impl Body {
+impl Body<'_> {
     /// Where the chunks' indexes start, of an inode at `at`.
     pub(super) fn indexes(&self, at: u64) -> u64 {
         (at + INODE + self.xattr_len as u64).next_multiple_of(8)

@@ -64,7 +64,7 @@ fn broken() -> io::Error {
     io::Error::other("an EROFS image does not go by its plan")
 }
 
-fn body_of(node: &Node) -> io::Result<Body> {
+fn body_of(node: &Node) -> io::Result<Body<'_>> {
     place::body(node).map_err(|_| broken())
 }
 
@@ -95,7 +95,7 @@ fn inode<W: Write>(plan: &Plan<'_>, id: u32, ino: u32, buffer: &mut Vec<u8>, out
     Ok(())
 }
 
-fn layout(node: &Node, placed: &Placed, body: &Body) -> (Layout, u64) {
+fn layout(node: &Node, placed: &Placed, body: &Body<'_>) -> (Layout, u64) {
     match (&node.kind, &body.contents) {
         (NodeKind::Dir(_), _) => (Layout::Plain { block: placed.block }, body.blocks() * BLOCK),
         (NodeKind::File { size, .. }, Contents::Chunks { bits, .. }) => (Layout::Chunks { bits: *bits }, *size),
@@ -112,7 +112,7 @@ fn layout(node: &Node, placed: &Placed, body: &Body) -> (Layout, u64) {
 /// Writes a file's chunk indexes; those of copied chunks count up from `block`.
 fn indexes<W: Write>(
     plan: &Plan<'_>,
-    (file, bits): (&File, u32),
+    (file, bits): (&File<'_>, u32),
     mut block: u32,
     (buffer, out): (&mut Vec<u8>, &mut Counted<W>),
 ) -> io::Result<()> {
@@ -141,29 +141,31 @@ fn indexes<W: Write>(
 /// Writes what a node keeps in blocks of its own.
 fn contents<W: Write>(plan: &Plan<'_>, id: u32, out: &mut Counted<W>, read: &mut ReadData<'_>) -> io::Result<()> {
     let (node, placed) = (&plan.tree.nodes[id as usize], &plan.placed[id as usize]);
-    if matches!(node.kind, NodeKind::Char(..) | NodeKind::Block(..) | NodeKind::Fifo) {
-        return Ok(());
-    }
-    let body = body_of(node)?;
-    if body.blocks() == 0 {
-        return Ok(());
-    }
-    out.pad_to(u64::from(placed.block) * BLOCK)?;
-    match (&node.kind, &body.contents) {
-        (NodeKind::Dir(names), _) => {
+    let start = u64::from(placed.block) * BLOCK;
+    match &node.kind {
+        NodeKind::Dir(names) => {
+            out.pad_to(start)?;
             let nid = |NodeId(id)| u64::from(plan.placed[id as usize].nid);
             let ids = (NodeId(id), NodeId(placed.parent));
             dirs::encode((plan.tree, names), ids, nid, |block| out.put(block))?;
         }
-        (NodeKind::Symlink(target), _) => out.put(target)?,
-        (_, Contents::Chunks { file, bits, .. }) => copies(file, *bits, out, read)?,
-        _ => {}
+        NodeKind::Symlink(target) if matches!(body_of(node)?.contents, Contents::Blocks(_)) => {
+            out.pad_to(start)?;
+            out.put(target)?;
+        }
+        NodeKind::File { .. } if plan.copied > 0 => {
+            if let Contents::Chunks { file, bits, copied: 1.., .. } = &body_of(node)?.contents {
+                out.pad_to(start)?;
+                copies(file, *bits, out, read)?;
+            }
+        }
+        _ => return Ok(()),
     }
     out.pad_to(out.at.next_multiple_of(BLOCK))
 }
 
 /// Copies the chunks that no address can say.
-fn copies<W: Write>(file: &File, bits: u32, out: &mut Counted<W>, read: &mut ReadData<'_>) -> io::Result<()> {
+fn copies<W: Write>(file: &File<'_>, bits: u32, out: &mut Counted<W>, read: &mut ReadData<'_>) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     for (nr, chunk) in (0..).zip(file.chunks(bits)) {
         if chunk != Chunk::Copied {
@@ -181,7 +183,7 @@ fn copies<W: Write>(file: &File, bits: u32, out: &mut Counted<W>, read: &mut Rea
 }
 
 /// Fills `piece` with the file's bytes from `start` on.
-fn fill(file: &File, start: u64, piece: &mut [u8], read: &mut ReadData<'_>) -> io::Result<()> {
+fn fill(file: &File<'_>, start: u64, piece: &mut [u8], read: &mut ReadData<'_>) -> io::Result<()> {
     piece.fill(0);
     let end = start + piece.len() as u64;
     let extents = file.extents();

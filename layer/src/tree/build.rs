@@ -29,7 +29,7 @@ use super::{
     error::{TreeError, TreeFault, shown},
     naive::Naive,
     node::bounded,
-    path::{Budget, check_name, child, clean, resolve},
+    path::{Budget, check_name, child, clean, cut, resolve},
     xattrs,
 };
 use crate::toc::{Entry, Kind, Toc};
@@ -123,8 +123,9 @@ struct Builder<'a> {
     marks: Vec<Mark>,
     budget: Budget,
     chain: Chain,
-    /// The parent of the last entry: its path, its node, and the count of `removals` up to which that holds.
-    last_parent: Option<(Vec<&'a [u8]>, NodeId, u64)>,
+    /// The parent of the last entry: its path as the archive spells it, its node, and the count of `removals` up to
+    /// which that holds. Entries of one directory follow one another in archives.
+    last_parent: Option<(&'a [u8], NodeId, u64)>,
     /// How many directories and symbolic links have been removed.
     removals: u64,
     /// Directory entries, whose times are set at the end.
@@ -174,41 +175,46 @@ impl<'a> Builder<'a> {
     }
 
     fn apply(&mut self, entry: &'a Entry) -> Result<(), TreeFault> {
-        let mut parents = clean(&entry.path)?;
-        let Some(name) = parents.pop() else {
-            if entry.kind == Kind::Dir {
-                self.nodes[0].mtime = bounded(entry.mtime);
+        let spelled = cut(&entry.path);
+        let known = spelled.and_then(|(dir, name)| match self.last_parent {
+            Some((last, id, removals)) if last == dir && removals == self.removals => Some((id, name)),
+            _ => None,
+        });
+        let (parent, name) = match known {
+            Some(known) => known,
+            None => {
+                let mut parents = clean(&entry.path)?;
+                let Some(name) = parents.pop() else {
+                    if entry.kind == Kind::Dir {
+                        self.nodes[0].mtime = bounded(entry.mtime);
+                    }
+                    return Ok(());
+                };
+                let parent = self.parent(parents)?;
+                self.last_parent = spelled.map(|(dir, _)| (dir, parent, self.removals));
+                (parent, name)
             }
-            return Ok(());
         };
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             self.dependence.base_differs = true;
-            let parent = self.parent(parents)?;
             return if name == OPAQUE_MARKER { self.opaque(parent) } else { self.whiteout(parent, hidden, entry) };
         }
         check_name(name)?;
-        let parent = self.parent(parents)?;
         self.place(parent, name, entry)
     }
 
     /// The directory at `path`, made where it is missing.
     fn parent(&mut self, path: Vec<&'a [u8]>) -> Result<NodeId, TreeFault> {
-        match &self.last_parent {
-            Some((known, id, removals)) if *removals == self.removals && *known == path => return Ok(*id),
-            _ => {}
-        }
         let is_gap = |id: NodeId| self.marks[id.0 as usize].whiteout;
-        let walk = resolve(&self.nodes, path.iter().copied(), is_gap, &mut self.budget)?.no_leaf()?;
-        let id = match walk.end() {
-            Some(id) => id,
+        let walk = resolve(&self.nodes, path, is_gap, &mut self.budget)?.no_leaf()?;
+        match walk.end() {
+            Some(id) => Ok(id),
             None => {
                 let names = walk.names.iter().map(|name| name.to_vec()).collect();
                 let dirs = walk.dirs;
-                self.imply(dirs, names)?
+                self.imply(dirs, names)
             }
-        };
-        self.last_parent = Some((path, id, self.removals));
-        Ok(id)
+        }
     }
 
     /// Makes the directories for the names that lead on from `dirs`, as `mkparent`.
@@ -288,7 +294,9 @@ impl<'a> Builder<'a> {
         let id = match existing.filter(|id| entry.kind == Kind::Dir && self.is_dir(*id)) {
             Some(id) => id,
             None => {
-                self.remove(parent, name);
+                if existing.is_some() {
+                    self.remove(parent, name);
+                }
                 match &entry.kind {
                     Kind::Hardlink(target) => {
                         let id = self.target(target)?;

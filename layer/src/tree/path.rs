@@ -36,6 +36,15 @@ pub(super) fn clean(path: &[u8]) -> Result<Vec<&[u8]>, TreeFault> {
     Ok(names)
 }
 
+/// A path as it is spelled, cut before its last name; `None` unless that name is one that [`clean`] keeps. Then the
+/// directory's names are those of the first part.
+pub(super) fn cut(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = path.iter().rposition(|byte| *byte != b'/')? + 1;
+    let start = path[..end].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    let (dir, name) = (&path[..start], &path[start..end]);
+    (!matches!(name, b"." | b"..") && !path.contains(&0)).then_some((dir, name))
+}
+
 /// Refuses names that Linux does not have.
 pub(super) fn check_name(name: &[u8]) -> Result<(), TreeFault> {
     if name.len() > MAX_NAME { Err(TreeFault::NameTooLong(name.len())) } else { Ok(()) }
