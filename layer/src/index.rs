@@ -1,6 +1,6 @@
 //! Random access into a layer's blob: which bytes of the blob become which bytes of the tar, and what those must be.
 //!
-//! The tar is cut into [`Span`]s. Decoding can begin at those with an [`Entry`]; each is verified alone. [`read`] decodes a
+//! The tar is cut into [`Span`]s. Decoding can begin at those with an [`Entry`]; each is verified alone. [`read()`] decodes a
 //! run of spans from the part of the blob that [`Index::blob_range`] names. An index is made while a layer streams in, by
 //! [`crate::decode::open_learning`] and [`Builder`], and kept as [`encode`]'s bytes. Pure computing; [`Spans`] blocks as its
 //! input does.

@@ -1,7 +1,7 @@
 //! The directory tree that a layer leaves behind, as containerd's overlayfs would have it in the layer's upper directory.
 //!
 //! [`Tree::build`] works it out from a table of contents. The rules, and where they are wider than containerd's, are in
-//! the documentation of [`build`](self::build).
+//! the documentation of [`mod@build`].
 
 mod acl;
 mod below;

@@ -2,10 +2,10 @@
 //!
 //! An image is *claimed* at the first Prepare ([`Puller::claim`]): its manifest and configuration are read from
 //! containerd's content store, and if silk can stream every layer and the registry lets it in, all layers start at once.
-//! One layer is one stream: ranges of the compressed blob arrive in order within a memory window ([`fetch`]), one thread
-//! digests and inflates them, a second one digests, scans and stores what comes out ([`road`]). Nothing compressed is kept
+//! One layer is one stream: ranges of the compressed blob arrive in order within a memory window (`fetch`), one thread
+//! digests and inflates them, a second one digests, scans and stores what comes out (`road`). Nothing compressed is kept
 //! and there is no temporary file. Layers are shared by diff ID: however many images want one, it is fetched once
-//! ([`layer`]).
+//! (`layer`).
 //!
 //! An image is ready when all its layers are whole, proved and mountable; [`Puller::ready`] waits for that. A failed image
 //! keeps its cause and is tried again, with backoff, by the next [`Puller::ready`].

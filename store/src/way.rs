@@ -76,7 +76,7 @@ impl Ways {
     }
 }
 
-/// [`FileExt::write_all_at`] past the page cache. `EOPNOTSUPP` where kernel or file system cannot.
+/// `FileExt::write_all_at` past the page cache. `EOPNOTSUPP` where kernel or file system cannot.
 fn write_past(file: &File, mut bytes: &[u8], mut offset: u64) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match pwritev2(file, &[IoSlice::new(bytes)], offset, DONTCACHE) {

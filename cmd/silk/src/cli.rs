@@ -65,7 +65,7 @@ pub struct Globals {
         hide_env_values = true
     )]
     pub snapshotter: String,
-    /// silkd's configuration, of which [registry] (pull, index), [pull] and [share] (index) are used [default: /etc/silk/config.toml, which need not exist]
+    /// silkd's configuration, of which the tables registry (pull, index), pull and share (index) are used [default: /etc/silk/config.toml, which need not exist]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }

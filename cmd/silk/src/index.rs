@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Learn an image's layers ahead of time, and publish what a node needs to mount them before their bytes are there
 ///
 /// Reads each layer from the registry once and keeps nothing on disk; needs neither containerd nor silkd. Publishes to
-/// what [share] of the configuration names: Redis, and with share.referrers.publish the image's repository. Layers that
+/// what the table share of the configuration names: Redis, and with share.referrers.publish the image's repository. Layers that
 /// all of them know are not read.
 #[derive(Debug, Args)]
 pub struct Arguments {
