@@ -29,11 +29,7 @@ func TestBeyondOverlayfs(t *testing.T) {
 func view(t *testing.T, n *node.Node, ref string) string {
 	t.Helper()
 	ctx := n.Context()
-	pulled, err := n.Pull(ctx, ref, "silk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := n.ChainID(ctx, pulled)
+	chain, err := n.PullChain(ctx, ref)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,11 +32,7 @@ func fullDisk(t *testing.T, rung string) {
 	content := noise(61, 3<<20)
 	layers := []image.Layer{image.NewLayer(image.Gzip, image.Entry{Name: "file", Body: content}), noiseLayer("other", 62, 10_000)}
 	ref := registry.Add("app", "1", image.Image{Layers: layers}.Bundle())
-	pulled, err := n.Pull(ctx, ref, "silk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := n.ChainID(ctx, pulled)
+	chain, err := n.PullChain(ctx, ref)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,11 +60,7 @@ func TestDamageIsNotKeptByFUSE(t *testing.T) {
 	n := knownTo(t, registry, ref)
 	ctx := n.Context()
 	registry.SetRate(300 << 10)
-	pulled, err := n.Pull(ctx, ref, "silk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := n.ChainID(ctx, pulled)
+	chain, err := n.PullChain(ctx, ref)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,11 +45,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("%v layers before any pull", got)
 	}
 	registry.SetRate(8 << 20)
-	pulled, err := pupil.Pull(pupil.Context(), knownRef, "silk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := pupil.ChainID(pupil.Context(), pulled)
+	chain, err := pupil.PullChain(pupil.Context(), knownRef)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,11 +44,7 @@ func TestRemovalGivesTheDiskBack(t *testing.T) {
 func removeImage(t *testing.T, n *node.Node, address, ref string, size int64) {
 	ctx := node.Context(t, "e2e")
 	before := freeOn(t, n)
-	pulled, err := n.Pull(ctx, ref, "silk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := n.ChainID(ctx, pulled)
+	chain, err := n.PullChain(ctx, ref)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,11 +83,7 @@ func TestSharedBase(t *testing.T) {
 	two := image.Image{Layers: []image.Layer{base, noiseLayer("two", 9, 1<<20)}}.Bundle()
 	var files []string
 	for name, bundle := range map[string]image.Bundle{"one": one, "two": two} {
-		pulled, err := n.Pull(ctx, registry.Add(name, "1", bundle), "silk")
-		if err != nil {
-			t.Fatal(err)
-		}
-		chain, err := n.ChainID(ctx, pulled)
+		chain, err := n.PullChain(ctx, registry.Add(name, "1", bundle))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,11 +121,7 @@ func TestMemoryHoldsBytesOnce(t *testing.T) {
 	layer := image.NewLayer(image.Gzip,
 		image.Entry{Name: "read", Body: noise(11, read)}, image.Entry{Name: "unread", Body: noise(12, unread)})
 	top := noiseLayer("top", 13, 1000)
-	pulled, err := n.Pull(n.Context(), registry.Add("one", "1", image.Image{Layers: []image.Layer{layer, top}}.Bundle()), "silk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := n.ChainID(n.Context(), pulled)
+	chain, err := n.PullChain(n.Context(), registry.Add("one", "1", image.Image{Layers: []image.Layer{layer, top}}.Bundle()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,6 +40,15 @@ func (n *Node) ChainID(ctx context.Context, image containerd.Image) (string, err
 	return identity.ChainID(diffIDs).String(), nil
 }
 
+// PullChain pulls an image into silk and tells the snapshot that holds its root file system.
+func (n *Node) PullChain(ctx context.Context, ref string) (string, error) {
+	pulled, err := n.Pull(ctx, ref, "silk")
+	if err != nil {
+		return "", err
+	}
+	return n.ChainID(ctx, pulled)
+}
+
 // View mounts a committed snapshot and returns where; undo unmounts and removes it.
 func (n *Node) View(ctx context.Context, snapshotter, chain string) (dir string, undo func() error, err error) {
 	n.views++
