@@ -21,6 +21,7 @@ use std::{
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use silk_model::Digest;
+use silk_sys::apart;
 
 use crate::{Ground, MountError, RungChoice, View, kernel, meta, mountinfo, probe, turns::Turns, view::NAME_LEN};
 
@@ -223,8 +224,11 @@ impl Mounts {
             let mounted = match (self.rung, &self.trees) {
                 (Rung::Tree, Some(trees)) => trees
                     .tree(name, meta, &layers)
-                    .and_then(|tree| rustix::mount::mount_bind(&tree, &target).map_err(io::Error::from))
+                    // This process serves what it looks up here, and below.
+                    .and_then(|tree| apart::run(|| Ok(rustix::mount::mount_bind(&tree, &target)?)).flatten())
                     .map_err(kernel::Refused::from),
+                _ if ground == Ground::Served => apart::run(|| kernel::mount_erofs(self.rung, meta, devices, &target))
+                    .unwrap_or_else(|e| Err(e.into())),
                 _ => kernel::mount_erofs(self.rung, meta, devices, &target),
             };
             mounted.map_err(|kernel::Refused { source, log }| MountError::Refused {

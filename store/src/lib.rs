@@ -278,7 +278,9 @@ impl Store {
             let id = path.file_name().and_then(|n| n.to_str()).and_then(|hex| format!("sha256:{hex}").parse().ok());
             match id.and_then(|id: Digest| self.record(&id)) {
                 None => remove_dir(&path)?,
-                Some(record) if !record.whole && !path.join("present").exists() => drop_data(&path)?,
+                // They would speak for the data that the layer loses one day.
+                Some(record) if record.whole => remove_marks(&path)?,
+                Some(_) if !path.join("present").exists() => drop_data(&path)?,
                 Some(_) => {}
             }
         }
@@ -299,11 +301,7 @@ fn reserve(path: &Path) -> Result<(), StoreError> {
 /// Deletes the bytes of a layer and what points into them; its names and index stay.
 fn drop_data(dir: &Path) -> Result<(), StoreError> {
     // The marks first: a silkd that is killed here must not leave some that speak for bytes that are gone.
-    let marks = dir.join("present");
-    match fs::remove_file(&marks) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("delete", &marks, e)),
-        _ => {}
-    }
+    remove_marks(dir)?;
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -316,6 +314,14 @@ fn drop_data(dir: &Path) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+fn remove_marks(dir: &Path) -> Result<(), StoreError> {
+    let marks = dir.join("present");
+    match fs::remove_file(&marks) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("delete", &marks, e)),
+        _ => Ok(()),
+    }
 }
 
 fn remove_dir(dir: &Path) -> Result<(), StoreError> {

@@ -290,7 +290,7 @@ impl Partial {
         };
         self.store.persist(&[(self.diff_id, record)])?;
         drop(changing);
-        // It is whole: marks that stay are of no harm.
+        // It is whole: marks that stay go when the store opens.
         if let Err(error) = fs::remove_file(&self.present_path) {
             tracing::debug!(path = %self.present_path.display(), %error, "marks of a whole layer stay");
         }

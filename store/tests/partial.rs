@@ -292,3 +292,32 @@ fn marks_whose_data_is_gone_are_not_believed() {
         Ok(_) => assert!(out[..] == bytes[..1000], "wrong bytes: {:?} instead of {:?}", &out[..8], &bytes[..8]),
     }
 }
+
+#[test]
+fn marks_that_outlived_their_layer_do_not_speak_for_what_became_of_its_data() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    store.learn(&known, "a peer").unwrap();
+    let partial = store.partial(known.diff_id).unwrap();
+    (0..index.len()).for_each(|nr| partial.fill(nr, span(&index, nr, &bytes), false).unwrap());
+    let [marks, data, unsynced] =
+        ["present", "data", "unsynced"].map(|name| store.layer_path(&known.diff_id).join(name));
+    let all = fs::read(&marks).unwrap();
+    partial.finish(&store.toc(&known.diff_id).unwrap(), 1).unwrap();
+    drop((partial, store));
+    // silkd was killed between the record and the end of the marks.
+    fs::write(&marks, all).unwrap();
+    let store = open(root.path());
+    assert!(store.whole(&known.diff_id));
+    drop(store);
+    // The disk lost a page, and the next silkd finds that out.
+    let mut lost = fs::read(&data).unwrap();
+    lost[..4096].fill(0);
+    fs::write(&data, lost).unwrap();
+    fs::write(&unsynced, []).unwrap();
+    let store = open(root.path());
+    assert!(!store.whole(&known.diff_id));
+    let partial = store.partial(known.diff_id).unwrap();
+    assert_eq!(partial.read(0, &mut [1; 1000]).unwrap_err().class(), Class::NotFound);
+}
