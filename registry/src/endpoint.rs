@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use reqwest::{
-    Client, Method, Response, StatusCode,
+    Client, Method, Proxy, Response, StatusCode,
     header::{self, HeaderMap, HeaderName, HeaderValue},
     redirect,
 };
@@ -38,6 +38,7 @@ use crate::{
     credentials::Credentials,
     error::Said,
     hosts::{self, Host},
+    proxy::Proxies,
     tls,
 };
 
@@ -116,6 +117,7 @@ impl Endpoint {
         config: &Config,
         credentials: Arc<Credentials>,
         roots: &tls::Roots,
+        proxies: Arc<Proxies>,
     ) -> Result<Self, Error> {
         let connect_timeout = host.dial_timeout.unwrap_or(config.connect_timeout());
         let mut builder = Client::builder()
@@ -125,10 +127,10 @@ impl Endpoint {
             .pool_max_idle_per_host(config.connections_per_registry as usize)
             .tls_backend_preconfigured(tls::client_config(&host, roots, config.http2)?);
         builder = if config.http2 { builder.http2_adaptive_window(true) } else { builder.http1_only() };
-        if hosts::is_loopback(&host.authority) {
-            // Go's rule, which the variables' users expect: proxies are not for loopback.
-            builder = builder.no_proxy();
-        }
+        builder = match proxies.are_none() {
+            true => builder.no_proxy(),
+            false => builder.proxy(Proxy::custom(move |url| proxies.of(url).cloned())),
+        };
         let client = builder
             .build()
             .map_err(|error| Error::Client { host: host.authority.clone(), cause: Transport::new(error) })?;

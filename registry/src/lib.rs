@@ -18,6 +18,7 @@ mod credentials;
 mod endpoint;
 mod error;
 mod hosts;
+mod proxy;
 mod push;
 mod reference;
 mod referrers;

@@ -23,6 +23,7 @@ use crate::{
     credentials::Credentials,
     endpoint::{self, Answer, Call, Endpoint},
     hosts::{self, Capabilities, Host},
+    proxy::Proxies,
     tls,
 };
 
@@ -46,6 +47,7 @@ pub struct Registry {
     config: Arc<Config>,
     credentials: Arc<Credentials>,
     roots: Arc<tls::Roots>,
+    proxies: Arc<Proxies>,
     endpoints: Arc<Mutex<HashMap<Host, Arc<Endpoint>>>>,
 }
 
@@ -89,11 +91,15 @@ pub enum Object {
 // === impl Registry ===
 
 impl Registry {
-    /// Reads no file and opens no connection yet.
+    /// Reads the environment's proxies, no file, and opens no connection yet.
     ///
     /// # Errors
     /// A setting is zero.
     pub fn new(config: Config) -> Result<Self, Error> {
+        Self::with_proxies(config, Proxies::from_env())
+    }
+
+    pub(crate) fn with_proxies(config: Config, proxies: Proxies) -> Result<Self, Error> {
         config.validate()?;
         tls::seed();
         let credentials = Credentials::new(config.docker_config_path(), config.credential_helper_timeout());
@@ -101,6 +107,7 @@ impl Registry {
             config: Arc::new(config),
             credentials: Arc::new(credentials),
             roots: Arc::default(),
+            proxies: Arc::new(proxies),
             endpoints: Arc::default(),
         })
     }
@@ -121,6 +128,7 @@ impl Registry {
         let endpoints = tokio::task::spawn_blocking({
             let (config, registry) = (self.config.clone(), registry.clone());
             let (credentials, roots, known) = (self.credentials.clone(), self.roots.clone(), self.endpoints.clone());
+            let proxies = self.proxies.clone();
             move || {
                 let hosts = hosts::load(&config, &registry)?;
                 let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,7 +141,8 @@ impl Registry {
                         endpoints.push(endpoint.clone());
                         continue;
                     }
-                    let endpoint = Arc::new(Endpoint::new(host.clone(), &config, credentials.clone(), &roots)?);
+                    let endpoint =
+                        Arc::new(Endpoint::new(host.clone(), &config, credentials.clone(), &roots, proxies.clone())?);
                     known.insert(host, endpoint.clone());
                     endpoints.push(endpoint);
                 }
