@@ -35,6 +35,7 @@ use url::Url;
 use crate::{
     Asked, Config, Error, Transport,
     auth::{Actions, Auth, authority},
+    coding::{self, Coding},
     credentials::Credentials,
     error::Said,
     hosts::{self, Host},
@@ -291,7 +292,7 @@ impl Endpoint {
             if let Some(body) = &call.body {
                 request = request.header(header::CONTENT_TYPE, &body.media_type).body(body.bytes.clone());
             }
-            // A blob's digest is of its bytes as stored: no server shall recode them on the way.
+            // A digest is of bytes as stored: no server shall recode them on the way. For those that do there is `coding`.
             request.header(header::ACCEPT_ENCODING, "identity")
         };
         let sending = call.body.as_ref().map_or(Duration::ZERO, |body| time_for(body.bytes.len()));
@@ -397,21 +398,23 @@ impl Endpoint {
     }
 
     /// A small body, whole and within the stall timeout; none if it is larger than `limit`.
-    pub(crate) async fn body(&self, mut response: Response, limit: usize) -> Result<Option<Vec<u8>>, BodyFault> {
+    pub(crate) async fn body(&self, response: Response, limit: usize) -> Result<Option<Vec<u8>>, BodyFault> {
         let mut body = Vec::new();
         let read = timeout(self.stall_timeout, async {
-            while let Some(bytes) = response.chunk().await? {
+            let coding = Coding::of(response.headers());
+            let mut chunks = coding::Body::new(response, coding);
+            while let Some(bytes) = chunks.chunk().await? {
                 if body.len() + bytes.len() > limit {
                     return Ok(false);
                 }
                 body.extend_from_slice(&bytes);
             }
-            Ok::<_, reqwest::Error>(true)
+            Ok::<_, Transport>(true)
         });
         match read.await {
             Ok(Ok(true)) => Ok(Some(body)),
             Ok(Ok(false)) => Ok(None),
-            Ok(Err(error)) => Err(BodyFault::Cut { at: body.len() as u64, cause: Transport::new(error) }),
+            Ok(Err(cause)) => Err(BodyFault::Cut { at: body.len() as u64, cause }),
             Err(_) => Err(BodyFault::Stalled { at: body.len() as u64, after: self.stall_timeout }),
         }
     }

@@ -13,6 +13,7 @@ mod attempts;
 mod auth;
 mod blob;
 mod challenge;
+mod coding;
 mod config;
 mod credentials;
 mod endpoint;
