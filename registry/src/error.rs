@@ -270,14 +270,14 @@ impl Error {
             Self::Status { .. } | Self::Redirect { .. } | Self::NoToken { .. } | Self::WrongRange { .. } => {
                 Class::Unsupported
             }
+            // The size is the manifest's: it is the host that does not have all of the blob, or not yet.
+            Self::RangeRefused { .. } => Class::Transient,
             Self::Unreachable { .. } | Self::NoAnswer { .. } | Self::Cut { .. } | Self::Stalled { .. } => {
                 Class::Transient
             }
-            Self::WrongSize { .. }
-            | Self::Overlong { .. }
-            | Self::RangeRefused { .. }
-            | Self::WrongDigest { .. }
-            | Self::TooLarge { .. } => Class::Corrupt,
+            Self::WrongSize { .. } | Self::Overlong { .. } | Self::WrongDigest { .. } | Self::TooLarge { .. } => {
+                Class::Corrupt
+            }
             Self::GaveUp { last, .. } => last.class(),
         }
     }

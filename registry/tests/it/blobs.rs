@@ -229,8 +229,18 @@ async fn a_blob_of_another_size_is_an_error() {
         let error = read(&blob, range).await.unwrap_err();
         assert!(matches!(error, Error::WrongSize { expected: SIZE, actual: 200_000, .. }), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_range_that_is_refused_is_asked_for_again() {
+    let (fake, blob, content) = start().await;
+    // What a cache says that has not received as much itself yet.
+    fake.fault("blobs", Fault::Truncate(200_000), 2);
+    assert_eq!(read(&blob, 250_000..SIZE).await.unwrap(), content[250_000..]);
+    assert_eq!(ranges_of(&fake), vec![Some("bytes=250000-299999".to_owned()); 3]);
+    fake.fault("blobs", Fault::status(416), ALWAYS);
     let error = read(&blob, 250_000..SIZE).await.unwrap_err();
-    assert!(matches!(error, Error::RangeRefused { .. }) && error.class() == Class::Corrupt, "{error}");
+    assert_eq!((error.class(), fake.requests().len()), (Class::Transient, 3 + 4));
     assert!(error.to_string().contains("cannot serve bytes 250000-299999 of blob sha256:"), "{error}");
 }
 
