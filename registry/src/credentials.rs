@@ -48,21 +48,22 @@ pub(crate) struct Found {
     pub hint: String,
 }
 
+/// Go, which docker reads it with, takes null for any of these, as what is not there.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct ConfigFile {
-    auths: HashMap<String, Auth>,
-    cred_helpers: HashMap<String, String>,
-    creds_store: String,
+    auths: Option<HashMap<String, Option<Auth>>>,
+    cred_helpers: Option<HashMap<String, Option<String>>>,
+    creds_store: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Auth {
-    auth: String,
-    username: String,
-    password: String,
-    identitytoken: String,
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -113,15 +114,18 @@ impl Credentials {
     }
 
     async fn find(&self, host: &str) -> Result<Option<Credential>, Fault> {
-        let Some(mut file) = self.read().await? else { return Ok(None) };
-        let helper = best(&mut file.cred_helpers, host).unwrap_or(file.creds_store);
-        if !helper.is_empty()
+        let Some(file) = self.read().await? else { return Ok(None) };
+        // An entry without a name is docker's way to keep one registry out of the store.
+        let helper = best(file.cred_helpers, host).unwrap_or(file.creds_store);
+        if let Some(helper) = helper.filter(|helper| !helper.is_empty())
             && let Some(credential) = self.ask(&helper, host).await?
         {
             return Ok(Some(credential));
         }
-        let Some(auth) = best(&mut file.auths, host) else { return Ok(None) };
-        self.decode(host, auth)
+        match best(file.auths, host).flatten() {
+            Some(auth) => self.decode(host, auth),
+            None => Ok(None),
+        }
     }
 
     async fn read(&self) -> Result<Option<ConfigFile>, Fault> {
@@ -134,18 +138,21 @@ impl Credentials {
         file.take(MAX_BYTES).read_to_end(&mut bytes).await.map_err(fault)?;
         // The library's own message may quote a secret.
         let fault = |error: serde_json::Error| Fault::Json { path: self.path.clone(), line: error.line() };
-        serde_json::from_slice(&bytes).map(Some).map_err(fault)
+        // The first value counts, as for docker, and an empty file has none.
+        let first = serde_json::Deserializer::from_slice(&bytes).into_iter().next();
+        first.transpose().map(Option::flatten).map_err(fault)
     }
 
     fn decode(&self, host: &str, auth: Auth) -> Result<Option<Credential>, Fault> {
-        if !auth.identitytoken.is_empty() {
-            return Ok(Some(Credential::IdentityToken(auth.identitytoken)));
+        let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+        if let Some(token) = some(auth.identitytoken) {
+            return Ok(Some(Credential::IdentityToken(token)));
         }
-        if auth.auth.is_empty() {
-            let known = !auth.username.is_empty();
-            return Ok(known.then_some(Credential::Password { user: auth.username, password: auth.password }));
-        }
-        let decoded = STANDARD.decode(auth.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let Some(encoded) = some(auth.auth) else {
+            let password = auth.password.unwrap_or_default();
+            return Ok(some(auth.username).map(|user| Credential::Password { user, password }));
+        };
+        let decoded = STANDARD.decode(encoded.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let fault = || Fault::Auth { path: self.path.clone(), host: host.to_owned() };
         let decoded = decoded.ok_or_else(fault)?;
         let (user, password) = decoded.split_once(':').ok_or_else(fault)?;
@@ -195,7 +202,8 @@ async fn run(program: &str, server: &str) -> io::Result<(std::process::ExitStatu
 }
 
 /// The entry for `host`: docker writes a bare host, or a URL of the old `/v1/` API.
-fn best<T>(entries: &mut HashMap<String, T>, host: &str) -> Option<T> {
+fn best<T>(entries: Option<HashMap<String, T>>, host: &str) -> Option<T> {
+    let mut entries = entries?;
     let exact = if is_docker_hub(host) { DOCKER_HUB } else { host };
     if let Some(entry) = entries.remove(exact) {
         return Some(entry);

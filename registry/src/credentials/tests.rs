@@ -51,6 +51,29 @@ async fn inline_entries_are_found_under_all_their_names() {
 }
 
 #[tokio::test]
+async fn what_go_takes_is_taken() {
+    let auths =
+        r#""auths": {"r": {"username": "u", "password": "p", "auth": null, "identitytoken": null}, "other": null}"#;
+    for rest in [
+        r#""credHelpers": null, "credsStore": null"#,
+        r#""credHelpers": {}, "credsStore": """#,
+        r#""credHelpers": {"r": null, "other": null}, "credsStore": "none""#,
+        r#""credHelpers": {"r": ""}, "credsStore": "none""#,
+        r#""HttpHeaders": 3, "proxies": null, "plugins": [], "credentialHelpers": {"r": "none"}"#,
+    ] {
+        let found = lookup(&format!("{{{rest}, {auths}}}\n trailing"), "r").await;
+        assert_eq!(found.credential, password("u", "p"), "{rest}: {}", found.hint);
+    }
+    for nothing in
+        ["", " \n", "null", "{}", r#"{"auths": null}"#, r#"{"auths": {"r": null}}"#, r#"{"auths": {"r": {}}}"#]
+    {
+        let found = lookup(nothing, "r").await;
+        assert_eq!(found.credential, None);
+        assert!(found.hint.contains("no credentials for r in"), "{nothing:?}: {}", found.hint);
+    }
+}
+
+#[tokio::test]
 async fn faults_are_named_and_quote_no_secret() {
     for (json, words) in [
         (r#"{"auths": {"r": {"auth": "?hunter2?"}}}"#, "auth entry for r"),
