@@ -53,6 +53,9 @@ const MAX_ERROR_BODY: usize = 64 << 10;
 const MIN_UPLOAD: usize = 128 << 10;
 /// A host that could not be connected to is tried after the others for this long.
 const REST: Duration = Duration::from_secs(30);
+/// A host without the referrers API is asked for it again after this long: so a registry that was upgraded is seen within the
+/// time of a rollout, and one that stays old is asked six times an hour by a node, with a request of a few milliseconds.
+const NO_REFERRERS: Duration = Duration::from_secs(600);
 
 /// One connection more for so many: a reader's range must not queue behind those of others that take ten times as long.
 const URGENT: usize = 4;
@@ -69,8 +72,8 @@ pub(crate) struct Endpoint {
     /// TLS was tried and is not spoken here.
     fell_back: AtomicBool,
     rests_until: Mutex<Option<Instant>>,
-    /// It was asked for referrers, and does not know what that is.
-    pub lacks_referrers: AtomicBool,
+    /// It was asked for referrers, and did not know what that is: not asked again until then.
+    lacks_referrers_until: Mutex<Option<Instant>>,
     head_timeout: Duration,
     stall_timeout: Duration,
     /// One for each blob body that is being received.
@@ -151,7 +154,7 @@ impl Endpoint {
             headers,
             fell_back: AtomicBool::new(false),
             rests_until: Mutex::default(),
-            lacks_referrers: AtomicBool::new(false),
+            lacks_referrers_until: Mutex::default(),
             head_timeout: connect_timeout + config.response_timeout(),
             stall_timeout: config.stall_timeout(),
             permits: Arc::new(Semaphore::new(connections)),
@@ -197,8 +200,17 @@ impl Endpoint {
 
     /// Whether connecting failed a short while ago.
     pub(crate) fn rests(&self) -> bool {
-        let until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
+        is_before(&self.rests_until)
+    }
+
+    /// Whether it did not know the referrers API a while ago.
+    pub(crate) fn lacks_referrers(&self) -> bool {
+        is_before(&self.lacks_referrers_until)
+    }
+
+    pub(crate) fn set_lacks_referrers(&self) {
+        *self.lacks_referrers_until.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Instant::now() + NO_REFERRERS);
     }
 
     fn set_rests(&self, rests: bool) {
@@ -440,6 +452,11 @@ impl BodyFault {
 pub(crate) fn most_bodies(config: &Config) -> usize {
     let connections = config.connections_per_registry as usize;
     connections + connections.div_ceil(URGENT)
+}
+
+fn is_before(until: &Mutex<Option<Instant>>) -> bool {
+    let until = until.lock().unwrap_or_else(PoisonError::into_inner);
+    until.is_some_and(|until| Instant::now() < until)
 }
 
 /// What a request came to, for [`METRICS`].
