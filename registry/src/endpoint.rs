@@ -203,6 +203,11 @@ impl Endpoint {
         is_before(&self.rests_until)
     }
 
+    /// Whether it waits for a credential helper that knew it the last time.
+    pub(crate) fn awaits_credentials(&self) -> bool {
+        self.credentials.awaits(&self.host.authority)
+    }
+
     /// Whether it did not know the referrers API a while ago.
     pub(crate) fn lacks_referrers(&self) -> bool {
         is_before(&self.lacks_referrers_until)
