@@ -2,7 +2,7 @@
 //!
 //! A refusal (404, 401, wrong bytes) rules a host out for this request and the next one is tried at once. A passing
 //! fault is tried once more on the same host, since most are a single cut connection; the second in a row moves on to
-//! the next host. A host that cannot be connected to, or that says 429, is left at once if there is another.
+//! the next host. A host that cannot be connected to, or that says 429 or 416, is left at once if there is another.
 //! The wait doubles with each failure in a row; moving on to a host not yet tried costs none.
 
 use std::{
@@ -136,6 +136,7 @@ fn leaves_at_once(error: &Error) -> bool {
     match error {
         Error::Unreachable { cause, .. } => cause.is_connect(),
         Error::Status { status, .. } => *status == StatusCode::TOO_MANY_REQUESTS,
+        Error::RangeRefused { .. } => true,
         _ => false,
     }
 }

@@ -19,8 +19,9 @@ use tracing::debug;
 use url::Url;
 
 use crate::{
-    Error,
+    Asked, Error,
     auth::authority,
+    coding::{self, Coding},
     endpoint::{Answer, Call, Endpoint},
     repository::Inner,
 };
@@ -73,7 +74,7 @@ const UNSUPPORTED: u8 = 2;
 /// An open answer.
 #[derive(Debug)]
 struct Body {
-    response: Response,
+    content: coding::Body,
     /// Who sends it, for messages.
     host: String,
     /// Bytes to throw away first.
@@ -142,8 +143,8 @@ impl Blob {
             let opened = self.judge(source, response, host, wanted, whole);
             match opened {
                 // It does not do ranges right: take the whole and skip.
-                Err(Error::WrongRange { .. }) if !whole => {
-                    debug!("{}: wrong range, going on without", self.what());
+                Err(error @ Error::WrongRange { .. }) if !whole => {
+                    debug!("{error}: going on without ranges");
                     source.ranges.store(UNSUPPORTED, Ordering::Relaxed);
                 }
                 opened => {
@@ -221,27 +222,37 @@ impl Blob {
         wanted: &Range<u64>,
         whole: bool,
     ) -> Result<Body, Error> {
-        let asked = || crate::Asked { host: host.clone(), what: self.what() };
+        let asked = || Asked { host: host.clone(), what: self.what() };
         let length = response.content_length();
         let check_size = |actual: u64| match actual == self.size() {
             true => Ok(()),
             false => Err(Error::WrongSize { asked: asked(), expected: self.size(), actual }),
         };
+        let coding = Coding::of(response.headers());
         if response.status() != StatusCode::PARTIAL_CONTENT {
-            length.map_or(Ok(()), check_size)?;
+            // Storage may call a blob gzip because it is one: then the length is the blob's.
+            let coding = coding.filter(|_| length != Some(self.size()));
+            if coding.is_none() {
+                length.map_or(Ok(()), check_size)?;
+            }
             if !whole {
                 source.ranges.store(UNSUPPORTED, Ordering::Relaxed);
             }
             let (skip, due) = (wanted.start, self.size() - wanted.start);
-            return Ok(Body { response, host, skip, due });
+            return Ok(Body { content: coding::Body::new(response, coding), host, skip, due });
         }
         let header = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
         let wrong = || Error::WrongRange {
             asked: asked(),
             wanted: wanted.clone(),
             got: crate::error::shorten(header.unwrap_or_default()),
+            coding: coding.map(Coding::name),
         };
         let ContentRange { range, total } = header.and_then(content_range).ok_or_else(wrong)?;
+        // A range of what was made on the way is of no use, but the whole of that is.
+        if coding.is_some() && total != Some(self.size()) {
+            return Err(wrong());
+        }
         total.map_or(Ok(()), check_size)?;
         let due = range.end - range.start;
         if range.start != wanted.start || range.end > self.size() || length.is_some_and(|length| length != due) {
@@ -250,7 +261,7 @@ impl Blob {
         if !whole {
             source.ranges.store(SUPPORTED, Ordering::Relaxed);
         }
-        Ok(Body { response, host, skip: 0, due })
+        Ok(Body { content: coding::Body::new(response, None), host, skip: 0, due })
     }
 }
 

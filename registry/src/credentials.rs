@@ -1,9 +1,17 @@
 //! Credentials from docker's `config.json` and its helper programs.
 //!
-//! Read at each need, never kept, never printed. A helper runs as a child process with a deadline; it is killed when that
-//! passes. Formats: docker/cli `cli/config/configfile` and docker/docker-credential-helpers `credentials`.
+//! Read at each need, never kept, never printed. A helper runs as a child process with a deadline of its own; it is killed when
+//! that passes, and not when who asked has gone: helpers of clouds take seconds, longer than a first contact waits. Who asks for
+//! the same while one runs gets its answer. Formats: docker/cli `cli/config/configfile` and docker/docker-credential-helpers `credentials`.
 
-use std::{collections::HashMap, fmt, io, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt, io,
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
@@ -11,6 +19,7 @@ use tokio::{
     fs::File,
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::Command,
+    sync::watch,
     time::timeout,
 };
 use tracing::warn;
@@ -29,7 +38,20 @@ pub(crate) struct Credentials {
     helper_timeout: Duration,
     /// What precedes a helper's name to make that of its program: docker's prefix; in tests also a folder.
     helper_prefix: String,
+    /// By program and what it is asked for.
+    runs: Arc<Mutex<HashMap<(String, String), Run>>>,
 }
+
+/// What is known of a helper's runs for one registry.
+#[derive(Debug, Default)]
+struct Run {
+    /// Of the one that is under way.
+    outcome: Option<watch::Receiver<Option<Outcome>>>,
+    /// The last one gave a credential.
+    worked: bool,
+}
+
+type Outcome = Result<Option<Credential>, Arc<Fault>>;
 
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Credential {
@@ -48,21 +70,22 @@ pub(crate) struct Found {
     pub hint: String,
 }
 
+/// Go, which docker reads it with, takes null for any of these, as what is not there.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct ConfigFile {
-    auths: HashMap<String, Auth>,
-    cred_helpers: HashMap<String, String>,
-    creds_store: String,
+    auths: Option<HashMap<String, Option<Auth>>>,
+    cred_helpers: Option<HashMap<String, Option<String>>>,
+    creds_store: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Auth {
-    auth: String,
-    username: String,
-    password: String,
-    identitytoken: String,
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -94,7 +117,13 @@ enum Fault {
 
 impl Credentials {
     pub(crate) fn new(path: PathBuf, helper_timeout: Duration) -> Self {
-        Self { path, helper_timeout, helper_prefix: "docker-credential-".into() }
+        Self { path, helper_timeout, helper_prefix: "docker-credential-".into(), runs: Arc::default() }
+    }
+
+    /// Whether a helper is being asked for `host` that had a credential the last time.
+    pub(crate) fn awaits(&self, host: &str) -> bool {
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.iter().any(|((_, of), run)| of == server(host) && run.worked && run.outcome.is_some())
     }
 
     /// What is known for `host` (a registry's, a mirror's), or the reason why nothing is.
@@ -112,16 +141,19 @@ impl Credentials {
         }
     }
 
-    async fn find(&self, host: &str) -> Result<Option<Credential>, Fault> {
-        let Some(mut file) = self.read().await? else { return Ok(None) };
-        let helper = best(&mut file.cred_helpers, host).unwrap_or(file.creds_store);
-        if !helper.is_empty()
+    async fn find(&self, host: &str) -> Outcome {
+        let Some(file) = self.read().await? else { return Ok(None) };
+        // An entry without a name is docker's way to keep one registry out of the store.
+        let helper = best(file.cred_helpers, host).unwrap_or(file.creds_store);
+        if let Some(helper) = helper.filter(|helper| !helper.is_empty())
             && let Some(credential) = self.ask(&helper, host).await?
         {
             return Ok(Some(credential));
         }
-        let Some(auth) = best(&mut file.auths, host) else { return Ok(None) };
-        self.decode(host, auth)
+        match best(file.auths, host).flatten() {
+            Some(auth) => Ok(self.decode(host, auth)?),
+            None => Ok(None),
+        }
     }
 
     async fn read(&self) -> Result<Option<ConfigFile>, Fault> {
@@ -134,18 +166,21 @@ impl Credentials {
         file.take(MAX_BYTES).read_to_end(&mut bytes).await.map_err(fault)?;
         // The library's own message may quote a secret.
         let fault = |error: serde_json::Error| Fault::Json { path: self.path.clone(), line: error.line() };
-        serde_json::from_slice(&bytes).map(Some).map_err(fault)
+        // The first value counts, as for docker, and an empty file has none.
+        let first = serde_json::Deserializer::from_slice(&bytes).into_iter().next();
+        first.transpose().map(Option::flatten).map_err(fault)
     }
 
     fn decode(&self, host: &str, auth: Auth) -> Result<Option<Credential>, Fault> {
-        if !auth.identitytoken.is_empty() {
-            return Ok(Some(Credential::IdentityToken(auth.identitytoken)));
+        let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+        if let Some(token) = some(auth.identitytoken) {
+            return Ok(Some(Credential::IdentityToken(token)));
         }
-        if auth.auth.is_empty() {
-            let known = !auth.username.is_empty();
-            return Ok(known.then_some(Credential::Password { user: auth.username, password: auth.password }));
-        }
-        let decoded = STANDARD.decode(auth.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let Some(encoded) = some(auth.auth) else {
+            let password = auth.password.unwrap_or_default();
+            return Ok(some(auth.username).map(|user| Credential::Password { user, password }));
+        };
+        let decoded = STANDARD.decode(encoded.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let fault = || Fault::Auth { path: self.path.clone(), host: host.to_owned() };
         let decoded = decoded.ok_or_else(fault)?;
         let (user, password) = decoded.split_once(':').ok_or_else(fault)?;
@@ -153,26 +188,54 @@ impl Credentials {
         Ok(Some(Credential::Password { user: user.to_owned(), password }))
     }
 
-    /// Runs `docker-credential-<helper> get`.
-    async fn ask(&self, helper: &str, host: &str) -> Result<Option<Credential>, Fault> {
+    /// What `docker-credential-<helper> get` answers, of the run that is under way if there is one.
+    async fn ask(&self, helper: &str, host: &str) -> Outcome {
         let program = format!("{}{helper}", self.helper_prefix);
-        let server = if is_docker_hub(host) { DOCKER_HUB } else { host };
-        let run = run(&program, server);
-        let (status, output) = match timeout(self.helper_timeout, run).await {
-            Ok(run) => run.map_err(|cause| Fault::Run { program: program.clone(), cause })?,
-            Err(_) => return Err(Fault::Slow { program, after: self.helper_timeout }),
-        };
-        if !status.success() {
-            let not_found = String::from_utf8_lossy(&output).contains(NOT_FOUND);
-            return if not_found { Ok(None) } else { Err(Fault::Failed { program, status }) };
+        let mut outcome = self.join(&program, server(host));
+        match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            // Its task has panicked.
+            _ => Err(Arc::new(Fault::Answer { program })),
         }
-        let answer: Answer = serde_json::from_slice(&output).map_err(|_| Fault::Answer { program })?;
-        Ok(Some(match answer.username.as_str() {
-            // The helpers' protocol: this user name marks the secret as an identity token.
-            "<token>" => Credential::IdentityToken(answer.secret),
-            _ => Credential::Password { user: answer.username, password: answer.secret },
-        }))
     }
+
+    fn join(&self, program: &str, server: &str) -> watch::Receiver<Option<Outcome>> {
+        let key = (program.to_owned(), server.to_owned());
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = runs.entry(key.clone()).or_default();
+        if let Some(outcome) = run.outcome.as_ref().filter(|outcome| outcome.has_changed().is_ok()) {
+            return outcome.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        run.outcome = Some(receiver.clone());
+        let (runs, deadline) = (self.runs.clone(), self.helper_timeout);
+        tokio::spawn(async move {
+            let outcome = answer(&key.0, &key.1, deadline).await.map_err(Arc::new);
+            let run = Run { outcome: None, worked: matches!(outcome, Ok(Some(_))) };
+            runs.lock().unwrap_or_else(PoisonError::into_inner).insert(key, run);
+            // None waits any more.
+            let _ = sender.send(Some(outcome));
+        });
+        receiver
+    }
+}
+
+async fn answer(program: &str, server: &str, deadline: Duration) -> Result<Option<Credential>, Fault> {
+    let program = program.to_owned();
+    let (status, output) = match timeout(deadline, run(&program, server)).await {
+        Ok(run) => run.map_err(|cause| Fault::Run { program: program.clone(), cause })?,
+        Err(_) => return Err(Fault::Slow { program, after: deadline }),
+    };
+    if !status.success() {
+        let not_found = String::from_utf8_lossy(&output).contains(NOT_FOUND);
+        return if not_found { Ok(None) } else { Err(Fault::Failed { program, status }) };
+    }
+    let answer: Answer = serde_json::from_slice(&output).map_err(|_| Fault::Answer { program })?;
+    Ok(Some(match answer.username.as_str() {
+        // The helpers' protocol: this user name marks the secret as an identity token.
+        "<token>" => Credential::IdentityToken(answer.secret),
+        _ => Credential::Password { user: answer.username, password: answer.secret },
+    }))
 }
 
 /// The program's exit status and the first part of its output. Dropping the future kills it.
@@ -195,9 +258,9 @@ async fn run(program: &str, server: &str) -> io::Result<(std::process::ExitStatu
 }
 
 /// The entry for `host`: docker writes a bare host, or a URL of the old `/v1/` API.
-fn best<T>(entries: &mut HashMap<String, T>, host: &str) -> Option<T> {
-    let exact = if is_docker_hub(host) { DOCKER_HUB } else { host };
-    if let Some(entry) = entries.remove(exact) {
+fn best<T>(entries: Option<HashMap<String, T>>, host: &str) -> Option<T> {
+    let mut entries = entries?;
+    if let Some(entry) = entries.remove(server(host)) {
         return Some(entry);
     }
     let key = entries.keys().find(|key| same_host(key, host))?.clone();
@@ -210,6 +273,11 @@ fn same_host(key: &str, host: &str) -> bool {
     // Docker Desktop keeps further tokens under longer paths: they are not for registries.
     matches!(path.trim_end_matches('/'), "" | "v1" | "v2")
         && (key_host == host || is_docker_hub(key_host) && is_docker_hub(host))
+}
+
+/// What docker calls `host`.
+fn server(host: &str) -> &str {
+    if is_docker_hub(host) { DOCKER_HUB } else { host }
 }
 
 fn is_docker_hub(host: &str) -> bool {
@@ -226,4 +294,4 @@ impl fmt::Debug for Credential {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

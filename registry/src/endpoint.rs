@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use reqwest::{
-    Client, Method, Response, StatusCode,
+    Client, Method, Proxy, Response, StatusCode,
     header::{self, HeaderMap, HeaderName, HeaderValue},
     redirect,
 };
@@ -35,9 +35,11 @@ use url::Url;
 use crate::{
     Asked, Config, Error, Transport,
     auth::{Actions, Auth, authority},
+    coding::{self, Coding},
     credentials::Credentials,
     error::Said,
     hosts::{self, Host},
+    proxy::Proxies,
     tls,
 };
 
@@ -51,6 +53,9 @@ const MAX_ERROR_BODY: usize = 64 << 10;
 const MIN_UPLOAD: usize = 128 << 10;
 /// A host that could not be connected to is tried after the others for this long.
 const REST: Duration = Duration::from_secs(30);
+/// A host without the referrers API is asked for it again after this long: so a registry that was upgraded is seen within the
+/// time of a rollout, and one that stays old is asked six times an hour by a node, with a request of a few milliseconds.
+const NO_REFERRERS: Duration = Duration::from_secs(600);
 
 /// One connection more for so many: a reader's range must not queue behind those of others that take ten times as long.
 const URGENT: usize = 4;
@@ -67,8 +72,8 @@ pub(crate) struct Endpoint {
     /// TLS was tried and is not spoken here.
     fell_back: AtomicBool,
     rests_until: Mutex<Option<Instant>>,
-    /// It was asked for referrers, and does not know what that is.
-    pub lacks_referrers: AtomicBool,
+    /// It was asked for referrers, and did not know what that is: not asked again until then.
+    lacks_referrers_until: Mutex<Option<Instant>>,
     head_timeout: Duration,
     stall_timeout: Duration,
     /// One for each blob body that is being received.
@@ -116,6 +121,7 @@ impl Endpoint {
         config: &Config,
         credentials: Arc<Credentials>,
         roots: &tls::Roots,
+        proxies: Arc<Proxies>,
     ) -> Result<Self, Error> {
         let connect_timeout = host.dial_timeout.unwrap_or(config.connect_timeout());
         let mut builder = Client::builder()
@@ -125,10 +131,10 @@ impl Endpoint {
             .pool_max_idle_per_host(config.connections_per_registry as usize)
             .tls_backend_preconfigured(tls::client_config(&host, roots, config.http2)?);
         builder = if config.http2 { builder.http2_adaptive_window(true) } else { builder.http1_only() };
-        if hosts::is_loopback(&host.authority) {
-            // Go's rule, which the variables' users expect: proxies are not for loopback.
-            builder = builder.no_proxy();
-        }
+        builder = match proxies.are_none() {
+            true => builder.no_proxy(),
+            false => builder.proxy(Proxy::custom(move |url| proxies.of(url).cloned())),
+        };
         let client = builder
             .build()
             .map_err(|error| Error::Client { host: host.authority.clone(), cause: Transport::new(error) })?;
@@ -148,7 +154,7 @@ impl Endpoint {
             headers,
             fell_back: AtomicBool::new(false),
             rests_until: Mutex::default(),
-            lacks_referrers: AtomicBool::new(false),
+            lacks_referrers_until: Mutex::default(),
             head_timeout: connect_timeout + config.response_timeout(),
             stall_timeout: config.stall_timeout(),
             permits: Arc::new(Semaphore::new(connections)),
@@ -194,8 +200,22 @@ impl Endpoint {
 
     /// Whether connecting failed a short while ago.
     pub(crate) fn rests(&self) -> bool {
-        let until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
+        is_before(&self.rests_until)
+    }
+
+    /// Whether it waits for a credential helper that knew it the last time.
+    pub(crate) fn awaits_credentials(&self) -> bool {
+        self.credentials.awaits(&self.host.authority)
+    }
+
+    /// Whether it did not know the referrers API a while ago.
+    pub(crate) fn lacks_referrers(&self) -> bool {
+        is_before(&self.lacks_referrers_until)
+    }
+
+    pub(crate) fn set_lacks_referrers(&self) {
+        *self.lacks_referrers_until.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Instant::now() + NO_REFERRERS);
     }
 
     fn set_rests(&self, rests: bool) {
@@ -289,7 +309,7 @@ impl Endpoint {
             if let Some(body) = &call.body {
                 request = request.header(header::CONTENT_TYPE, &body.media_type).body(body.bytes.clone());
             }
-            // A blob's digest is of its bytes as stored: no server shall recode them on the way.
+            // A digest is of bytes as stored: no server shall recode them on the way. For those that do there is `coding`.
             request.header(header::ACCEPT_ENCODING, "identity")
         };
         let sending = call.body.as_ref().map_or(Duration::ZERO, |body| time_for(body.bytes.len()));
@@ -395,21 +415,23 @@ impl Endpoint {
     }
 
     /// A small body, whole and within the stall timeout; none if it is larger than `limit`.
-    pub(crate) async fn body(&self, mut response: Response, limit: usize) -> Result<Option<Vec<u8>>, BodyFault> {
+    pub(crate) async fn body(&self, response: Response, limit: usize) -> Result<Option<Vec<u8>>, BodyFault> {
         let mut body = Vec::new();
         let read = timeout(self.stall_timeout, async {
-            while let Some(bytes) = response.chunk().await? {
+            let coding = Coding::of(response.headers());
+            let mut chunks = coding::Body::new(response, coding);
+            while let Some(bytes) = chunks.chunk().await? {
                 if body.len() + bytes.len() > limit {
                     return Ok(false);
                 }
                 body.extend_from_slice(&bytes);
             }
-            Ok::<_, reqwest::Error>(true)
+            Ok::<_, Transport>(true)
         });
         match read.await {
             Ok(Ok(true)) => Ok(Some(body)),
             Ok(Ok(false)) => Ok(None),
-            Ok(Err(error)) => Err(BodyFault::Cut { at: body.len() as u64, cause: Transport::new(error) }),
+            Ok(Err(cause)) => Err(BodyFault::Cut { at: body.len() as u64, cause }),
             Err(_) => Err(BodyFault::Stalled { at: body.len() as u64, after: self.stall_timeout }),
         }
     }
@@ -435,6 +457,11 @@ impl BodyFault {
 pub(crate) fn most_bodies(config: &Config) -> usize {
     let connections = config.connections_per_registry as usize;
     connections + connections.div_ceil(URGENT)
+}
+
+fn is_before(until: &Mutex<Option<Instant>>) -> bool {
+    let until = until.lock().unwrap_or_else(PoisonError::into_inner);
+    until.is_some_and(|until| Instant::now() < until)
 }
 
 /// What a request came to, for [`METRICS`].

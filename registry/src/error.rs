@@ -150,7 +150,7 @@ pub enum Error {
         expected: u64,
     },
     /// The answer to a range request is of another range.
-    #[error("registry {} answered bytes {}-{} of {} with Content-Range {got:?}", asked.host, wanted.start, wanted.end - 1, asked.what)]
+    #[error("registry {} answered bytes {}-{} of {} with Content-Range {got:?}{}", asked.host, wanted.start, wanted.end - 1, asked.what, coding.map(|coding| format!(" of what it made {coding}")).unwrap_or_default())]
     WrongRange {
         /// Whom, what.
         asked: Asked,
@@ -158,6 +158,8 @@ pub enum Error {
         wanted: Range<u64>,
         /// The header, shortened.
         got: String,
+        /// How the whole was compressed on the way.
+        coding: Option<&'static str>,
     },
     /// 416: the registry says the blob does not reach that far.
     #[error("registry {} cannot serve bytes {}-{} of {}: {}", asked.host, wanted.start, wanted.end - 1, asked.what, StatusCode::RANGE_NOT_SATISFIABLE)]
@@ -234,7 +236,14 @@ pub enum CertificateFault {
 
 /// A failure of the network or the TLS below HTTP, printed with all its causes and without the URL.
 #[derive(Debug)]
-pub struct Transport(reqwest::Error);
+pub struct Transport(Cause);
+
+#[derive(Debug)]
+enum Cause {
+    Http(reqwest::Error),
+    /// Of what was compressed on the way.
+    Damaged(io::Error),
+}
 
 /// What a registry said in an error's body, shortened; empty if it said nothing that fits a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -261,14 +270,14 @@ impl Error {
             Self::Status { .. } | Self::Redirect { .. } | Self::NoToken { .. } | Self::WrongRange { .. } => {
                 Class::Unsupported
             }
+            // The size is the manifest's: it is the host that does not have all of the blob, or not yet.
+            Self::RangeRefused { .. } => Class::Transient,
             Self::Unreachable { .. } | Self::NoAnswer { .. } | Self::Cut { .. } | Self::Stalled { .. } => {
                 Class::Transient
             }
-            Self::WrongSize { .. }
-            | Self::Overlong { .. }
-            | Self::RangeRefused { .. }
-            | Self::WrongDigest { .. }
-            | Self::TooLarge { .. } => Class::Corrupt,
+            Self::WrongSize { .. } | Self::Overlong { .. } | Self::WrongDigest { .. } | Self::TooLarge { .. } => {
+                Class::Corrupt
+            }
             Self::GaveUp { last, .. } => last.class(),
         }
     }
@@ -284,7 +293,12 @@ pub(crate) fn is_transient(status: StatusCode) -> bool {
 
 impl Transport {
     pub(crate) fn new(error: reqwest::Error) -> Self {
-        Self(error.without_url())
+        Self(Cause::Http(error.without_url()))
+    }
+
+    /// A body that was compressed on the way and cannot be made what it was.
+    pub(crate) fn damaged(error: io::Error) -> Self {
+        Self(Cause::Damaged(error))
     }
 
     /// Whether the other side answered a TLS greeting in another language.
@@ -298,7 +312,7 @@ impl Transport {
     }
 
     fn tls(&self) -> Option<&rustls::Error> {
-        let mut cause: Option<&(dyn StdError + 'static)> = self.0.source();
+        let mut cause = self.source();
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref() {
                 return Some(error);
@@ -314,16 +328,20 @@ impl Transport {
 
     /// Whether no connection came about at all: refused, unknown name, TLS.
     pub(crate) fn is_connect(&self) -> bool {
-        self.0.is_connect()
+        matches!(&self.0, Cause::Http(error) if error.is_connect())
     }
 }
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = match &self.0 {
+            Cause::Http(error) => error,
+            Cause::Damaged(error) => return write!(f, "it was compressed on the way, and is damaged: {error}"),
+        };
         // The library's own sentence ("error sending request") says less than its causes.
-        let mut cause = self.0.source();
+        let mut cause = error.source();
         if cause.is_none() {
-            return write!(f, "{}", self.0);
+            return write!(f, "{error}");
         }
         let mut last = String::new();
         while let Some(error) = cause {
@@ -340,7 +358,10 @@ impl fmt::Display for Transport {
 
 impl StdError for Transport {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source()
+        match &self.0 {
+            Cause::Http(error) => error.source(),
+            Cause::Damaged(error) => error.source(),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Artifacts that refer to a manifest (OCI distribution specification 1.1, "Listing Referrers"), also at registries that do
 //! not know what that is: there a tag made of the subject's digest names an index of them ("Referrers Tag Schema").
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use reqwest::{
@@ -159,7 +159,7 @@ async fn list(endpoint: &Endpoint, call: &Call<'_>) -> Result<Value, Error> {
 async fn first_page(endpoint: &Endpoint, call: &Call<'_>) -> Result<Page, Error> {
     let unknown =
         || Error::NotFound { asked: endpoint.asked(call), status: StatusCode::NOT_FOUND, said: Default::default() };
-    if endpoint.lacks_referrers.load(Ordering::Relaxed) {
+    if endpoint.lacks_referrers() {
         return Err(unknown());
     }
     match endpoint.ask(call).await {
@@ -168,7 +168,7 @@ async fn first_page(endpoint: &Endpoint, call: &Call<'_>) -> Result<Page, Error>
         Err(error) => {
             // Without a registry's words it is the path that is unknown, and not a repository or a mirror's copy.
             if matches!(&error, Error::NotFound { said, .. } if said.is_empty()) {
-                endpoint.lacks_referrers.store(true, Ordering::Relaxed);
+                endpoint.set_lacks_referrers();
             }
             Err(error)
         }

@@ -23,6 +23,7 @@ use crate::{
     credentials::Credentials,
     endpoint::{self, Answer, Call, Endpoint},
     hosts::{self, Capabilities, Host},
+    proxy::Proxies,
     tls,
 };
 
@@ -46,6 +47,7 @@ pub struct Registry {
     config: Arc<Config>,
     credentials: Arc<Credentials>,
     roots: Arc<tls::Roots>,
+    proxies: Arc<Proxies>,
     endpoints: Arc<Mutex<HashMap<Host, Arc<Endpoint>>>>,
 }
 
@@ -89,11 +91,15 @@ pub enum Object {
 // === impl Registry ===
 
 impl Registry {
-    /// Reads no file and opens no connection yet.
+    /// Reads the environment's proxies, no file, and opens no connection yet.
     ///
     /// # Errors
     /// A setting is zero.
     pub fn new(config: Config) -> Result<Self, Error> {
+        Self::with_proxies(config, Proxies::from_env())
+    }
+
+    pub(crate) fn with_proxies(config: Config, proxies: Proxies) -> Result<Self, Error> {
         config.validate()?;
         tls::seed();
         let credentials = Credentials::new(config.docker_config_path(), config.credential_helper_timeout());
@@ -101,6 +107,7 @@ impl Registry {
             config: Arc::new(config),
             credentials: Arc::new(credentials),
             roots: Arc::default(),
+            proxies: Arc::new(proxies),
             endpoints: Arc::default(),
         })
     }
@@ -121,6 +128,7 @@ impl Registry {
         let endpoints = tokio::task::spawn_blocking({
             let (config, registry) = (self.config.clone(), registry.clone());
             let (credentials, roots, known) = (self.credentials.clone(), self.roots.clone(), self.endpoints.clone());
+            let proxies = self.proxies.clone();
             move || {
                 let hosts = hosts::load(&config, &registry)?;
                 let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,7 +141,8 @@ impl Registry {
                         endpoints.push(endpoint.clone());
                         continue;
                     }
-                    let endpoint = Arc::new(Endpoint::new(host.clone(), &config, credentials.clone(), &roots)?);
+                    let endpoint =
+                        Arc::new(Endpoint::new(host.clone(), &config, credentials.clone(), &roots, proxies.clone())?);
                     known.insert(host, endpoint.clone());
                     endpoints.push(endpoint);
                 }
@@ -176,7 +185,8 @@ impl Repository {
         }
     }
 
-    /// Whether a host answers for `object` and lets us in, within `deadline` in all and without retries.
+    /// Whether a host answers for `object` and lets us in, within `deadline` in all and without retries. A host that waits for a
+    /// credential helper at that time does if the helper had a credential for it the last time.
     ///
     /// # Errors
     /// No host does; the error is the last host's, which is the registry itself.
@@ -199,6 +209,8 @@ impl Repository {
             let error = match timeout(share, probe(endpoint, &call)).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => error,
+                // It has answered, and wants what a slow helper gave for it before.
+                Err(_) if endpoint.awaits_credentials() => return Ok(()),
                 Err(_) => Error::NoAnswer { asked: endpoint.asked(&call), after: share },
             };
             if last.as_ref().is_none_or(|(of, _)| *of < host) {
@@ -323,5 +335,34 @@ impl fmt::Debug for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { registry, path, endpoints, .. } = &*self.inner;
         write!(f, "Repository({registry}/{path} on {endpoints:?})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use silk_testkit::{Access, Fake, ImageSpec};
+
+    use super::*;
+    use crate::credentials::tests::{gated, open_gate, with_helper};
+
+    #[tokio::test]
+    async fn a_helper_that_is_slower_than_the_first_contact_works_from_its_second_run() {
+        let fake = Fake::start().await;
+        let pushed = fake.push_image("app:latest", &ImageSpec::new());
+        fake.require(Access::basic("u", "p"));
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { hosts_dirs: Vec::new(), plain_http: vec![fake.host()], ..Config::default() };
+        let credentials = Arc::new(with_helper(&dir, &gated(&dir), r#"{"credsStore": "h"}"#));
+        let registry = Registry { credentials: credentials.clone(), ..Registry::new(config).unwrap() };
+        let repository = registry.repository(&pushed.reference.parse().unwrap()).await.unwrap();
+        let manifest = Object::Manifest(pushed.digest);
+        let error = repository.check(manifest, Duration::from_millis(200)).await.unwrap_err();
+        assert!(matches!(error, Error::NoAnswer { .. }), "nobody knows whether it has a credential: {error}");
+        let host = fake.host();
+        tokio::join!(credentials.lookup(&host), open_gate(&dir));
+        repository.check(manifest, Duration::from_secs(2)).await.unwrap();
+        let latest = Selector::Tag("latest".into());
+        let (pulled, ()) = tokio::join!(repository.manifest(&latest, MANIFEST_TYPES), open_gate(&dir));
+        assert_eq!(pulled.unwrap().digest, pushed.digest);
     }
 }

@@ -69,6 +69,15 @@ pub enum Fault {
     Flip(u64),
     /// The `Range` header is ignored: 200 and everything.
     NoRanges,
+    /// Blobs and manifests are compressed on the way: `gzip` or `zstd`. Ranges are of what comes out, or ignored.
+    Compressed {
+        /// The `Content-Encoding`.
+        coding: &'static str,
+        /// Whether ranges are known.
+        ranges: bool,
+    },
+    /// The `Content-Encoding` is said to be this, and is not.
+    Coding(&'static str),
     /// The range is served, but called this.
     ContentRange(String),
     /// At most this many bytes of a range are served, and called so.

@@ -16,7 +16,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{Blob, Body};
-use crate::{Asked, Error, Transport, attempts::Attempts, repository::Needs};
+use crate::{Asked, Error, attempts::Attempts, repository::Needs};
 
 /// Bytes of a blob, in order.
 #[derive(Debug)]
@@ -103,11 +103,11 @@ impl BlobStream {
         let stall_timeout = self.blob.inner.repository.stall_timeout;
         let at = self.left.start;
         let Some(body) = &mut self.body else { return Ok(None) };
-        let received = timeout(stall_timeout, body.response.chunk()).await;
+        let received = timeout(stall_timeout, body.content.chunk()).await;
         let asked = || Asked { host: body.host.clone(), what: self.blob.what() };
         let mut bytes = match received {
             Err(_) => return Err(Error::Stalled { asked: asked(), at, after: stall_timeout }),
-            Ok(Err(error)) => return Err(Error::Cut { asked: asked(), at, cause: Some(Transport::new(error)) }),
+            Ok(Err(cause)) => return Err(Error::Cut { asked: asked(), at, cause: Some(cause) }),
             Ok(Ok(None)) => return Err(Error::Cut { asked: asked(), at, cause: None }),
             Ok(Ok(Some(bytes))) => bytes,
         };
@@ -141,11 +141,11 @@ impl BlobStream {
     async fn finish(&mut self) -> Result<(), Error> {
         self.permit = None;
         let Some(mut body) = self.body.take() else { return Ok(()) };
-        if body.due > 0 || body.response.content_length().is_some() {
+        if body.due > 0 || body.content.length().is_some() {
             return Ok(());
         }
         let stall_timeout = self.blob.inner.repository.stall_timeout;
-        match timeout(stall_timeout, body.response.chunk()).await {
+        match timeout(stall_timeout, body.content.chunk()).await {
             Ok(Ok(Some(bytes))) if !bytes.is_empty() => {
                 let asked = Asked { host: body.host, what: self.blob.what() };
                 Err(Error::Overlong { asked, expected: self.blob.size() })

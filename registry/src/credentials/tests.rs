@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
+use futures::FutureExt as _;
+
 use super::*;
 
 fn password(user: &str, password: &str) -> Option<Credential> {
@@ -16,14 +18,14 @@ async fn lookup(json: &str, host: &str) -> Found {
 }
 
 /// Credentials whose helper `h` is this shell script.
-fn with_helper(dir: &tempfile::TempDir, script: &str, json: &str) -> Credentials {
+pub(crate) fn with_helper(dir: &tempfile::TempDir, script: &str, json: &str) -> Credentials {
     let prefix = dir.path().join("docker-credential-").display().to_string();
     let program = format!("{prefix}h");
     fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let path = dir.path().join("config.json");
     fs::write(&path, json).unwrap();
-    Credentials { path, helper_timeout: Duration::from_secs(5), helper_prefix: prefix }
+    Credentials { path, helper_timeout: Duration::from_secs(60), helper_prefix: prefix, runs: Arc::default() }
 }
 
 #[tokio::test]
@@ -51,6 +53,29 @@ async fn inline_entries_are_found_under_all_their_names() {
 }
 
 #[tokio::test]
+async fn what_go_takes_is_taken() {
+    let auths =
+        r#""auths": {"r": {"username": "u", "password": "p", "auth": null, "identitytoken": null}, "other": null}"#;
+    for rest in [
+        r#""credHelpers": null, "credsStore": null"#,
+        r#""credHelpers": {}, "credsStore": """#,
+        r#""credHelpers": {"r": null, "other": null}, "credsStore": "none""#,
+        r#""credHelpers": {"r": ""}, "credsStore": "none""#,
+        r#""HttpHeaders": 3, "proxies": null, "plugins": [], "credentialHelpers": {"r": "none"}"#,
+    ] {
+        let found = lookup(&format!("{{{rest}, {auths}}}\n trailing"), "r").await;
+        assert_eq!(found.credential, password("u", "p"), "{rest}: {}", found.hint);
+    }
+    for nothing in
+        ["", " \n", "null", "{}", r#"{"auths": null}"#, r#"{"auths": {"r": null}}"#, r#"{"auths": {"r": {}}}"#]
+    {
+        let found = lookup(nothing, "r").await;
+        assert_eq!(found.credential, None);
+        assert!(found.hint.contains("no credentials for r in"), "{nothing:?}: {}", found.hint);
+    }
+}
+
+#[tokio::test]
 async fn faults_are_named_and_quote_no_secret() {
     for (json, words) in [
         (r#"{"auths": {"r": {"auth": "?hunter2?"}}}"#, "auth entry for r"),
@@ -68,7 +93,7 @@ async fn faults_are_named_and_quote_no_secret() {
 }
 
 const PER_HOST: &str = r#"{"credHelpers": {"r:5000": "h", "docker.io": "h"}, "credsStore": "none"}"#;
-const STORE: &str = r#"{"credsStore": "h", "auths": {"r": {"username": "inline", "password": "p"}}}"#;
+pub(crate) const STORE: &str = r#"{"credsStore": "h", "auths": {"r": {"username": "inline", "password": "p"}}}"#;
 
 #[tokio::test]
 async fn helpers_are_asked_in_their_protocol() {
@@ -106,4 +131,33 @@ async fn a_hung_helper_is_killed() {
     while fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z ")) {
         tokio::task::yield_now().await;
     }
+}
+
+/// A helper that writes a line to `runs` and waits for somebody to write to `gate`.
+pub(crate) fn gated(dir: &tempfile::TempDir) -> String {
+    let [runs, gate] = ["runs", "gate"].map(|name| dir.path().join(name));
+    assert!(std::process::Command::new("mkfifo").arg(&gate).status().unwrap().success());
+    let answer = r#"echo '{"Username":"u","Secret":"p"}'"#;
+    format!("echo run >> {}; cat {}; {answer}", runs.display(), gate.display())
+}
+
+/// Lets a gated helper go, once it is there.
+pub(crate) async fn open_gate(dir: &tempfile::TempDir) {
+    let gate = dir.path().join("gate");
+    tokio::task::spawn_blocking(|| fs::write(gate, "")).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_helper_runs_once_for_all_who_ask_and_goes_on_when_they_leave() {
+    let dir = tempfile::tempdir().unwrap();
+    let credentials = with_helper(&dir, &gated(&dir), STORE);
+    let left = credentials.ask("h", "r").now_or_never();
+    assert!(left.is_none(), "it waits for the gate");
+    let (one, two, ()) = futures::join!(credentials.ask("h", "r"), credentials.ask("h", "r"), open_gate(&dir));
+    assert_eq!((one.unwrap(), two.unwrap()), (password("u", "p"), password("u", "p")));
+    assert_eq!(fs::read_to_string(dir.path().join("runs")).unwrap(), "run\n");
+    // Its answer is not kept.
+    let (again, ()) = futures::join!(credentials.ask("h", "r"), open_gate(&dir));
+    assert_eq!(again.unwrap(), password("u", "p"));
+    assert_eq!(fs::read_to_string(dir.path().join("runs")).unwrap(), "run\nrun\n");
 }

@@ -204,7 +204,7 @@ mod tests {
             let host = hosts::load(&config, "cr.example").unwrap().remove(0);
             let host = hosts::Host { skip_verify, ..host };
             let credentials = Arc::new(Credentials::new(PathBuf::new(), Duration::ZERO));
-            Endpoint::new(host, &config, credentials, &tls::Roots::default()).unwrap()
+            Endpoint::new(host, &config, credentials, &tls::Roots::default(), Arc::default()).unwrap()
         };
         let [careful, careless] = [false, true].map(endpoint);
         let party =

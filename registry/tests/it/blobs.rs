@@ -158,6 +158,52 @@ async fn wrong_ranges_never_become_wrong_bytes() {
 }
 
 #[tokio::test]
+async fn what_was_compressed_on_the_way_is_as_it_was() {
+    for coding in ["gzip", "zstd"] {
+        let (fake, blob, content) = start().await;
+        fake.fault("blobs", Fault::Compressed { coding, ranges: true }, 1);
+        assert_eq!(read(&blob, 0..SIZE).await.unwrap(), content, "{coding}");
+        assert_eq!((blob.ranges(), blob.received()), (None, SIZE), "{coding}");
+
+        fake.fault("blobs", Fault::Compressed { coding, ranges: true }, 2);
+        assert_eq!(read(&blob, 10..200_000).await.unwrap(), content[10..200_000], "{coding}");
+        let expected = [None, Some("bytes=10-199999".to_owned()), None];
+        assert_eq!(ranges_of(&fake), expected, "a range of what came out is of no use");
+
+        let (fake, blob, content) = start().await;
+        fake.fault("blobs", Fault::Compressed { coding, ranges: false }, 1);
+        assert_eq!(read(&blob, 10..200_000).await.unwrap(), content[10..200_000], "{coding}");
+        assert_eq!(fake.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_coding_that_is_only_said_changes_nothing() {
+    for coding in ["gzip", "zstd", "aws-chunked", "identity"] {
+        let (fake, blob, content) = start().await;
+        fake.fault("blobs", Fault::Coding(coding), ALWAYS);
+        assert_eq!(read(&blob, 0..SIZE).await.unwrap(), content, "{coding}");
+        assert_eq!(read(&blob, 10..200_000).await.unwrap(), content[10..200_000], "{coding}");
+        assert_eq!(blob.ranges(), Some(true), "{coding}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_compressed_and_damaged_is_asked_for_again() {
+    for coding in ["gzip", "zstd"] {
+        let (fake, blob, content) = start().await;
+        let headers = vec![("content-encoding".to_owned(), coding.to_owned())];
+        let damaged = Fault::Status { code: 200, headers, body: "what is this".to_owned() };
+        fake.fault("blobs", damaged.clone(), 2);
+        assert_eq!(read(&blob, 0..SIZE).await.unwrap(), content, "{coding}");
+        fake.fault("blobs", damaged, ALWAYS);
+        let error = read(&blob, 0..SIZE).await.unwrap_err();
+        assert_eq!(error.class(), Class::Transient);
+        assert!(error.to_string().contains("at byte 0: it was compressed on the way, and is damaged: "), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_shorter_range_than_asked_for_is_continued() {
     let (fake, blob, content) = start().await;
     fake.fault("blobs", Fault::ShortRange(30_000), ALWAYS);
@@ -183,8 +229,18 @@ async fn a_blob_of_another_size_is_an_error() {
         let error = read(&blob, range).await.unwrap_err();
         assert!(matches!(error, Error::WrongSize { expected: SIZE, actual: 200_000, .. }), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_range_that_is_refused_is_asked_for_again() {
+    let (fake, blob, content) = start().await;
+    // What a cache says that has not received as much itself yet.
+    fake.fault("blobs", Fault::Truncate(200_000), 2);
+    assert_eq!(read(&blob, 250_000..SIZE).await.unwrap(), content[250_000..]);
+    assert_eq!(ranges_of(&fake), vec![Some("bytes=250000-299999".to_owned()); 3]);
+    fake.fault("blobs", Fault::status(416), ALWAYS);
     let error = read(&blob, 250_000..SIZE).await.unwrap_err();
-    assert!(matches!(error, Error::RangeRefused { .. }) && error.class() == Class::Corrupt, "{error}");
+    assert_eq!((error.class(), fake.requests().len()), (Class::Transient, 3 + 4));
     assert!(error.to_string().contains("cannot serve bytes 250000-299999 of blob sha256:"), "{error}");
 }
 

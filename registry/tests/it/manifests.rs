@@ -35,6 +35,18 @@ async fn by_tag_and_by_digest() {
 }
 
 #[tokio::test]
+async fn what_was_compressed_on_the_way_is_as_it_was() {
+    let fake = Fake::start().await;
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    for coding in ["gzip", "zstd"] {
+        fake.fault("manifests", Fault::Compressed { coding, ranges: false }, 1);
+        let manifest = repository.manifest(&latest(), &[OCI]).await.unwrap();
+        assert_eq!(manifest.bytes, pushed.manifest, "{coding}");
+    }
+}
+
+#[tokio::test]
 async fn passing_faults_are_tried_again() {
     let fake = Fake::start().await;
     let pushed = fake.push_image("app:latest", &ImageSpec::new());

@@ -82,6 +82,15 @@ async fn a_mirror_that_refuses_or_lies_is_passed_over_at_once() {
 }
 
 #[tokio::test]
+async fn a_mirror_that_refuses_a_range_is_left_at_once() {
+    let two = start("").await;
+    two.mirror.fault("blobs", Fault::Truncate(200_000), ALWAYS);
+    let blob = two.world.repository("registry.test/library/app").await.blob(two.digest, SIZE);
+    assert_eq!(read(&blob, 250_000..SIZE).await.unwrap(), two.content[250_000..]);
+    assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn the_registrys_own_refusal_is_reported() {
     let two = start("").await;
     two.mirror.fault_status(".", 404, ALWAYS);

@@ -1,6 +1,6 @@
 //! Uploads, deletions, and referrers with and without the API.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -140,6 +140,22 @@ async fn referrers_are_found_with_the_api_and_without() {
                 assert_eq!(fake.count("/referrers/"), 1, "it is asked once whether it knows");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_learned_the_api_is_seen_after_a_while() {
+    let fake = Fake::start().await;
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), []);
+    fake.have_referrers(true);
+    let one = refer(&repository, pushed.digest, "one", &[]).await;
+    for (seconds, expected) in [(590, vec![]), (11, vec![one])] {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+        assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), expected, "{seconds} s later");
     }
 }
 

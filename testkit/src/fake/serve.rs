@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    io,
+    io::{self, Write as _},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -246,9 +246,15 @@ fn shape(
             bytes[at as usize] ^= 0x55;
             body = bytes.into();
         }
+        Some(Fault::Compressed { coding, .. }) => {
+            body = compressed(&body, coding).into();
+            response = response.header(header::CONTENT_ENCODING, coding);
+        }
+        Some(Fault::Coding(coding)) => response = response.header(header::CONTENT_ENCODING, coding),
         _ => {}
     }
-    let range = request.header("range").filter(|_| is_content && fault != Some(Fault::NoRanges));
+    let has_ranges = is_content && !matches!(fault, Some(Fault::NoRanges | Fault::Compressed { ranges: false, .. }));
+    let range = request.header("range").filter(|_| has_ranges);
     if let Some((first, last)) = range.and_then(parse_range) {
         let total = body.len() as u64;
         if first >= total {
@@ -294,6 +300,14 @@ fn shape(
         body = body.held();
     }
     response.status(status).body(body).expect("the headers are well formed")
+}
+
+fn compressed(body: &[u8], coding: &str) -> Vec<u8> {
+    if coding == "zstd" {
+        return zstd::encode_all(body, 0).expect("memory does not fail");
+    }
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(body).and_then(|()| gzip.finish()).expect("memory does not fail")
 }
 
 /// `bytes=A-B` or `bytes=A-`.
