@@ -69,7 +69,11 @@ enum Route {
 // `Source::ranges`.
 const UNKNOWN: u8 = 0;
 const SUPPORTED: u8 = 1;
-const UNSUPPORTED: u8 = 2;
+/// The last request for one was answered with the whole. It costs nothing to ask again, and a pull-through cache has ranges once it
+/// has the blob.
+const IGNORED: u8 = 2;
+/// It answered with another one, which costs a request each time.
+const WRONG: u8 = 3;
 
 /// An open answer.
 #[derive(Debug)]
@@ -137,7 +141,7 @@ impl Blob {
     async fn open(&self, index: usize, wanted: &Range<u64>) -> Result<Body, Error> {
         let source = &self.inner.sources[index];
         loop {
-            let whole = *wanted == (0..self.size()) || source.ranges.load(Ordering::Relaxed) == UNSUPPORTED;
+            let whole = *wanted == (0..self.size()) || source.ranges.load(Ordering::Relaxed) == WRONG;
             let range = (!whole).then(|| wanted.clone());
             let (response, host) = self.send(index, range).await?;
             let opened = self.judge(source, response, host, wanted, whole);
@@ -145,7 +149,7 @@ impl Blob {
                 // It does not do ranges right: take the whole and skip.
                 Err(error @ Error::WrongRange { .. }) if !whole => {
                     debug!("{error}: going on without ranges");
-                    source.ranges.store(UNSUPPORTED, Ordering::Relaxed);
+                    source.ranges.store(WRONG, Ordering::Relaxed);
                 }
                 opened => {
                     let body = opened?;
@@ -236,7 +240,7 @@ impl Blob {
                 length.map_or(Ok(()), check_size)?;
             }
             if !whole {
-                source.ranges.store(UNSUPPORTED, Ordering::Relaxed);
+                source.ranges.store(IGNORED, Ordering::Relaxed);
             }
             let (skip, due) = (wanted.start, self.size() - wanted.start);
             return Ok(Body { content: coding::Body::new(response, coding), host, skip, due });

@@ -343,7 +343,7 @@ mod tests {
     use silk_testkit::{Access, Fake, ImageSpec};
 
     use super::*;
-    use crate::credentials::tests::{gated, open_gate, with_helper};
+    use crate::credentials::tests::{gated, leave_gate_open, shut_gate, with_helper};
 
     #[tokio::test]
     async fn a_helper_that_is_slower_than_the_first_contact_works_from_its_second_run() {
@@ -358,11 +358,12 @@ mod tests {
         let manifest = Object::Manifest(pushed.digest);
         let error = repository.check(manifest, Duration::from_millis(200)).await.unwrap_err();
         assert!(matches!(error, Error::NoAnswer { .. }), "nobody knows whether it has a credential: {error}");
-        let host = fake.host();
-        tokio::join!(credentials.lookup(&host), open_gate(&dir));
+        leave_gate_open(&dir);
+        credentials.lookup(&fake.host()).await;
+        shut_gate(&dir);
         repository.check(manifest, Duration::from_secs(2)).await.unwrap();
-        let latest = Selector::Tag("latest".into());
-        let (pulled, ()) = tokio::join!(repository.manifest(&latest, MANIFEST_TYPES), open_gate(&dir));
+        leave_gate_open(&dir);
+        let pulled = repository.manifest(&Selector::Tag("latest".into()), MANIFEST_TYPES).await;
         assert_eq!(pulled.unwrap().digest, pushed.digest);
     }
 }

@@ -136,9 +136,26 @@ async fn a_hung_helper_is_killed() {
 /// A helper that writes a line to `runs` and waits for somebody to write to `gate`.
 pub(crate) fn gated(dir: &tempfile::TempDir) -> String {
     let [runs, gate] = ["runs", "gate"].map(|name| dir.path().join(name));
-    assert!(std::process::Command::new("mkfifo").arg(&gate).status().unwrap().success());
+    shut_gate(dir);
     let answer = r#"echo '{"Username":"u","Secret":"p"}'"#;
     format!("echo run >> {}; cat {}; {answer}", runs.display(), gate.display())
+}
+
+/// Gated helpers wait from now on.
+pub(crate) fn shut_gate(dir: &tempfile::TempDir) {
+    let [gate, new] = ["gate", "new"].map(|name| dir.path().join(name));
+    assert!(std::process::Command::new("mkfifo").arg(&new).status().unwrap().success());
+    fs::rename(new, gate).unwrap();
+}
+
+/// Gated helpers do not wait any more.
+pub(crate) fn leave_gate_open(dir: &tempfile::TempDir) {
+    let [gate, new] = ["gate", "new"].map(|name| dir.path().join(name));
+    // Also one that has come already; whoever comes later finds a file.
+    let let_go = fs::File::options().read(true).write(true).open(&gate).unwrap();
+    fs::write(&new, "").unwrap();
+    fs::rename(new, gate).unwrap();
+    drop(let_go);
 }
 
 /// Lets a gated helper go, once it is there.

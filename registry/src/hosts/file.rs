@@ -140,7 +140,11 @@ impl Section {
             headers,
             dial_timeout: match self.dial_timeout.as_str() {
                 "" => None,
-                text => Some(duration(text).ok_or_else(|| Fault::Duration(text.to_owned()))?),
+                text => {
+                    let timeout = duration(text).ok_or_else(|| Fault::Duration(text.to_owned()))?;
+                    // For Go zero is no timeout; silk has its own then.
+                    Some(timeout).filter(|timeout| !timeout.is_zero())
+                }
             },
         })
     }
@@ -202,10 +206,10 @@ fn server(text: &str, override_path: bool) -> Result<Option<Server>, Fault> {
     Ok(Some(Server { tls: url.scheme() == "https", authority: authority.to_owned(), path }))
 }
 
-/// Go's `time.ParseDuration`, positive durations only: `300ms`, `1.5h`, `2h45m`.
+/// Go's `time.ParseDuration`, without signs: `300ms`, `1.5h`, `2h45m`, `0`.
 fn duration(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
-    let mut rest = text;
+    let mut rest = if text == "0" { "0s" } else { text };
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let value: f64 = rest[..digits].parse().ok()?;
@@ -223,7 +227,7 @@ fn duration(text: &str) -> Option<Duration> {
         rest = &rest[letters..];
         total = total.checked_add(Duration::try_from_secs_f64(value * unit).ok()?)?;
     }
-    (!total.is_zero()).then_some(total)
+    Some(total)
 }
 
 // === certificate files ===
@@ -249,12 +253,18 @@ mod tests {
 
     #[test]
     fn durations_are_those_of_go() {
-        for (text, millis) in
-            [("3s", 3000), ("300ms", 300), ("1m30s", 90_000), ("1.5h", 5_400_000), ("2h45m", 9_900_000)]
-        {
+        for (text, millis) in [
+            ("3s", 3000),
+            ("300ms", 300),
+            ("1m30s", 90_000),
+            ("1.5h", 5_400_000),
+            ("2h45m", 9_900_000),
+            ("0", 0),
+            ("0s", 0),
+        ] {
             assert_eq!(duration(text), Some(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["", "3", "s", "3x", "-1s", "0s", "1e9h", "1..2s", "99999999999999999999h"] {
+        for text in ["3", "s", "3x", "-1s", "1e9h", "1..2s", "99999999999999999999h"] {
             assert_eq!(duration(text), None, "{text}");
         }
     }

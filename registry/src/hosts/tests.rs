@@ -130,6 +130,15 @@ fn the_capability_that_containerd_2_2_added_is_known() {
 }
 
 #[test]
+fn a_timeout_of_zero_is_no_fault() {
+    let dir = Dir::new();
+    dir.put("a/r/hosts.toml", "[host.'https://mirror']\ndial_timeout = '0s'");
+    let hosts = dir.load("r");
+    assert_eq!(urls(&hosts), ["Host(https://mirror/v2)", "Host(https://r/v2)"]);
+    assert_eq!(hosts[0].dial_timeout, None);
+}
+
+#[test]
 fn a_broken_file_leaves_the_certificate_files() {
     let dir = Dir::new();
     dir.put("a/r/own.crt", "ca");
