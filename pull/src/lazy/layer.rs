@@ -354,9 +354,9 @@ impl Lazy {
             let wait = BACKOFF.start.saturating_mul(1 << (in_a_row - 1).min(16)).min(longest);
             tracing::warn!(image = self.image, blob = %self.spec.blob, %error, in_a_row, "a range of a layer did not arrive");
             let cause: Arc<str> = error.to_string().into();
-            // Spans come in order: the first that did not is the one that is wrong.
+            // Spans come in order: the first that did not is the one that is wrong. A host that has another blob says nothing of the index.
             let span = run.into_iter().find(|span| !self.partial.has(*span));
-            if let (Some(span), Class::Corrupt) = (span, error.class()) {
+            if let (Some(span), RangeError::Content(_)) = (span, &error) {
                 let times = work.wrong.entry(span).or_default();
                 *times += 1;
                 if *times > REPEATS {

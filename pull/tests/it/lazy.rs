@@ -381,6 +381,28 @@ async fn a_read_is_not_refused_for_what_was_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_has_another_blob_costs_no_knowledge() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(14, 3_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    let asked =
+        || registry.requests().iter().filter(|r| r.path.contains(&pushed.layers[0].blob_digest.to_string())).count();
+    let before = asked();
+    registry.fault(&blobs(&pushed), Fault::Truncate(1_000_000), ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    while asked() < before + 7 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(node.lazies.size(&id).is_some(), "its index is not believed");
+    registry.heal();
+    assert_eq!(node.read(&id, 2_000_000, 4096).await.unwrap(), tar[2_000_000..2_004_096]);
+    node.whole(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_read_waits_for_a_disk_that_is_full() {
     let registry = Fake::start().await;
     let tar = tar(&[("noise", &noise(13, 6_000_000))]);
