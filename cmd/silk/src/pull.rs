@@ -47,6 +47,7 @@ const PUT_AWAY: Duration = Duration::from_secs(10);
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// The image: python:3.13, registry.example/app@sha256:...
+    #[arg(value_parser = |text: &str| text.parse::<Reference>().map(Reference::canonical))]
     pub image: Reference,
     /// Pull for this platform, when the image is made for several [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
