@@ -106,8 +106,8 @@ impl Pull<'_> {
         let store = Store::new(node.clone(), reference);
         let wanted = arguments.platform.clone().unwrap_or_else(Platform::of_this_machine);
         let image = image::resolve(reference, &repository, &store, &wanted).await?;
-        if image.platform != wanted && !arguments.quiet {
-            eprintln!("note: the image is made for {}, not {wanted}", human::clean(&image.platform.to_string()));
+        if let Some(platform) = image.platform.as_ref().filter(|platform| **platform != wanted && !arguments.quiet) {
+            eprintln!("note: the image is made for {}, not {wanted}", human::clean(&platform.to_string()));
         }
         let board = Board::new(&image, Control::new(&globals.address)).await;
         let mut display = Display::new(arguments.quiet, std::io::stderr().is_terminal(), &board);
