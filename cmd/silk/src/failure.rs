@@ -240,6 +240,15 @@ impl Failure {
         }
     }
 
+    /// The output's reader went away, as `head` does: that needs no words.
+    pub fn is_unread(&self) -> bool {
+        match self {
+            Self::Output(cause) => cause.kind() == io::ErrorKind::BrokenPipe,
+            Self::Image { source, .. } => source.is_unread(),
+            _ => false,
+        }
+    }
+
     /// The code of a call that was answered.
     pub fn code(&self) -> Option<Code> {
         match self {
@@ -260,6 +269,8 @@ impl Failure {
     /// 1: failed; 2: wrong arguments; 3: no daemon; 128 and the signal's number.
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            // What SIGPIPE does to programs that do not ignore it.
+            _ if self.is_unread() => 141.into(),
             Self::Config { .. }
             | Self::Namespace(_)
             | Self::NoSuchLayer { .. }

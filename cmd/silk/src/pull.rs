@@ -29,7 +29,7 @@ mod unpack;
 
 pub use image::Malformed;
 pub use platform::Platform;
-pub use progress::Around;
+pub use progress::{Around, say};
 
 use content::Store;
 use node::Node;
@@ -107,7 +107,7 @@ impl Pull<'_> {
         let wanted = arguments.platform.clone().unwrap_or_else(Platform::of_this_machine);
         let image = image::resolve(reference, &repository, &store, &wanted).await?;
         if let Some(platform) = image.platform.as_ref().filter(|platform| **platform != wanted && !arguments.quiet) {
-            eprintln!("note: the image is made for {}, not {wanted}", human::clean(&platform.to_string()));
+            say(&format!("note: the image is made for {platform}, not {wanted}\n"));
         }
         let board = Board::new(&image, Control::new(&globals.address)).await;
         let mut display = Display::new(arguments.quiet, std::io::stderr().is_terminal(), &board);
@@ -147,6 +147,6 @@ impl Pull<'_> {
             },
             _ = interrupt::wait() => "interrupted again".to_owned(),
         };
-        eprintln!("warning: what the pull made stays until its lease ends, in 24 h: {}", human::clean(&failure));
+        say(&format!("warning: what the pull made stays until its lease ends, in 24 h: {failure}\n"));
     }
 }

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{process::Output, sync::Arc, sync::Mutex};
+use std::{
+    process::{Output, Stdio},
+    sync::{Arc, Mutex},
+};
 
 use silk_api::control::{
     Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, ImageTiming,
@@ -187,4 +190,18 @@ async fn gc_keeps_what_it_is_told_to() {
     setup.run(&["gc", "--keep", "1GiB"]).await;
     setup.run(&["gc", "--keep", "0"]).await;
     assert_eq!(setup.silkd.questions(), ["gc None", "gc Some(1073741824)", "gc Some(0)"]);
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_is_no_error_to_tell() {
+    let setup = start();
+    for arguments in [&["status"][..], &["status", "--json"], &["explain", "app"], &["fsck"], &["gc"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_silk"));
+        command.arg("--address").arg(setup.dir.path().join("silk.sock")).args(arguments);
+        let output = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.as_str()), (Some(141), ""), "{arguments:?}");
+    }
 }

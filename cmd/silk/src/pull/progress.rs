@@ -329,10 +329,9 @@ impl Display {
 /// The bars on the terminal, if there are any.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
-/// Text on stderr, around the bars.
-fn say(text: &str) {
+/// Text on stderr, around the bars. That nobody reads it is no reason to fail.
+pub fn say(text: &str) {
     let write = || {
-        // Progress that nobody can read is no reason to fail.
         let _ = io::stderr().write_all(human::clean(text).as_bytes());
     };
     match BARS.get() {
