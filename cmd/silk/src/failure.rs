@@ -234,9 +234,7 @@ impl Failure {
     pub fn of(daemon: Daemon, socket: &std::path::Path, doing: impl Into<String>, status: &Status) -> Self {
         match unreachable(status) {
             Some(cause) => Self::Unreachable { daemon, socket: socket.to_owned(), cause },
-            None => {
-                Self::Call { daemon, doing: doing.into(), code: status.code(), message: status.message().to_owned() }
-            }
+            None => Self::Call { daemon, doing: doing.into(), code: status.code(), message: message(daemon, status) },
         }
     }
 
@@ -282,6 +280,20 @@ impl Failure {
             Self::Image { source, .. } | Self::Layer { source, .. } => source.exit_code(),
             _ => 1.into(),
         }
+    }
+}
+
+/// What a daemon said; of a call that it does not know, gRPC says nothing.
+fn message(daemon: Daemon, status: &Status) -> String {
+    match (status.code(), status.message()) {
+        (Code::Unimplemented, "") => {
+            let (name, option) = (daemon.name(), daemon.option());
+            format!(
+                "it does not know this call. Is {name} older than this silk, or does {option} name another's socket?"
+            )
+        }
+        (code, "") => code.to_string(),
+        (_, message) => message.to_owned(),
     }
 }
 

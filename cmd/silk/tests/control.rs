@@ -205,3 +205,18 @@ async fn output_that_nobody_reads_is_no_error_to_tell() {
         assert_eq!((output.status.code(), said.as_str()), (Some(141), ""), "{arguments:?}");
     }
 }
+
+#[tokio::test]
+async fn a_silkd_that_does_not_know_the_call_is_told_from_one_that_cannot_do_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("silk.sock");
+    let server = tonic::transport::Server::builder().add_routes(tonic::service::Routes::default());
+    tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(UnixListener::bind(&socket).unwrap())));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_silk"));
+    let output = command.arg("--address").arg(&socket).args(["status", "app", "--timing"]).output().await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for word in ["silkd cannot tell where the time of", "it does not know this call", "older", "--address"] {
+        assert!(said.contains(word), "{word:?} is not in {said:?}");
+    }
+}
