@@ -7,7 +7,7 @@
 //! usable image or with its cause. However it ends, nothing half-made stays: [`run`] puts away what is left.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::Write as _,
     time::{Duration, Instant},
 };
 
@@ -110,7 +110,7 @@ impl Pull<'_> {
             say(&format!("note: the image is made for {platform}, not {wanted}\n"));
         }
         let board = Board::new(&image, Control::new(&globals.address)).await;
-        let mut display = Display::new(arguments.quiet, std::io::stderr().is_terminal(), &board);
+        let mut display = Display::new(arguments.quiet, progress::terminal(), &board);
         let unpack = Unpack {
             node,
             store: &store,

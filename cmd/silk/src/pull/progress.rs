@@ -289,12 +289,12 @@ pub enum Display {
 }
 
 impl Display {
-    /// Bars on a terminal.
-    pub fn new(quiet: bool, terminal: bool, board: &Board) -> Self {
+    /// Bars on a terminal of so many columns, if they leave room for words.
+    pub fn new(quiet: bool, terminal: Option<u16>, board: &Board) -> Self {
         match (quiet, terminal) {
             (true, _) => Self::Quiet,
-            (false, true) => Self::Bars(Bars::new(&board.rows())),
-            (false, false) => Self::Lines(Lines::new(Instant::now())),
+            (false, Some(bars::LEAST..)) => Self::Bars(Bars::new(&board.rows())),
+            (false, _) => Self::Lines(Lines::new(Instant::now())),
         }
     }
 
@@ -324,6 +324,12 @@ impl Display {
             Self::Lines(lines) => say(&lines.draw(&board.rows(), Instant::now())),
         }
     }
+}
+
+/// Columns of the terminal behind stderr; none if it is no terminal.
+pub fn terminal() -> Option<u16> {
+    let terminal = console::Term::stderr();
+    terminal.is_term().then(|| terminal.size().1)
 }
 
 /// The bars on the terminal, if there are any.
