@@ -113,7 +113,8 @@ impl Service {
             let lowers = inner.lowers(&stack)?;
             let snapshot = inner.snapshots.create(new, &lowers)?;
             if let (Some((_, chain)), true) = (&stack.remote, stack.ordinary.is_empty()) {
-                inner.layers.used(chain, &snapshot.name, snapshot.kind == Kind::Active);
+                let starts = snapshot.kind == Kind::Active && !labels::is_copy(&snapshot.name);
+                inner.layers.used(chain, &snapshot.name, starts);
             }
             Ok(mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers))
         })

@@ -28,6 +28,9 @@ struct Fake {
     caller: Mutex<Option<Caller>>,
     left: Mutex<Vec<(Digest, Option<Digest>)>>,
     claims: AtomicUsize,
+    used: Mutex<Vec<(String, bool)>>,
+    /// Of pulls of the image, by namespace.
+    leases: Mutex<HashMap<String, Vec<String>>>,
     mnt: PathBuf,
 }
 
@@ -65,8 +68,8 @@ impl Layers for Fake {
         }
     }
 
-    async fn leases(&self, _: &str, _: &RemoteChain) -> Vec<String> {
-        Vec::new()
+    async fn leases(&self, namespace: &str, _: &RemoteChain) -> Vec<String> {
+        self.leases.lock().unwrap().get(namespace).cloned().unwrap_or_default()
     }
 
     fn state(&self, _: &RemoteChain) -> State {
@@ -82,6 +85,10 @@ impl Layers for Fake {
     }
 
     fn changed(&self) {}
+
+    fn used(&self, _: &RemoteChain, key: &str, starts: bool) {
+        self.used.lock().unwrap().push((key.to_owned(), starts));
+    }
 }
 
 struct Test {
@@ -108,6 +115,8 @@ impl Test {
         });
         let service = Self::serve(root.path(), &layers);
         Self { root, layers, service }
+            used: Mutex::default(),
+            leases: Mutex::default(),
     }
 
     fn serve(root: &Path, layers: &Arc<Fake>) -> Service {
@@ -348,6 +357,18 @@ async fn containers_stand_on_the_mounts_of_their_layers() {
 async fn usage_is_unknown_until_it_is_final() {
     let test = Test::new(1);
     let names = test.image(None).await;
+#[tokio::test]
+async fn what_containerd_copies_is_no_start() {
+    let test = Test::new(1);
+    let names = test.image(None).await;
+    test.set(State::Ready);
+    let copy = format!("k8s.io/2/{}-remap", Digest::of(b"copy"));
+    for key in ["k8s.io/1/c", &copy] {
+        test.prepare(key, &names[0], HashMap::new(), None).await.unwrap();
+    }
+    assert_eq!(*test.layers.used.lock().unwrap(), [("k8s.io/1/c".to_owned(), true), (copy, false)]);
+}
+
     let usage = |key: &str| {
         let request = UsageRequest { snapshotter: "silk".into(), key: key.into() };
         test.service.usage(Request::new(request))
