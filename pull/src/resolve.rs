@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use futures::future::BoxFuture;
-use oci_spec::image::{Descriptor, ImageConfiguration, ImageManifest};
+use oci_spec::image::{Descriptor, ImageManifest};
 use serde::{Deserialize, Serialize};
 use silk_model::{Digest, chain_ids};
 
@@ -88,6 +88,18 @@ impl ImageSpec {
     }
 }
 
+/// What silk needs of a configuration. How its containers run is not silk's to judge: builders leave out what the
+/// specification asks for, and write null where it has none, and containerd runs those images.
+#[derive(Debug, Deserialize)]
+struct Configuration {
+    rootfs: RootFs,
+}
+
+#[derive(Debug, Deserialize)]
+struct RootFs {
+    diff_ids: Vec<String>,
+}
+
 /// Reads and checks an image's manifest and configuration.
 pub(crate) async fn resolve(
     contents: &Arc<dyn Contents>,
@@ -99,8 +111,7 @@ pub(crate) async fn resolve(
     let document: ImageManifest = parse("manifest", &bytes)?;
     let config = digest("manifest", document.config())?;
     let bytes = contents.read(namespace, &config, MAX_DOCUMENT).await?;
-    let config: ImageConfiguration = parse("configuration", &bytes)?;
-    let diff_ids = config.rootfs().diff_ids();
+    let Configuration { rootfs: RootFs { diff_ids } } = parse("configuration", &bytes)?;
     let descriptors = document.layers();
     if descriptors.is_empty() || descriptors.len() != diff_ids.len() {
         return Err(Refused::Malformed {
@@ -108,7 +119,7 @@ pub(crate) async fn resolve(
             why: format!("it names {} diff IDs for the manifest's {} layers", diff_ids.len(), descriptors.len()),
         });
     }
-    let layers = descriptors.iter().zip(diff_ids).enumerate().map(|(i, (descriptor, diff_id))| {
+    let layers = descriptors.iter().zip(&diff_ids).enumerate().map(|(i, (descriptor, diff_id))| {
         let media_type = descriptor.media_type().to_string();
         if !silk_layer::media::is_layer(&media_type) {
             return Err(Refused::MediaType { number: i + 1, media_type });

@@ -102,6 +102,13 @@ impl Reference {
         }
     }
 
+    /// As docker, CRI and nerdctl name the image in containerd: a digest stands without the tag, which it overrules
+    /// (`ParseDockerRef` of github.com/distribution/reference).
+    #[must_use]
+    pub fn canonical(self) -> Self {
+        Self { tag: self.tag.filter(|_| self.digest.is_none()), ..self }
+    }
+
     /// The same repository, at `digest`.
     #[must_use]
     pub fn at(&self, digest: Digest) -> Self {
@@ -305,6 +312,8 @@ mod tests {
         let reference: Reference = "a:1".parse().unwrap();
         assert_eq!(reference.selector(), Selector::Tag("1".into()));
         assert_eq!(reference.at(digest).selector(), Selector::Digest(digest));
+        assert_eq!(reference.at(digest).canonical().to_string(), format!("docker.io/library/a@{digest}"));
+        assert_eq!(reference.clone().canonical(), reference);
         assert_eq!((reference.host(), reference.path()), ("docker.io", "library/a"));
         assert_eq!(
             format!("a@sha512:{}", "0".repeat(128)).parse::<Reference>().unwrap_err().class(),

@@ -1,4 +1,4 @@
-//! Labels that containerd sends and silk acts on.
+//! Labels and keys that containerd sends and silk acts on.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,6 +14,15 @@ const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 /// The compressed layer.
 const LAYER: &str = "containerd.io/snapshot/cri.layer-digest";
+
+/// What containerd calls the copy of an image that it makes with other owners, for containers with a user namespace
+/// (`client/snapshotter_opts_unix.go`).
+const COPY: &str = "-remap";
+
+/// Is a snapshot with this key made to copy all of its parent?
+pub(crate) fn is_copy(key: &str) -> bool {
+    key.ends_with(COPY)
+}
 
 /// Labels as they are kept: containerd drops those without a value.
 pub(crate) fn kept(labels: HashMap<String, String>) -> BTreeMap<String, String> {

@@ -130,9 +130,9 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// When a layer is not whole or cannot be mounted.
     fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, NotReady>;
 
-    /// A snapshot `key` was made right on the chain, one that can be written to if `active`: a container is about to read it.
-    /// Must return at once. Does nothing unless implemented.
-    fn used(&self, _chain: &RemoteChain, _key: &str, _active: bool) {}
+    /// A snapshot `key` was made right on the chain, and is about to be read: by a container that starts on it, if `starts`; else
+    /// it is only looked at, or copied. Must return at once. Does nothing unless implemented.
+    fn used(&self, _chain: &RemoteChain, _key: &str, _starts: bool) {}
 
     /// What the layer takes, once it is whole; [`None`] until then. Must return at once.
     fn usage(&self, diff_id: &Digest) -> Option<Usage>;

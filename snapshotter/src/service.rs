@@ -113,7 +113,8 @@ impl Service {
             let lowers = inner.lowers(&stack)?;
             let snapshot = inner.snapshots.create(new, &lowers)?;
             if let (Some((_, chain)), true) = (&stack.remote, stack.ordinary.is_empty()) {
-                inner.layers.used(chain, &snapshot.name, snapshot.kind == Kind::Active);
+                let starts = snapshot.kind == Kind::Active && !labels::is_copy(&snapshot.name);
+                inner.layers.used(chain, &snapshot.name, starts);
             }
             Ok(mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers))
         })
@@ -173,8 +174,9 @@ impl Service {
         let new =
             New { kind: Kind::Active, key: request.key, parent: request.parent, labels: labels::kept(request.labels) };
         if let Some(claim) = claim {
-            let chain_id = claim.chain_id.to_string();
+            let (chain_id, namespace) = (claim.chain_id.to_string(), claim.namespace.clone());
             if let Some(snapshot) = self.claim(claim, &new).await? {
+                self.0.waits.prepared_in(&snapshot.name, &namespace);
                 self.0.waits.expect(&snapshot.name, header(headers, waits::LEASE));
                 return Err(SnapshotError::Served { name: snapshot.name.clone(), chain_id });
             }
@@ -241,20 +243,26 @@ impl Inner {
         chain: &RemoteChain,
     ) -> bool {
         let Some(leases) = &self.leases else { return false };
-        let holding = if let Some(namespace) = namespace {
+        let (namespaces, kind, id) = match namespace {
             // For containerd, the snapshot's name is its chain ID.
-            let (kind, chain_id) = (format!("snapshots/{snapshotter}"), remote.chain_id.to_string());
-            leases.holding(namespace, &kind, &chain_id).await
-        } else {
-            // containerd 1.6 passes on no namespace of a client, and adds to its lease what it makes, not what it finds.
-            leases.holding(&remote.namespace, "content", &remote.image.to_string()).await
+            Some(namespace) => {
+                ([namespace.to_owned()].into(), format!("snapshots/{snapshotter}"), remote.chain_id.to_string())
+            }
+            // containerd 1.6 adds to its lease what it makes, not what it finds.
+            None => (self.waits.namespaces(name, &remote.namespace), "content".to_owned(), remote.image.to_string()),
         };
-        if self.waits.take_first(name, &holding) {
-            return true;
+        for namespace in &namespaces {
+            if self.waits.take_first(name, &leases.holding(namespace, &kind, &id).await) {
+                return true;
+            }
         }
         // Another image with the same layers, of which containerd 1.x notes no snapshot.
-        let holding = self.layers.leases(namespace.unwrap_or(&remote.namespace), chain).await;
-        self.waits.take_first(name, &holding)
+        for namespace in &namespaces {
+            if self.waits.take_first(name, &self.layers.leases(namespace, chain).await) {
+                return true;
+            }
+        }
+        false
     }
 
     /// The directories and mount points below a snapshot, top first. Never waits for a pull: containerd holds a lock.

@@ -12,10 +12,11 @@
 //!
 //! So a Stat with a lease is an unpacker's, and one without is when it follows its Prepare ([`Waits::expect`]). For any
 //! other, containerd's leases tell ([`crate::leases`]): each pull has one, which holds the snapshot or the manifest of an image with
-//! the same layers, and waits once; the leases of CRI are not meant.
+//! the same layers, and waits once; the leases of CRI are not meant. containerd 1.6 does not pass on a client's namespace: there, the
+//! lease may be in any that has prepared the layer.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -51,6 +52,8 @@ struct Pulls {
     expected: Vec<Option<String>>,
     /// Leases whose Stat has come. Which of several pulls without one in its Stat has which lease does not matter.
     waited: HashSet<String>,
+    /// Namespaces whose Prepares were answered with the snapshot.
+    namespaces: BTreeSet<String>,
 }
 
 impl Waits {
@@ -79,6 +82,22 @@ impl Waits {
             expected.remove(0);
         }
         expected.push(lease.map(str::to_owned));
+    }
+
+    /// A pull of this namespace was answered with the snapshot.
+    pub(crate) fn prepared_in(&self, name: &str, namespace: &str) {
+        let mut pulls = self.pulls();
+        let namespaces = &mut pulls.entry(name.to_owned()).or_default().namespaces;
+        if namespaces.len() < PULLS {
+            namespaces.insert(namespace.to_owned());
+        }
+    }
+
+    /// The namespaces whose pulls may wait for the snapshot: `last`, the one of the latest claim, and others.
+    pub(crate) fn namespaces(&self, name: &str, last: &str) -> BTreeSet<String> {
+        let mut all = self.pulls().get(name).map_or_else(BTreeSet::new, |pulls| pulls.namespaces.clone());
+        all.insert(last.to_owned());
+        all
     }
 
     /// The snapshot is gone, or its layers are here: nobody waits for it again.

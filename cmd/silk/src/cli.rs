@@ -18,7 +18,8 @@ pub struct Arguments {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 it failed, or fsck found damage; 2 wrong arguments or configuration;
-3 silkd or containerd does not answer; 130 interrupted (143: by SIGTERM).";
+3 silkd or containerd does not answer; 130 interrupted (143: by SIGTERM);
+141 nobody reads the output.";
 
 /// Whom to talk to.
 #[derive(Debug, Clone, Args)]
@@ -106,6 +107,13 @@ mod tests {
             let Command::Pull(pull) = command else { panic!("{line} is a pull") };
             assert_eq!(pull.image.to_string(), "docker.io/library/busybox:latest");
         }
+    }
+
+    #[test]
+    fn a_pull_names_the_image_as_other_clients_do() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let Command::Pull(pull) = parse(&format!("silk pull a:1@{digest}")).unwrap().command else { panic!("a pull") };
+        assert_eq!(pull.image.to_string(), format!("docker.io/library/a@{digest}"));
     }
 
     #[test]

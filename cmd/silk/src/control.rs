@@ -127,7 +127,7 @@ pub fn full_name(image: &str) -> String {
     if image.parse::<Digest>().is_ok() {
         return image.to_owned();
     }
-    image.parse::<Reference>().map_or_else(|_| image.to_owned(), |reference| reference.to_string())
+    image.parse::<Reference>().map_or_else(|_| image.to_owned(), |reference| reference.canonical().to_string())
 }
 
 #[cfg(test)]
@@ -140,6 +140,8 @@ mod tests {
         for (given, full) in [
             ("python:3.13", "docker.io/library/python:3.13"),
             ("localhost:5000/a", "localhost:5000/a:latest"),
+            // As pods have it, and as CRI names it.
+            (&format!("python:3.13@{digest}"), &format!("docker.io/library/python@{digest}")),
             (digest.as_str(), digest.as_str()),
             ("Not A Reference", "Not A Reference"),
         ] {

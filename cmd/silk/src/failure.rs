@@ -234,9 +234,16 @@ impl Failure {
     pub fn of(daemon: Daemon, socket: &std::path::Path, doing: impl Into<String>, status: &Status) -> Self {
         match unreachable(status) {
             Some(cause) => Self::Unreachable { daemon, socket: socket.to_owned(), cause },
-            None => {
-                Self::Call { daemon, doing: doing.into(), code: status.code(), message: status.message().to_owned() }
-            }
+            None => Self::Call { daemon, doing: doing.into(), code: status.code(), message: message(daemon, status) },
+        }
+    }
+
+    /// The output's reader went away, as `head` does: that needs no words.
+    pub fn is_unread(&self) -> bool {
+        match self {
+            Self::Output(cause) => cause.kind() == io::ErrorKind::BrokenPipe,
+            Self::Image { source, .. } => source.is_unread(),
+            _ => false,
         }
     }
 
@@ -260,6 +267,8 @@ impl Failure {
     /// 1: failed; 2: wrong arguments; 3: no daemon; 128 and the signal's number.
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            // What SIGPIPE does to programs that do not ignore it.
+            _ if self.is_unread() => 141.into(),
             Self::Config { .. }
             | Self::Namespace(_)
             | Self::NoSuchLayer { .. }
@@ -271,6 +280,20 @@ impl Failure {
             Self::Image { source, .. } | Self::Layer { source, .. } => source.exit_code(),
             _ => 1.into(),
         }
+    }
+}
+
+/// What a daemon said; of a call that it does not know, gRPC says nothing.
+fn message(daemon: Daemon, status: &Status) -> String {
+    match (status.code(), status.message()) {
+        (Code::Unimplemented, "") => {
+            let (name, option) = (daemon.name(), daemon.option());
+            format!(
+                "it does not know this call. Is {name} older than this silk, or does {option} name another's socket?"
+            )
+        }
+        (code, "") => code.to_string(),
+        (_, message) => message.to_owned(),
     }
 }
 

@@ -5,7 +5,7 @@
 //! is not read again ([`places`]).
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::Write as _,
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,7 @@ use crate::{
     pull::{
         Malformed, Platform,
         image::{self, Image, Nowhere},
-        progress::{Board, Display},
+        progress::{self, Board, Display},
     },
 };
 
@@ -102,7 +102,7 @@ async fn index(globals: &Globals, arguments: &Arguments) -> Result<String, Failu
         places.look_up(&layers).await;
     }
     let board = Board::alone(&image);
-    let mut display = Display::new(*quiet, std::io::stderr().is_terminal(), &board);
+    let mut display = Display::new(*quiet, progress::terminal(), &board);
     let learner = Learner::new(pull);
     let learning = Learning::new(&learner, &repository, &layers, &board);
     let outcome = tokio::select! {

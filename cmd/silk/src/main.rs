@@ -53,7 +53,9 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {}", human::clean(&failure.to_string()));
+            if !failure.is_unread() {
+                pull::say(&format!("error: {failure}\n"));
+            }
             failure.exit_code()
         }
     }

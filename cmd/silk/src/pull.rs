@@ -7,7 +7,7 @@
 //! usable image or with its cause. However it ends, nothing half-made stays: [`run`] puts away what is left.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::Write as _,
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,7 @@ mod unpack;
 
 pub use image::Malformed;
 pub use platform::Platform;
-pub use progress::Around;
+pub use progress::{Around, say};
 
 use content::Store;
 use node::Node;
@@ -47,6 +47,7 @@ const PUT_AWAY: Duration = Duration::from_secs(10);
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// The image: python:3.13, registry.example/app@sha256:...
+    #[arg(value_parser = |text: &str| text.parse::<Reference>().map(Reference::canonical))]
     pub image: Reference,
     /// Pull for this platform, when the image is made for several [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
@@ -105,11 +106,11 @@ impl Pull<'_> {
         let store = Store::new(node.clone(), reference);
         let wanted = arguments.platform.clone().unwrap_or_else(Platform::of_this_machine);
         let image = image::resolve(reference, &repository, &store, &wanted).await?;
-        if image.platform != wanted && !arguments.quiet {
-            eprintln!("note: the image is made for {}, not {wanted}", human::clean(&image.platform.to_string()));
+        if let Some(platform) = image.platform.as_ref().filter(|platform| **platform != wanted && !arguments.quiet) {
+            say(&format!("note: the image is made for {platform}, not {wanted}\n"));
         }
         let board = Board::new(&image, Control::new(&globals.address)).await;
-        let mut display = Display::new(arguments.quiet, std::io::stderr().is_terminal(), &board);
+        let mut display = Display::new(arguments.quiet, progress::terminal(), &board);
         let unpack = Unpack {
             node,
             store: &store,
@@ -146,6 +147,6 @@ impl Pull<'_> {
             },
             _ = interrupt::wait() => "interrupted again".to_owned(),
         };
-        eprintln!("warning: what the pull made stays until its lease ends, in 24 h: {}", human::clean(&failure));
+        say(&format!("warning: what the pull made stays until its lease ends, in 24 h: {failure}\n"));
     }
 }

@@ -66,3 +66,12 @@ fn help_names_the_exit_codes() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("130 interrupted"), "{said}");
 }
+
+#[test]
+fn an_exit_code_does_not_depend_on_who_listens() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_silk"));
+    let status = command.args(["--address", "/no.sock", "status"]).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(3));
+}

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{process::Output, sync::Arc, sync::Mutex};
+use std::{
+    process::{Output, Stdio},
+    sync::{Arc, Mutex},
+};
 
 use silk_api::control::{
     Backend, ExplainRequest, ExplainResponse, FsckReport, FsckRequest, GcRequest, GcResponse, Image, ImageTiming,
@@ -187,4 +190,33 @@ async fn gc_keeps_what_it_is_told_to() {
     setup.run(&["gc", "--keep", "1GiB"]).await;
     setup.run(&["gc", "--keep", "0"]).await;
     assert_eq!(setup.silkd.questions(), ["gc None", "gc Some(1073741824)", "gc Some(0)"]);
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_is_no_error_to_tell() {
+    let setup = start();
+    for arguments in [&["status"][..], &["status", "--json"], &["explain", "app"], &["fsck"], &["gc"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_silk"));
+        command.arg("--address").arg(setup.dir.path().join("silk.sock")).args(arguments);
+        let output = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.as_str()), (Some(141), ""), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_silkd_that_does_not_know_the_call_is_told_from_one_that_cannot_do_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("silk.sock");
+    let server = tonic::transport::Server::builder().add_routes(tonic::service::Routes::default());
+    tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(UnixListener::bind(&socket).unwrap())));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_silk"));
+    let output = command.arg("--address").arg(&socket).args(["status", "app", "--timing"]).output().await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for word in ["silkd cannot tell where the time of", "it does not know this call", "older", "--address"] {
+        assert!(said.contains(word), "{word:?} is not in {said:?}");
+    }
 }

@@ -110,8 +110,8 @@ impl Layers for Rooms {
         Ok(lowers)
     }
 
-    fn used(&self, chain: &RemoteChain, key: &str, active: bool) {
-        self.starts.begins(chain, key, active);
+    fn used(&self, chain: &RemoteChain, key: &str, starts: bool) {
+        self.starts.begins(chain, key, starts);
     }
 
     fn usage(&self, diff_id: &Digest) -> Option<Usage> {

@@ -30,6 +30,28 @@ async fn every_compression_arrives_whole_and_verbatim() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_containerd_runs_is_not_refused_for_its_configuration() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let image = ImageSpec::new().layer(tar(&[("file", b"x")]), Compression::Gzip);
+    let left_out = ["architecture", "os", "config", "history"];
+    let others = ["ExposedPorts", "Volumes", "Labels"].map(|key| format!(r#"{{"{key}":{{"a":null}}}}"#));
+    let changed = left_out.map(|key| (key, None)).into_iter();
+    let changed = changed.chain(others.iter().map(|value| ("config", Some(value.as_str()))));
+    for (nr, (key, value)) in changed.chain([("created", Some("null"))]).enumerate() {
+        let mut pushed = registry.push_image(&format!("app:{nr}"), &image);
+        let mut config: serde_json::Value = serde_json::from_slice(&pushed.config).unwrap();
+        match value {
+            Some(value) => config[key] = serde_json::from_str(value).unwrap(),
+            None => _ = config.as_object_mut().unwrap().remove(key),
+        }
+        config["rootfs"].as_object_mut().unwrap().remove("type");
+        pushed.config = config.to_string().into();
+        node.pull(&pushed).await.unwrap_or_else(|error| panic!("{config}: {error}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_large_layer_comes_in_ranges_each_byte_once() {
     let registry = Fake::start().await;
     let node = Node::with(|config| {

@@ -28,6 +28,9 @@ struct Fake {
     caller: Mutex<Option<Caller>>,
     left: Mutex<Vec<(Digest, Option<Digest>)>>,
     claims: AtomicUsize,
+    used: Mutex<Vec<(String, bool)>>,
+    /// Of pulls of the image, by namespace.
+    leases: Mutex<HashMap<String, Vec<String>>>,
     mnt: PathBuf,
 }
 
@@ -65,8 +68,8 @@ impl Layers for Fake {
         }
     }
 
-    async fn leases(&self, _: &str, _: &RemoteChain) -> Vec<String> {
-        Vec::new()
+    async fn leases(&self, namespace: &str, _: &RemoteChain) -> Vec<String> {
+        self.leases.lock().unwrap().get(namespace).cloned().unwrap_or_default()
     }
 
     fn state(&self, _: &RemoteChain) -> State {
@@ -82,6 +85,10 @@ impl Layers for Fake {
     }
 
     fn changed(&self) {}
+
+    fn used(&self, _: &RemoteChain, key: &str, starts: bool) {
+        self.used.lock().unwrap().push((key.to_owned(), starts));
+    }
 }
 
 struct Test {
@@ -104,6 +111,8 @@ impl Test {
             caller: Mutex::default(),
             left: Mutex::default(),
             claims: AtomicUsize::default(),
+            used: Mutex::default(),
+            leases: Mutex::default(),
             mnt,
         });
         let service = Self::serve(root.path(), &layers);
@@ -345,6 +354,18 @@ async fn containers_stand_on_the_mounts_of_their_layers() {
 }
 
 #[tokio::test]
+async fn what_containerd_copies_is_no_start() {
+    let test = Test::new(1);
+    let names = test.image(None).await;
+    test.set(State::Ready);
+    let copy = format!("k8s.io/2/{}-remap", Digest::of(b"copy"));
+    for key in ["k8s.io/1/c", &copy] {
+        test.prepare(key, &names[0], HashMap::new(), None).await.unwrap();
+    }
+    assert_eq!(*test.layers.used.lock().unwrap(), [("k8s.io/1/c".to_owned(), true), (copy, false)]);
+}
+
+#[tokio::test]
 async fn usage_is_unknown_until_it_is_final() {
     let test = Test::new(1);
     let names = test.image(None).await;
@@ -357,6 +378,32 @@ async fn usage_is_unknown_until_it_is_final() {
     assert_eq!(usage(&names[0]).await.unwrap().into_inner(), UsageResponse { size: 7, inodes: 3 });
     test.prepare("k8s.io/9/c", &names[0], HashMap::new(), None).await.unwrap();
     assert!(usage("k8s.io/9/c").await.unwrap().into_inner().inodes == 1);
+}
+
+#[tokio::test]
+async fn a_pull_waits_whose_namespace_containerd_does_not_tell() {
+    let Test { root, layers, service } = Test::new(1);
+    let service = service.with_containerd(silk_api::connect(&root.path().join("nobody")));
+    let test = Test { root, layers, service };
+    for key in ["one/1/extract-a x", "two/1/extract-b x"] {
+        let status = test.prepare(key, "", test.labels(0), None).await.unwrap_err();
+        assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+    }
+    // The second pull of the first namespace has no Prepare: containerd knows the chain there.
+    let leases = [("one", vec!["a", "c"]), ("two", vec!["b"])];
+    let leases = leases.map(|(namespace, ids)| (namespace.to_owned(), ids.into_iter().map(str::to_owned).collect()));
+    *test.layers.leases.lock().unwrap() = leases.into();
+    let name = test.list(&[]).await[0].name.clone();
+    let mut pulls = Vec::new();
+    for _ in 0..3 {
+        pulls.push(test.waiter(&name, None).await);
+    }
+    let list = tokio::time::timeout(Duration::from_secs(60), test.stat(&name, None));
+    list.await.expect("a list does not wait").unwrap();
+    test.set(State::Ready);
+    for pull in pulls {
+        pull.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

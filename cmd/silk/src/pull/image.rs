@@ -36,7 +36,8 @@ pub struct Image {
     pub target: Descriptor,
     pub manifest: Descriptor,
     pub config: Descriptor,
-    pub platform: Platform,
+    /// None when its configuration does not say.
+    pub platform: Option<Platform>,
     /// Base first.
     pub layers: Vec<Layer>,
 }
@@ -88,17 +89,23 @@ pub enum Malformed {
     },
 }
 
-/// What a configuration says of the layers (containerd's `unpackConfig`).
+/// What a configuration says of the layers (containerd's `unpackConfig`). Some builders write null for what they do not know.
 #[derive(Debug, Deserialize)]
 struct Config {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    variant: String,
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
     #[serde(default)]
     rootfs: RootFs,
+}
+
+impl Config {
+    /// What it is made for; none when it does not say.
+    fn platform(&self) -> Option<Platform> {
+        let told = |text: &Option<String>| text.clone().unwrap_or_default();
+        let architecture = self.architecture.as_deref().filter(|text| !text.is_empty())?;
+        Some(Platform::new(&told(&self.os), architecture, &told(&self.variant)))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -212,8 +219,7 @@ async fn unfold(
     let chained = diff_ids.iter().copied().zip(chain_ids(&diff_ids));
     let layers = layers.into_iter().zip(chained);
     let layers = layers.map(|(descriptor, (diff_id, chain_id))| Layer { descriptor, diff_id, chain_id }).collect();
-    let platform = Platform::new(&content.os, &content.architecture, &content.variant);
-    Ok(Image { reference: reference.clone(), target, manifest, config, platform, layers })
+    Ok(Image { reference: reference.clone(), target, manifest, config, platform: content.platform(), layers })
 }
 
 async fn fetch_manifest(repository: &Repository, manifest: &Descriptor) -> Result<Bytes, Failure> {

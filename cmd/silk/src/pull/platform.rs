@@ -22,7 +22,7 @@ pub struct NoPlatform;
 impl Platform {
     /// Normalises (containerd's `platforms/database.go`).
     pub fn new(os: &str, architecture: &str, variant: &str) -> Self {
-        let os = os.to_ascii_lowercase();
+        let os = if os.is_empty() { "linux".to_owned() } else { os.to_ascii_lowercase() };
         let (architecture, variant) = (architecture.to_ascii_lowercase(), variant.to_ascii_lowercase());
         let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
             ("i386", _) => ("386", ""),

@@ -289,12 +289,12 @@ pub enum Display {
 }
 
 impl Display {
-    /// Bars on a terminal.
-    pub fn new(quiet: bool, terminal: bool, board: &Board) -> Self {
+    /// Bars on a terminal of so many columns, if they leave room for words.
+    pub fn new(quiet: bool, terminal: Option<u16>, board: &Board) -> Self {
         match (quiet, terminal) {
             (true, _) => Self::Quiet,
-            (false, true) => Self::Bars(Bars::new(&board.rows())),
-            (false, false) => Self::Lines(Lines::new(Instant::now())),
+            (false, Some(bars::LEAST..)) => Self::Bars(Bars::new(&board.rows())),
+            (false, _) => Self::Lines(Lines::new(Instant::now())),
         }
     }
 
@@ -326,13 +326,18 @@ impl Display {
     }
 }
 
+/// Columns of the terminal behind stderr; none if it is no terminal.
+pub fn terminal() -> Option<u16> {
+    let terminal = console::Term::stderr();
+    terminal.is_term().then(|| terminal.size().1)
+}
+
 /// The bars on the terminal, if there are any.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
-/// Text on stderr, around the bars.
-fn say(text: &str) {
+/// Text on stderr, around the bars. That nobody reads it is no reason to fail.
+pub fn say(text: &str) {
     let write = || {
-        // Progress that nobody can read is no reason to fail.
         let _ = io::stderr().write_all(human::clean(text).as_bytes());
     };
     match BARS.get() {

@@ -81,3 +81,12 @@ fn what_is_two_things_or_none_is_refused() {
     }
     assert!(matches!(kind(MANIFEST, b"<html>"), Err(Malformed::Json(_))));
 }
+
+#[test]
+fn a_configuration_may_leave_its_platform_out() {
+    let platform = |text: &str| serde_json::from_str::<Config>(text).unwrap().platform().map(|p| p.to_string());
+    assert_eq!(platform(r#"{"architecture":"amd64","os":"linux","rootfs":{}}"#).as_deref(), Some("linux/amd64"));
+    assert_eq!(platform(r#"{"architecture":"arm64","os":null,"variant":null}"#).as_deref(), Some("linux/arm64"));
+    assert_eq!(platform(r#"{"architecture":null,"os":"linux"}"#), None);
+    assert_eq!(platform("{}"), None);
+}

@@ -28,7 +28,7 @@ fn image(layers: usize) -> Image {
         target: descriptor(MANIFEST, Digest::of(b"m")),
         manifest: descriptor(MANIFEST, Digest::of(b"m")),
         config: descriptor("application/vnd.oci.image.config.v1+json", Digest::of(b"c")),
-        platform: Platform::new("linux", "amd64", ""),
+        platform: Some(Platform::new("linux", "amd64", "")),
         layers: (0..layers).map(layer).collect(),
     }
 }

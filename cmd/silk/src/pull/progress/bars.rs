@@ -8,6 +8,10 @@ use crate::human;
 /// Drawings a second: as often as the numbers change.
 const HERTZ: u8 = 10;
 
+/// Columns that they need: a digest, 24 of bar, and the longest of their messages but for a registry's name. Where lines are broken,
+/// they are not drawn to their end, and what follows stands behind the last.
+pub const LEAST: u16 = 72;
+
 /// The bars.
 #[derive(Debug)]
 pub struct Bars(Vec<ProgressBar>);

@@ -38,6 +38,23 @@ fn each_layer_is_told_of_once_when_it_starts_and_once_when_it_ends() {
 }
 
 #[test]
+fn bars_are_for_terminals_that_have_room_for_them() {
+    let board = Board {
+        rows: Mutex::default(),
+        manifest: Digest::of(b""),
+        reference: String::new(),
+        silkd: None,
+        note: Mutex::default(),
+    };
+    let shown = |terminal| match Display::new(false, terminal, &board) {
+        Display::Bars(_) => "bars",
+        Display::Lines(_) => "lines",
+        Display::Quiet => "nothing",
+    };
+    assert_eq!([None, Some(20), Some(71), Some(72)].map(shown), ["lines", "lines", "lines", "bars"]);
+}
+
+#[test]
 fn bars_say_what_happens() {
     let said = |stage, received| bars::message(&row(stage, received));
     assert_eq!(said(Stage::Waiting, 0), "2.0 MB  waiting");
