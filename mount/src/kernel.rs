@@ -63,7 +63,8 @@ pub(crate) fn mount_erofs(rung: Rung, meta: &Path, devices: &[PathBuf], target: 
     Ok(())
 }
 
-/// A file under a name that `fsconfig` takes: its own, or that of its descriptor if it is too long.
+/// A file under a name that `fsconfig` takes: its own, or that of its descriptor if it is too long, which may be one of this thread
+/// alone.
 struct Named {
     name: PathBuf,
     _open: File,
@@ -76,7 +77,7 @@ impl Named {
         let name = if path.as_os_str().len() <= MAX_STRING {
             path.to_owned()
         } else {
-            format!("/proc/self/fd/{}", open.as_raw_fd()).into()
+            format!("/proc/thread-self/fd/{}", open.as_raw_fd()).into()
         };
         Ok(Self { name, _open: open })
     }

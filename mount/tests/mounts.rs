@@ -396,8 +396,11 @@ fn privileged_paths_of_any_length_and_spelling_are_mounted() {
     for rung in RUNGS {
         let mounts = Mounts::open(&long, rung, None).unwrap();
         let (view, meta, data) = layer(&long, 7);
-        let point = mounts.show(&view, &meta, &[data], Ground::Disk).unwrap();
-        assert_eq!(fs::read_to_string(point.join("file-7")).unwrap(), "layer 7");
+        for ground in [Ground::Served, Ground::Disk] {
+            mounts.hide(&view).unwrap();
+            let point = mounts.show(&view, &meta, std::slice::from_ref(&data), ground).unwrap();
+            assert_eq!(fs::read_to_string(point.join("file-7")).unwrap(), "layer 7");
+        }
         drop(mounts);
         let mounts = Mounts::open(&long, rung, None).unwrap();
         assert_eq!(mounts.shown().len(), 1);
