@@ -30,6 +30,7 @@ mod pieces;
 mod range;
 mod reads;
 mod scheduler;
+mod warm;
 
 pub use layer::{Answer, Arrived, Lazy, ReadError};
 pub use reads::Watch;

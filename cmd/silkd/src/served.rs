@@ -6,12 +6,17 @@ use std::{
     fs::File,
     io,
     num::NonZero,
+    ops::Range,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use lru::LruCache;
-use rustix::io::Errno;
+use rustix::{
+    fs::{Advice, fadvise},
+    io::Errno,
+};
 use silk_fuse::{Config, FuseError, Object, Reply, Session, Slot, Source, TreeFiles};
 use silk_model::{
     Digest, Use,
@@ -20,9 +25,13 @@ use silk_model::{
 use silk_mount::Trees;
 use silk_pull::Lazies;
 use silk_store::{Slots, Store, StoreError, padded, read_at};
+use silk_sys::apart;
 
 /// Below the root: where trees without extended attributes are served.
 const PLAIN: &str = "fuse-plain";
+
+/// What the kernel reads ahead of the files that EROFS reads: its default.
+const READ_AHEAD: u32 = 128 << 10;
 
 /// The FUSE mount and what is in it.
 #[derive(Debug)]
@@ -52,6 +61,21 @@ struct Files {
     /// The trees that are shown, by their slots.
     trees: Mutex<HashMap<u32, Shown>>,
     open_trees: Mutex<LruCache<u32, Arc<TreeFiles>>>,
+    /// What is being brought to the page cache, by slots: reads of it are nobody's.
+    warming: Mutex<Vec<(u32, Range<u64>)>>,
+}
+
+/// Bytes that are being brought to the page cache.
+#[derive(Debug)]
+struct Ours<'f>(&'f Files, (u32, Range<u64>));
+
+impl Drop for Ours<'_> {
+    fn drop(&mut self) {
+        let mut warming = lock(&self.0.warming);
+        if let Some(at) = warming.iter().position(|it| *it == self.1) {
+            warming.swap_remove(at);
+        }
+    }
 }
 
 impl Served {
@@ -73,7 +97,7 @@ impl Served {
     /// Its files are read by the kernel's EROFS alone, which reads ahead by itself: what is read further ahead here is fetched,
     /// and nobody wants it.
     pub fn is_below_erofs(&self) {
-        self.session.read_ahead(128 << 10);
+        self.session.read_ahead(READ_AHEAD);
     }
 
     /// Its trees are shown: those without extended attributes in another mount, at `<root>/fuse-plain`.
@@ -104,6 +128,32 @@ impl Served {
         let name = diff_id.hex();
         self.files.slots.of(&name)?;
         Ok(self.at.join(name))
+    }
+
+    /// Brings bytes of a layer's data into the page cache of the file that serves it. Blocks until they are there; those that are
+    /// not here wait as any read.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn warm(&self, diff_id: &Digest, bytes: &[Range<u64>]) -> io::Result<()> {
+        let path = self.path(diff_id).map_err(io::Error::other)?;
+        let slot = self.files.slots.find(&diff_id.hex()).ok_or(io::ErrorKind::NotFound)?;
+        let pieces = bytes.iter().flat_map(|bytes| {
+            let ends = move |start: u64| start..(start + u64::from(READ_AHEAD)).min(bytes.end);
+            bytes.clone().step_by(READ_AHEAD as usize).map(ends)
+        });
+        // This process answers.
+        apart::run(|| {
+            let file = File::open(&path)?;
+            for piece in pieces {
+                let _ours = self.files.ours(slot, piece.clone());
+                fadvise(&file, piece.start, NonZero::new(piece.end - piece.start), Advice::WillNeed)?;
+                // Waits, so that the readers' own reading ahead finds the queue empty.
+                file.read_at(&mut [0], piece.end - 1)?;
+            }
+            Ok(())
+        })
+        .flatten()
     }
 
     /// The layer's data file is about to be deleted: one that is open would keep its disk space.
@@ -157,7 +207,17 @@ impl Files {
         let store = Arc::clone(lazies.store());
         let most = NonZero::new(open_files).unwrap_or(NonZero::<usize>::MIN);
         let (open, open_trees) = (Mutex::new(LruCache::new(most)), Mutex::new(LruCache::new(most)));
-        Self { store, lazies, slots, open, trees: Mutex::default(), open_trees }
+        Self { store, lazies, slots, open, trees: Mutex::default(), open_trees, warming: Mutex::default() }
+    }
+
+    fn ours(&self, slot: u32, bytes: Range<u64>) -> Ours<'_> {
+        lock(&self.warming).push((slot, bytes.clone()));
+        Ours(self, (slot, bytes))
+    }
+
+    /// Does a container read these bytes, and not silkd itself?
+    fn is_read(&self, slot: u32, bytes: &Range<u64>) -> bool {
+        !lock(&self.warming).iter().any(|(of, own)| *of == slot && own.start < bytes.end && bytes.start < own.end)
     }
 
     fn close(&self, diff_id: &Digest) {
@@ -220,7 +280,9 @@ impl Source for Files {
 
     fn read(&self, slot: Slot, offset: u64, len: u32, reply: Reply) {
         let Some(diff_id) = self.layer(slot) else { return reply.error(Errno::NOENT) };
-        self.lazies.note_read(&diff_id, offset, len as usize);
+        if self.is_read(slot.0, &(offset..offset + u64::from(len))) {
+            self.lazies.note_read(&diff_id, offset, len as usize);
+        }
         if let Some(lazy) = self.lazies.get(&diff_id) {
             return lazy.read(
                 offset,

@@ -11,7 +11,10 @@ use std::{
     ops::Range,
     os::unix::fs::MetadataExt as _,
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -124,6 +127,8 @@ struct Layer {
     fresh: bool,
     /// What its mount has in memory; not where reads come by.
     pages: Option<Pages>,
+    /// Some reads do not come by.
+    warmed: Option<Arc<AtomicBool>>,
 }
 
 /// First touches, in order.
@@ -195,9 +200,10 @@ impl Starts {
         if chain.iter().filter(|id| **id == diff_id).count() > 1 {
             return None;
         }
-        let served = self.views.lazies.get(&diff_id).is_some() || self.views.views.mounts().rung() == Rung::Tree;
+        let lazy = self.views.lazies.get(&diff_id);
+        let served = lazy.is_some() || self.views.views.mounts().rung() == Rung::Tree;
         let (pages, fresh) = self.views.pages(chain)?;
-        Some(Layer { diff_id, fresh, pages: (!served).then_some(pages) })
+        Some(Layer { diff_id, fresh, pages: (!served).then_some(pages), warmed: lazy.map(|lazy| lazy.warmed()) })
     }
 
     fn watch(
@@ -237,7 +243,7 @@ impl Starts {
         let seen = Seen {
             entrypoint: container.unwrap_or_default(),
             touches: touches.touches,
-            complete: layers.iter().filter(|layer| layer.fresh && all).map(|layer| layer.diff_id).collect(),
+            complete: layers.iter().filter(|layer| layer.is_seen() && all).map(|layer| layer.diff_id).collect(),
         };
         drop((layers, watch, seer));
         runtime.block_on(self.puller.learn_start(&chain.image, &chain.image_ref, seen));
@@ -306,6 +312,11 @@ impl Seer {
 }
 
 impl Layer {
+    /// Was every touch seen?
+    fn is_seen(&self) -> bool {
+        self.fresh && !self.warmed.as_ref().is_some_and(|warmed| warmed.load(Ordering::Relaxed))
+    }
+
     /// Tells what is in memory of it.
     fn look(&mut self, each: &mut dyn FnMut(Digest, Range<u64>)) {
         let Some(pages) = &self.pages else { return };

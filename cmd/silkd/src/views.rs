@@ -1,6 +1,6 @@
 //! Joins the rooms that show layers: the store knows where they lie, `mount` shows them, `pull` asks for it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use silk_layer::toc::Toc;
 use silk_model::{Class, Digest};
@@ -116,6 +116,14 @@ impl Show for StoreViews {
     fn put_away(&self, age: Duration) {
         if let Err(error) = self.views.mounts().put_away(age) {
             tracing::warn!(%error, "a mount that was replaced stays");
+        }
+    }
+
+    fn warm(&self, diff_id: &Digest, bytes: &[Range<u64>]) {
+        // Files of a tree are inodes of their own.
+        let (Ok(served), Rung::File | Rung::Loop) = (&self.served, self.views.mounts().rung()) else { return };
+        if let Err(error) = served.warm(diff_id, bytes) {
+            tracing::debug!(%diff_id, %error, "what a start touches is left to its reads");
         }
     }
 

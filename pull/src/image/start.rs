@@ -40,7 +40,7 @@ impl Puller {
                 starting = puller.lazies.starting();
             }
             METRICS.profiles.of(if profile.starts.is_empty() { Hit::Miss } else { Hit::Hit }).one();
-            puller.lazies.fetch_start(&profile, &spec.diff_ids(), starting).await;
+            puller.lazies.fetch_start(&profile, &spec.diff_ids(), starting, Arc::clone(&puller.seams.show)).await;
             puller.keep(spec.manifest, move |kept| kept.join(&profile)).await;
         });
     }

@@ -15,8 +15,8 @@ use silk_layer::profile::Profile;
 use silk_model::Digest;
 use tokio::{task::JoinSet, time::sleep_until};
 
-use super::{Lazies, Lazy, range::Wanted, scheduler::Starting};
-use crate::timing::Part;
+use super::{Lazies, Lazy, range::Wanted, scheduler::Starting, warm::Warmer};
+use crate::{Show, timing::Part};
 
 /// Compressed bytes of a batch: what the connections bring within two or three round trips of 20 ms.
 const BATCH: u64 = 8 << 20;
@@ -45,10 +45,16 @@ impl Lazies {
 
     /// Fetches what a profile names of these layers, as far as they have holes. Ends when the start that reads it seems to be
     /// over: until then the container has link and processors for itself.
-    pub(crate) async fn fetch_start(&self, profile: &Profile, layers: &[Digest], starting: Starting) {
+    pub(crate) async fn fetch_start(
+        &self,
+        profile: &Profile,
+        layers: &[Digest],
+        starting: Starting,
+        show: Arc<dyn Show>,
+    ) {
         let lazies: HashMap<_, _> = layers.iter().filter_map(|id| Some((*id, self.get(id)?))).collect();
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        let mut ranges = JoinSet::new();
+        let mut ranges = (JoinSet::new(), Warmer::new(profile, show));
         for (place, run) in profile.runs().enumerate() {
             let Some(lazy) = lazies.get(&run.layer) else { continue };
             let Some(spans) = lazy.segments(run.bytes()) else { continue };
@@ -60,6 +66,7 @@ impl Lazies {
             }
         }
         self.fetch_batch(batch, &lazies, &mut ranges).await;
+        let (mut ranges, _) = ranges;
         if ranges.is_empty() {
             return;
         }
@@ -78,7 +85,12 @@ impl Lazies {
         }
     }
 
-    async fn fetch_batch(&self, batch: Vec<Piece>, lazies: &HashMap<Digest, Arc<Lazy>>, ranges: &mut JoinSet<u64>) {
+    async fn fetch_batch(
+        &self,
+        batch: Vec<Piece>,
+        lazies: &HashMap<Digest, Arc<Lazy>>,
+        (ranges, warmer): &mut (JoinSet<u64>, Warmer),
+    ) {
         let joins = |layer: &Digest, both: Range<usize>, gap: Range<usize>| {
             let lazy = &lazies[layer];
             (gap.is_empty() || lazy.blob_bytes(&gap) <= GAP) && lazy.blob_bytes(&both) <= self.range
@@ -94,10 +106,11 @@ impl Lazies {
                     break;
                 }
                 let Some(run) = lazy.take_first(piece.spans.clone()) else { break };
-                let lazy = Arc::clone(lazy);
+                let (lazy, warmer) = (Arc::clone(lazy), warmer.clone());
                 ranges.spawn(async move {
                     let bytes = lazy.blob_bytes(&run);
-                    lazy.run(run, Wanted::Soon, Some(admitted)).await;
+                    Arc::clone(&lazy).run(run.clone(), Wanted::Soon, Some(admitted)).await;
+                    warmer.came(lazy, run);
                     bytes
                 });
             }

@@ -12,7 +12,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -82,6 +82,8 @@ pub struct Lazy {
     made: Instant,
     /// When somebody read it last: milliseconds since it was made, and one more; 0 is never.
     last_read: AtomicU64,
+    /// Bytes may have been brought to the page cache before they were read.
+    pub(super) warmed: Arc<AtomicBool>,
 }
 
 /// Uncompressed bytes that arrived, by what asked for them.
@@ -217,6 +219,7 @@ impl Lazy {
             span,
             made: Instant::now(),
             last_read: AtomicU64::new(0),
+            warmed: Arc::default(),
         })
     }
 
@@ -228,6 +231,11 @@ impl Lazy {
     /// Do reads fetch what they need? Otherwise the layer is being streamed, and cannot be mounted now.
     pub(super) fn is_indexed(&self) -> bool {
         matches!(self.work().ground, Ground::Spans)
+    }
+
+    /// Becomes true when reads of it do not all come by: some find what was brought for them.
+    pub fn warmed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.warmed)
     }
 
     /// The registry or mirror that its bytes come from.
@@ -307,7 +315,7 @@ impl Lazy {
         self.happened();
     }
 
-    fn is_here(&self, bytes: &Range<u64>) -> bool {
+    pub(super) fn is_here(&self, bytes: &Range<u64>) -> bool {
         let end = bytes.end.min(self.size());
         bytes.start >= end || self.partial.hole(bytes.start..end).is_none()
     }

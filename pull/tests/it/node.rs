@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -48,6 +49,7 @@ impl Contents for Documents {
 struct Shown {
     shown: Mutex<Vec<Vec<Digest>>>,
     renewed: Mutex<Vec<(Digest, bool)>>,
+    warmed: Mutex<Vec<(Digest, Range<u64>)>>,
     broken: Mutex<Option<(Digest, Class)>>,
     /// Layers that cannot be shown by names from elsewhere: until it is whole, one of them, whoever is to blame, breaks the other.
     misnamed: Mutex<Option<(Misnamed, Arc<Store>)>>,
@@ -74,6 +76,10 @@ impl Show for Shown {
     }
 
     fn put_away(&self, _: Duration) {}
+
+    fn warm(&self, diff_id: &Digest, bytes: &[Range<u64>]) {
+        self.warmed.lock().unwrap().extend(bytes.iter().map(|bytes| (*diff_id, bytes.clone())));
+    }
 
     fn forget(&self, _: &Digest) {}
 
@@ -109,6 +115,11 @@ pub struct Node {
 }
 
 impl Node {
+    /// Bytes of layers that were brought to the page cache, in order.
+    pub fn warmed(&self) -> Vec<(Digest, Range<u64>)> {
+        self.shown.warmed.lock().unwrap().clone()
+    }
+
     pub fn new() -> Self {
         Self::with(|_| {})
     }

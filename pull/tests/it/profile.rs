@@ -1,6 +1,6 @@
 //! What a start is known to touch comes first, and readers join it.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::atomic::Ordering, time::Duration};
 
 use crate::node::Node;
 use silk_layer::profile::{GRAIN, Profile, Seen};
@@ -71,6 +71,35 @@ async fn a_start_is_fetched_before_all_else() {
     for (arrived, tar) in arrived.iter().zip(&tars) {
         assert_eq!(arrived.profile + arrived.background, tar.len() as u64);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_start_touches_is_brought_to_the_page_cache_but_for_some() {
+    let registry = Fake::start().await;
+    let (teacher, pushed, _) = taught(&registry).await;
+    let layer = pushed.layers[1].diff_id;
+    // Each is a run of one grain.
+    let touches: Vec<_> = (0..10).map(|nr| (layer, nr * 2_000_000..nr * 2_000_000 + 1)).collect();
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    node.puller.import_profile(&pushed.manifest_digest, &pushed.reference, profile(&touches)).await.unwrap();
+    node.pull(&pushed).await.unwrap();
+    let warmed = node.lazies.get(&layer).unwrap().warmed();
+    node.whole(&layer).await;
+    assert!(warmed.load(Ordering::Relaxed), "who watches is told");
+    let mut expected: Vec<_> = touches.iter().map(|(_, bytes)| bytes.start / GRAIN * GRAIN).collect();
+    let left = expected.remove(7);
+    let brought = || {
+        let mut starts: Vec<_> =
+            node.warmed().iter().map(|(of, bytes)| (*of == layer).then_some(bytes.start)).collect();
+        starts.sort();
+        starts
+    };
+    while brought().len() < expected.len() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(brought(), expected.into_iter().map(Some).collect::<Vec<_>>(), "{left} is its reader's");
+    assert!(node.warmed().iter().all(|(_, bytes)| bytes.end - bytes.start == GRAIN));
 }
 
 #[tokio::test(flavor = "multi_thread")]

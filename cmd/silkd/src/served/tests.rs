@@ -11,10 +11,8 @@ use silk_store::Known;
 
 use super::*;
 
-#[tokio::test]
-async fn the_disk_of_a_layer_that_was_read_is_given_back() {
-    let root = tempfile::tempdir().unwrap();
-    let store = Arc::new(Store::open(root.path(), silk_store::Config::default()).unwrap());
+/// A layer of two million bytes, and these.
+fn whole_layer(store: &Arc<Store>) -> (Digest, Vec<u8>) {
     let bytes: Vec<u8> = (0..2_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let mut decoder = silk_layer::decode::open_learning(&bytes[..]).unwrap();
     let (mut builder, mut piece) = (index::Builder::new(), vec![0; 100_000]);
@@ -38,6 +36,35 @@ async fn the_disk_of_a_layer_that_was_read_is_given_back() {
     }
     partial.finish(&names, 1).unwrap();
     drop(partial);
+    (id, bytes)
+}
+
+#[test]
+fn privileged_what_was_brought_to_the_page_cache_is_read_by_nobody_and_needs_no_read() {
+    let root = tempfile::tempdir().unwrap();
+    let served = served(root.path());
+    let (id, bytes) = whole_layer(&served.files.store);
+    let path = served.path(&id).unwrap();
+    let watch = served.files.lazies.watch([id]);
+    served.warm(&id, &[4096..300_000, 500_000..900_000]).unwrap();
+    assert_eq!(watch.take(), [], "silkd's own reads are not a container's");
+    let file = File::open(path).unwrap();
+    let read = |range: Range<usize>| {
+        let mut found = vec![0; range.len()];
+        file.read_exact_at(&mut found, range.start as u64).unwrap();
+        assert_eq!(found, bytes[range]);
+        watch.take()
+    };
+    assert_eq!(read(4096..300_000), []);
+    assert_eq!(read(500_000..900_000), []);
+    assert_ne!(read(1_500_000..1_500_001), []);
+}
+
+#[tokio::test]
+async fn the_disk_of_a_layer_that_was_read_is_given_back() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(root.path(), silk_store::Config::default()).unwrap());
+    let (id, bytes) = whole_layer(&store);
     let lazies = Lazies::new(Arc::clone(&store), &silk_pull::Config::default());
     let files = Files::new(lazies, Slots::open(store.database()).unwrap(), 512);
     // A container that was started before the layer was whole reads through silkd.

@@ -96,6 +96,8 @@ impl Show for Node {
 
     fn put_away(&self, _: Duration) {}
 
+    fn warm(&self, _: &Digest, _: &[std::ops::Range<u64>]) {}
+
     fn forget(&self, _: &Digest) {}
 }
 

@@ -1,0 +1,74 @@
+//! What a start touches goes into the kernel's page cache as soon as it is here, before the start reads it.
+//!
+//! A read that finds its pages wakes nobody and waits for no copy. With both processors busy, each of the some three thousand
+//! reads of an ML image's start took 0.1 ms. Second node, 1 Gbit/s, 2 cores, medians of 3 in two runs, seconds until the container was
+//! ready: ML 2.09 and 2.17 before, 1.60 and 1.89 now, a Python service 1.46, 1.55 and 1.24, 1.38, a Node service 1.01, 1.10 and 0.97, 1.02.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+};
+
+use silk_layer::profile::Profile;
+use silk_model::Digest;
+use tokio::sync::mpsc;
+
+use super::Lazy;
+use crate::Show;
+
+/// Of so many runs of a profile one is left to its reader: those reads say that a start goes on. When all were brought, starts seemed to
+/// be over as soon as nothing was missing, and the rest of the layers took link and processors from a Node service (ready after 1.2 s).
+const LEFT: usize = 8;
+
+/// The kernel's pages.
+const PAGE: u64 = 4096;
+
+/// Brings one range after the other, on a task that ends when this and its copies are dropped and the last is done.
+#[derive(Debug, Clone)]
+pub(super) struct Warmer(mpsc::UnboundedSender<(Arc<Lazy>, Range<usize>)>);
+
+impl Warmer {
+    /// For the start of a container.
+    pub(super) fn new(profile: &Profile, show: Arc<dyn Show>) -> Self {
+        let mut wanted: HashMap<Digest, Vec<Range<u64>>> = HashMap::new();
+        for (_, run) in profile.runs().enumerate().filter(|(nr, _)| nr % LEFT != LEFT - 1) {
+            wanted.entry(run.layer).or_default().push(run.bytes());
+        }
+        // Each range comes once: no more wait here than a profile has runs.
+        let (to, mut came) = mpsc::unbounded_channel::<(Arc<Lazy>, Range<usize>)>();
+        tokio::spawn(async move {
+            while let Some((lazy, spans)) = came.recv().await {
+                let diff_id = lazy.spec.diff_id;
+                let bytes = lazy.brought(&spans, wanted.get(&diff_id).map_or(&[], Vec::as_slice));
+                drop(lazy);
+                let show = Arc::clone(&show);
+                // A panic is in the log; readers bring what is missing.
+                let _ = tokio::task::spawn_blocking(move || show.warm(&diff_id, &bytes)).await;
+            }
+        });
+        Self(to)
+    }
+
+    /// A range of spans has come.
+    pub(super) fn came(&self, lazy: Arc<Lazy>, spans: Range<usize>) {
+        lazy.warmed.store(true, Ordering::Relaxed);
+        // It ends with the runtime only.
+        let _ = self.0.send((lazy, spans));
+    }
+}
+
+impl Lazy {
+    /// The parts of `wanted` that came with a range of spans. A page at its end counts if all of it is here by now.
+    fn brought(&self, spans: &Range<usize>, wanted: &[Range<u64>]) -> Vec<Range<u64>> {
+        let index = self.partial.index();
+        let (start, end) = (index.range(spans.start).start, index.range(spans.end - 1).end);
+        let all = start - start % PAGE..end.next_multiple_of(PAGE);
+        let inner = start.next_multiple_of(PAGE)..end - end % PAGE;
+        let part = |wanted: &Range<u64>, of: &Range<u64>| {
+            let part = wanted.start.max(of.start)..wanted.end.min(of.end).min(self.size());
+            (!part.is_empty() && self.is_here(&part)).then_some(part)
+        };
+        wanted.iter().filter_map(|wanted| part(wanted, &all).or_else(|| part(wanted, &inner))).collect()
+    }
+}
