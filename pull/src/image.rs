@@ -77,8 +77,9 @@ pub trait Show: fmt::Debug + Send + Sync + 'static {
     /// Takes away the old mounts that others took the place of at least so long ago. Blocks.
     fn put_away(&self, age: Duration);
 
-    /// Brings bytes of a layer's served data, which are here, into the kernel's page cache before anybody reads them. Blocks.
-    fn warm(&self, diff_id: &Digest, bytes: &[Range<u64>]);
+    /// Brings bytes of a layer's served data, which are here, into the kernel's page cache before anybody reads them. Says whether some
+    /// may be there now, so that their readers do not ask for them. Blocks.
+    fn warm(&self, diff_id: &Digest, bytes: &[Range<u64>]) -> bool;
 
     /// What the kernel keeps of a layer's served data may be wrong. Waits for reads of it that are under way. Blocks.
     fn forget(&self, diff_id: &Digest);

@@ -119,12 +119,13 @@ impl Show for StoreViews {
         }
     }
 
-    fn warm(&self, diff_id: &Digest, bytes: &[Range<u64>]) {
+    fn warm(&self, diff_id: &Digest, bytes: &[Range<u64>]) -> bool {
         // Files of a tree are inodes of their own.
-        let (Ok(served), Rung::File | Rung::Loop) = (&self.served, self.views.mounts().rung()) else { return };
+        let (Ok(served), Rung::File | Rung::Loop) = (&self.served, self.views.mounts().rung()) else { return false };
         if let Err(error) = served.warm(diff_id, bytes) {
             tracing::debug!(%diff_id, %error, "what a start touches is left to its reads");
         }
+        !bytes.is_empty()
     }
 
     fn forget(&self, diff_id: &Digest) {

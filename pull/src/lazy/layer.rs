@@ -83,7 +83,7 @@ pub struct Lazy {
     /// When somebody read it last: milliseconds since it was made, and one more; 0 is never.
     last_read: AtomicU64,
     /// Bytes may have been brought to the page cache before they were read.
-    pub(super) warmed: Arc<AtomicBool>,
+    warmed: Arc<AtomicBool>,
 }
 
 /// Uncompressed bytes that arrived, by what asked for them.

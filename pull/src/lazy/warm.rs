@@ -10,14 +10,14 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use silk_layer::profile::Profile;
+use silk_layer::profile::{GRAIN, Profile};
 use silk_model::Digest;
 use tokio::sync::mpsc;
 
 use super::Lazy;
 use crate::Show;
 
-/// Of so many runs of a profile one is left to its reader: those reads say that a start goes on. When all were brought, starts seemed to
+/// Of so many grains of a profile one is left to its reader: those reads say that a start goes on. When all were brought, starts seemed to
 /// be over as soon as nothing was missing, and the rest of the layers took link and processors from a Node service (ready after 1.2 s).
 const LEFT: usize = 8;
 
@@ -31,20 +31,18 @@ pub(super) struct Warmer(mpsc::UnboundedSender<(Arc<Lazy>, Range<usize>)>);
 impl Warmer {
     /// For the start of a container.
     pub(super) fn new(profile: &Profile, show: Arc<dyn Show>) -> Self {
-        let mut wanted: HashMap<Digest, Vec<Range<u64>>> = HashMap::new();
-        for (_, run) in profile.runs().enumerate().filter(|(nr, _)| nr % LEFT != LEFT - 1) {
-            wanted.entry(run.layer).or_default().push(run.bytes());
-        }
+        let wanted = wanted(profile);
         // Each range comes once: no more wait here than a profile has runs.
         let (to, mut came) = mpsc::unbounded_channel::<(Arc<Lazy>, Range<usize>)>();
         tokio::spawn(async move {
             while let Some((lazy, spans)) = came.recv().await {
                 let diff_id = lazy.spec.diff_id;
                 let bytes = lazy.brought(&spans, wanted.get(&diff_id).map_or(&[], Vec::as_slice));
+                let (show, warmed) = (Arc::clone(&show), lazy.warmed());
                 drop(lazy);
-                let show = Arc::clone(&show);
                 // A panic is in the log; readers bring what is missing.
-                let _ = tokio::task::spawn_blocking(move || show.warm(&diff_id, &bytes)).await;
+                let brought = tokio::task::spawn_blocking(move || show.warm(&diff_id, &bytes)).await;
+                warmed.fetch_or(brought.unwrap_or(true), Ordering::Relaxed);
             }
         });
         Self(to)
@@ -52,14 +50,34 @@ impl Warmer {
 
     /// A range of spans has come.
     pub(super) fn came(&self, lazy: Arc<Lazy>, spans: Range<usize>) {
-        lazy.warmed.store(true, Ordering::Relaxed);
         // It ends with the runtime only.
         let _ = self.0.send((lazy, spans));
     }
 }
 
+/// What is to be brought of each layer, in the order of its bytes.
+fn wanted(profile: &Profile) -> HashMap<Digest, Vec<Range<u64>>> {
+    let mut wanted: HashMap<Digest, Vec<Range<u64>>> = HashMap::new();
+    let grains = profile.runs().flat_map(|run| run.bytes().step_by(GRAIN as usize).map(|start| (run.layer, start)));
+    for (_, (layer, start)) in grains.enumerate().filter(|(nr, _)| nr % LEFT != LEFT - 1) {
+        wanted.entry(layer).or_default().push(start..start + GRAIN);
+    }
+    for ranges in wanted.values_mut() {
+        ranges.sort_by_key(|range| range.start);
+        // The vector keeps its room: at most that of the profile's grains.
+        ranges.dedup_by(|next, last| {
+            let goes_on = next.start <= last.end;
+            if goes_on {
+                last.end = last.end.max(next.end);
+            }
+            goes_on
+        });
+    }
+    wanted
+}
+
 impl Lazy {
-    /// The parts of `wanted` that came with a range of spans. A page at its end counts if all of it is here by now.
+    /// The parts of `wanted`, which is sorted, that came with a range of spans. A page at its end counts if all of it is here by now.
     fn brought(&self, spans: &Range<usize>, wanted: &[Range<u64>]) -> Vec<Range<u64>> {
         let index = self.partial.index();
         let (start, end) = (index.range(spans.start).start, index.range(spans.end - 1).end);
@@ -69,6 +87,25 @@ impl Lazy {
             let part = wanted.start.max(of.start)..wanted.end.min(of.end).min(self.size());
             (!part.is_empty() && self.is_here(&part)).then_some(part)
         };
-        wanted.iter().filter_map(|wanted| part(wanted, &all).or_else(|| part(wanted, &inner))).collect()
+        let first = wanted.partition_point(|wanted| wanted.end <= all.start);
+        let wanted = wanted[first..].iter().take_while(|wanted| wanted.start < all.end);
+        wanted.filter_map(|wanted| part(wanted, &all).or_else(|| part(wanted, &inner))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use silk_layer::profile::Seen;
+
+    use super::*;
+
+    #[test]
+    fn one_grain_in_eight_is_left_of_long_runs_too() {
+        let layer = Digest::of(b"layer");
+        let mut profile = Profile::default();
+        let touches = vec![(layer, 100 * GRAIN..118 * GRAIN), (layer, 5 * GRAIN..6 * GRAIN)];
+        profile.learn(&Seen { touches, ..Seen::default() });
+        let expected = [5..6, 100..107, 108..115, 116..118].map(|r: Range<u64>| r.start * GRAIN..r.end * GRAIN);
+        assert_eq!(wanted(&profile)[&layer], expected);
     }
 }

@@ -77,8 +77,9 @@ impl Show for Shown {
 
     fn put_away(&self, _: Duration) {}
 
-    fn warm(&self, diff_id: &Digest, bytes: &[Range<u64>]) {
+    fn warm(&self, diff_id: &Digest, bytes: &[Range<u64>]) -> bool {
         self.warmed.lock().unwrap().extend(bytes.iter().map(|bytes| (*diff_id, bytes.clone())));
+        true
     }
 
     fn forget(&self, _: &Digest) {}

@@ -96,7 +96,9 @@ impl Show for Node {
 
     fn put_away(&self, _: Duration) {}
 
-    fn warm(&self, _: &Digest, _: &[std::ops::Range<u64>]) {}
+    fn warm(&self, _: &Digest, _: &[std::ops::Range<u64>]) -> bool {
+        false
+    }
 
     fn forget(&self, _: &Digest) {}
 }
