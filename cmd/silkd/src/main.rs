@@ -59,6 +59,7 @@ fn main() -> anyhow::Result<()> {
         print!("{}", docs::page());
         return Ok(());
     }
+    process::take_descriptors();
     let named = arguments.config.is_some();
     let path = arguments.config.unwrap_or_else(|| CONFIG.into());
     let mut config = Config::load(&path, named)?;

@@ -3,7 +3,7 @@
 use std::{fs, sync::LazyLock, time::SystemTime};
 
 use rustix::{
-    process::{Resource, getrlimit},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
     time::{ClockId, clock_gettime},
 };
 
@@ -51,9 +51,25 @@ impl Process {
     }
 }
 
+/// Takes all the descriptors that this process may have: shells give programs 1024 to begin with, for the sake of select(2), and
+/// `mount.open_files` alone are as many.
+pub fn take_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // A limit that stays is told by the first call that meets it.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_descriptors_are_taken() {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(512), ..limit }).unwrap();
+        take_descriptors();
+        assert_eq!(getrlimit(Resource::Nofile).current, limit.maximum);
+    }
 
     #[test]
     fn it_sees_what_it_uses() {
