@@ -1,6 +1,6 @@
 //! Docker's config.json in its shapes, and helpers that behave and misbehave.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, io::Write as _};
 
 use futures::FutureExt as _;
 
@@ -21,8 +21,14 @@ async fn lookup(json: &str, host: &str) -> Found {
 pub(crate) fn with_helper(dir: &tempfile::TempDir, script: &str, json: &str) -> Credentials {
     let prefix = dir.path().join("docker-credential-").display().to_string();
     let program = format!("{prefix}h");
-    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    // By another process: a program cannot run while it is open for writing, and another test may fork at that moment.
+    let mut install = std::process::Command::new("install")
+        .args(["-m755", "/dev/stdin", &program])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    install.stdin.take().unwrap().write_all(format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success());
     let path = dir.path().join("config.json");
     fs::write(&path, json).unwrap();
     Credentials { path, helper_timeout: Duration::from_secs(60), helper_prefix: prefix, runs: Arc::default() }
@@ -158,23 +164,16 @@ pub(crate) fn leave_gate_open(dir: &tempfile::TempDir) {
     drop(let_go);
 }
 
-/// Lets a gated helper go, once it is there.
-pub(crate) async fn open_gate(dir: &tempfile::TempDir) {
-    let gate = dir.path().join("gate");
-    tokio::task::spawn_blocking(|| fs::write(gate, "")).await.unwrap().unwrap();
-}
-
 #[tokio::test]
 async fn a_helper_runs_once_for_all_who_ask_and_goes_on_when_they_leave() {
     let dir = tempfile::tempdir().unwrap();
     let credentials = with_helper(&dir, &gated(&dir), STORE);
-    let left = credentials.ask("h", "r").now_or_never();
-    assert!(left.is_none(), "it waits for the gate");
-    let (one, two, ()) = futures::join!(credentials.ask("h", "r"), credentials.ask("h", "r"), open_gate(&dir));
+    assert!(credentials.ask("h", "r").now_or_never().is_none(), "it waits for the gate");
+    let (one, two, ()) =
+        futures::join!(credentials.ask("h", "r"), credentials.ask("h", "r"), async { leave_gate_open(&dir) });
     assert_eq!((one.unwrap(), two.unwrap()), (password("u", "p"), password("u", "p")));
     assert_eq!(fs::read_to_string(dir.path().join("runs")).unwrap(), "run\n");
     // Its answer is not kept.
-    let (again, ()) = futures::join!(credentials.ask("h", "r"), open_gate(&dir));
-    assert_eq!(again.unwrap(), password("u", "p"));
+    assert_eq!(credentials.ask("h", "r").await.unwrap(), password("u", "p"));
     assert_eq!(fs::read_to_string(dir.path().join("runs")).unwrap(), "run\nrun\n");
 }
