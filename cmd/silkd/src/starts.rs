@@ -175,8 +175,8 @@ impl Starts {
         self.places.stop();
     }
 
-    /// A snapshot was made on a chain, for a container that starts on it if `starts`. Returns within a millisecond; the watch goes on without the caller. Must be called on
-    /// a thread of the runtime.
+    /// A snapshot was made on a chain, for a container that starts on it if `starts`. Returns within a millisecond; the watch
+    /// goes on without the caller. Must be called on a thread of the runtime.
     pub fn begins(self: &Arc<Self>, chain: &RemoteChain, key: &str, starts: bool) {
         let layers: Vec<_> = (1..=chain.diff_ids.len()).filter_map(|end| self.layer(&chain.diff_ids[..end])).collect();
         if !starts || !chain.top || !layers.iter().any(|layer| layer.fresh) {

@@ -386,7 +386,8 @@ async fn a_registry_that_has_another_blob_costs_no_knowledge() {
     let tar = tar(&[("noise", &noise(14, 3_000_000))]);
     let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
     let id = pushed.layers[0].diff_id;
-    let node = Node::new();
+    // With it the time between two tries is short, too.
+    let node = Node::with(|config| config.read_wait_secs = 1);
     node.learn_from(&teacher, &pushed);
     let asked =
         || registry.requests().iter().filter(|r| r.path.contains(&pushed.layers[0].blob_digest.to_string())).count();
