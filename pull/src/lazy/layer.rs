@@ -36,6 +36,7 @@ use crate::{
     timing::{Clocks, Way},
 };
 
+mod ground;
 mod take;
 
 /// Waits before a range that failed is fetched again.
@@ -407,67 +408,6 @@ impl Lazy {
             answer(Err(error));
         }
         Ok(Todo { runs, wake: [deadline, next_try].into_iter().flatten().min() })
-    }
-
-    /// The index is not to be trusted: readers wait for the stream that takes its place.
-    pub(super) fn stream_instead(&self, why: &str) {
-        self.work().ground = Ground::Stream(why.to_owned());
-    }
-
-    /// Its names are no good: no tree can be made of them.
-    pub(crate) fn doubt(&self, why: &dyn fmt::Display) {
-        let mut work = self.work();
-        if matches!(work.ground, Ground::Spans) {
-            let why = format!("its names are no good: {why}");
-            work.fault = Some(why.as_str().into());
-            work.ground = Ground::Stream(why);
-        }
-        drop(work);
-        self.happened();
-    }
-
-    /// What was known of it is forgotten: it can be streamed.
-    pub(super) fn give_up(&self) {
-        self.work().given_up = true;
-        self.happened();
-    }
-
-    /// Waits until the layer can be streamed, or need not be.
-    pub(crate) async fn given_up(&self) {
-        let mut events = self.events.subscribe();
-        // The sender lives in here.
-        let _ = events
-            .wait_for(|_| {
-                let work = self.work();
-                work.given_up || matches!(work.ground, Ground::Whole(_) | Ground::Nowhere)
-            })
-            .await;
-    }
-
-    /// The stream did not end well: those who wait are told.
-    pub(super) fn not_streamed(&self, error: &ReadError) {
-        let waiting = std::mem::take(&mut self.work().waiting);
-        waiting.into_iter().for_each(|w| (w.answer)(Err(error.clone())));
-    }
-
-    /// The stream ended with the layer's data file: reads are answered from it.
-    pub(super) fn streamed(&self, file: File) {
-        let mut work = self.work();
-        for Waiting { bytes, answer, .. } in std::mem::take(&mut work.waiting) {
-            answer_from(&file, &bytes, answer, self);
-        }
-        work.ground = Ground::Whole(file);
-    }
-
-    /// Nobody fills the layer any more.
-    pub(super) fn abandon(&self) {
-        let waiting = {
-            let mut work = self.work();
-            work.ground = Ground::Nowhere;
-            std::mem::take(&mut work.waiting)
-        };
-        self.happened();
-        waiting.into_iter().for_each(|w| (w.answer)(Err(self.abandoned())));
     }
 
     fn abandoned(&self) -> ReadError {
