@@ -5,7 +5,7 @@
 use std::{error::Error as StdError, fmt, io, ops::Range, path::PathBuf, time::Duration};
 
 use reqwest::StatusCode;
-use serde::Deserialize;
+use serde_json::Value;
 use silk_model::{Class, Digest};
 
 use crate::ReferenceError;
@@ -376,29 +376,13 @@ impl Said {
     /// From an error's body: the OCI distribution specification's `{"errors": [{"code", "message"}]}` ("Error Codes"),
     /// or the OAuth2 `{"error", "error_description"}` of token servers, or the `<Code>`/`<Message>` of object stores.
     pub(crate) fn parse(body: &[u8]) -> Self {
-        #[derive(Deserialize)]
-        struct Body {
-            #[serde(default)]
-            errors: Vec<Entry>,
-            #[serde(default)]
-            error: String,
-            #[serde(default)]
-            error_description: String,
-            #[serde(default)]
-            details: String,
-        }
-        #[derive(Deserialize)]
-        struct Entry {
-            #[serde(default)]
-            code: String,
-            #[serde(default)]
-            message: String,
-        }
-        if let Ok(body) = serde_json::from_slice::<Body>(body) {
-            return match body.errors.first() {
-                Some(entry) => Self::of(&entry.code, &entry.message),
-                None if body.error_description.is_empty() => Self::of(&body.error, &body.details),
-                None => Self::of(&body.error, &body.error_description),
+        // Field by field: an error with a null or an object where a text should be says the rest all the same.
+        if let Ok(body) = serde_json::from_slice::<Value>(body) {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let first = |names: &[&str]| names.iter().map(|name| text(&body[name])).find(|text| !text.is_empty());
+            return match body["errors"].get(0) {
+                Some(entry) => Self::of(&text(&entry["code"]), &text(&entry["message"])),
+                None => Self::of(&text(&body["error"]), &first(&["error_description", "details"]).unwrap_or_default()),
             };
         }
         let text = String::from_utf8_lossy(body);
@@ -423,5 +407,29 @@ pub(crate) fn shorten(text: &str) -> String {
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() { Ok(()) } else { write!(f, " ({})", self.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Said;
+
+    #[test]
+    fn what_registries_say_is_understood_though_they_bend_the_format() {
+        for (body, words) in [
+            (r#"{"errors":[{"code":"DENIED","message":"no","detail":null}]}"#, " (DENIED: no)"),
+            (r#"{"errors":[{"code":404,"message":"gone"}]}"#, " (gone)"),
+            (r#"{"errors":null,"error":"invalid_grant","error_description":"expired"}"#, " (invalid_grant: expired)"),
+            (
+                r#"{"error":"unauthorized","error_description":null,"details":"bad password"}"#,
+                " (unauthorized: bad password)",
+            ),
+            ("<Error><Code>SlowDown</Code><Message>later</Message></Error>", " (SlowDown: later)"),
+            (r#"{"errors":[]}"#, ""),
+            ("[]", ""),
+            ("", ""),
+        ] {
+            assert_eq!(Said::parse(body.as_bytes()).to_string(), words, "{body}");
+        }
     }
 }
