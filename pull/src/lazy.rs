@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use crate::{Config, ImageSpec, LayerSpec, Show, layer::Layers, spans, timing::Trip};
 
 mod ahead;
+mod buffers;
 mod layer;
 mod life;
 mod pieces;

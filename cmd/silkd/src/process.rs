@@ -29,12 +29,8 @@ impl Process {
     /// To be called first when the process starts.
     pub fn now() -> Self {
         let started = STARTED.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        // proc_pid_status(5): "VmRSS:      1234 kB".
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse::<u64>().ok()
-        };
+        let status = status();
+        let field = |name| field(&status, name);
         // One of them is the list's own.
         let open = fs::read_dir("/proc/self/fd").map_or(0, |all| all.count().saturating_sub(1));
         let cpu = clock_gettime(ClockId::ProcessCPUTime);
@@ -49,6 +45,21 @@ impl Process {
             started,
         }
     }
+}
+
+/// Bytes of memory of its own that are resident: no file's.
+pub fn memory() -> u64 {
+    field(&status(), "RssAnon:").unwrap_or(0) << 10
+}
+
+fn status() -> String {
+    fs::read_to_string("/proc/self/status").unwrap_or_default()
+}
+
+/// proc_pid_status(5): "VmRSS:      1234 kB".
+fn field(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Takes all the descriptors that this process may have: shells give programs 1024 to begin with, for the sake of select(2), and

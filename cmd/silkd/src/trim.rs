@@ -9,8 +9,14 @@ use std::time::Duration;
 
 use silk_model::metrics::{METRICS, Way};
 
+use crate::process;
+
 /// Between two trims. See above.
 const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Bytes of memory of its own below which nothing is given back while bytes come: what is trimmed is cleared by the kernel when it is used
+/// again.
+const ROOM: u64 = 64 << 20;
 
 /// Trims after the last bytes came: mounts are made then, and what was read ahead is dropped.
 const AFTERWARDS: u32 = 20;
@@ -22,10 +28,11 @@ pub async fn run() {
     loop {
         tokio::time::sleep(INTERVAL).await;
         let now = written();
-        if std::mem::replace(&mut before, now) != now {
+        let coming = std::mem::replace(&mut before, now) != now;
+        if coming {
             left = AFTERWARDS;
         }
-        if left > 0 {
+        if left > 0 && !(coming && process::memory() < ROOM) {
             left -= 1;
             // Blocks for a millisecond or a few.
             let _ = tokio::task::spawn_blocking(silk_sys::memory::trim).await;

@@ -73,17 +73,15 @@ pub fn read<R: BufRead>(index: Arc<Index>, spans: Range<usize>, input: R) -> Spa
 }
 
 impl<R: BufRead> Spans<R> {
-    /// Puts the next span's bytes into `out`, in place of what is there, and tells its number; `None` when all were given.
-    /// Never more than [`super::MAX_SPAN`] bytes, whatever the blob unfolds to.
+    /// Puts the next span's bytes into `out`, in place of what is there, and tells its number; `None`, and `out` as it was, when all
+    /// were given. Never more than [`super::MAX_SPAN`] bytes, whatever the blob unfolds to.
     ///
     /// # Errors
     /// See [`SpanError`]; `out` is empty then. After one every further call answers [`SpanError::Entry`].
     pub fn next(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, SpanError> {
         let result = self.decode(out);
-        if !matches!(result, Ok(Some(_))) {
-            out.clear();
-        }
         if result.is_err() {
+            out.clear();
             self.state = State::Failed;
         }
         result

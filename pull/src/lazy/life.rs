@@ -18,7 +18,7 @@ use silk_store::StoreError;
 use silk_sys::priority;
 use tokio::{sync::watch, time::sleep_until};
 
-use super::{Arrived, Lazy, Road, range::Wanted};
+use super::{Arrived, Lazy, Road, buffers::Buffer, range::Wanted};
 use crate::{LayerError, settle, timing::Part};
 
 /// Spans that are scanned in one go: some milliseconds of a core.
@@ -134,15 +134,16 @@ impl Lazy {
     fn scan_spans(&self, scanner: &mut Scanner, mut spans: Range<usize>) -> Result<usize, TarError> {
         let _lowered = priority::lowered();
         let began = Instant::now();
-        let mut bytes = Vec::new();
+        let mut buffer = Buffer::take();
+        let Buffer(bytes) = &mut buffer;
         while !spans.is_empty() {
             let range = self.partial.index().range(spans.start);
             bytes.resize((range.end - range.start) as usize, 0);
-            if let Err(error) = self.partial.read(range.start, &mut bytes) {
+            if let Err(error) = self.partial.read(range.start, bytes) {
                 self.lose(spans.start, &error);
                 break;
             }
-            scanner.push(&bytes)?;
+            scanner.push(bytes)?;
             spans.start += 1;
         }
         self.clocks.add(Part::Scan, began.elapsed());

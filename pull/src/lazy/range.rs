@@ -19,7 +19,7 @@ use silk_sys::priority;
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use super::{Lazy, pieces::PieceReader, scheduler::Admitted};
+use super::{Lazy, buffers::Buffer, pieces::PieceReader, scheduler::Admitted};
 use crate::{
     fetch::PIECES,
     spans,
@@ -138,9 +138,10 @@ impl Lazy {
             Compression::None => Part::Digest,
             Compression::Gzip | Compression::Zstd => Part::Inflate,
         };
-        let mut bytes = Vec::new();
+        let mut buffer = Buffer::take();
+        let Buffer(bytes) = &mut buffer;
         loop {
-            match clocks.time_reading(decoding, || spans.next(&mut bytes)) {
+            match clocks.time_reading(decoding, || spans.next(bytes)) {
                 Ok(Some(span)) => {
                     if !self.partial.has(span) {
                         let (count, class) = match wanted {
@@ -151,7 +152,7 @@ impl Lazy {
                         count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                         METRICS.arrived.of(class).add(bytes.len() as u64);
                     }
-                    clocks.time(Part::Write, || self.partial.fill(span, &bytes, wanted != Wanted::Later))?;
+                    clocks.time(Part::Write, || self.partial.fill(span, bytes, wanted != Wanted::Later))?;
                     self.has_come(span);
                 }
                 Ok(None) => return Ok(()),
