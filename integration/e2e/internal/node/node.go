@@ -83,8 +83,7 @@ func Start(t scope.Scope, options Options) *Node {
 	}
 	n.must(os.WriteFile(filepath.Join(dir, "containerd.toml"), []byte(n.render(options.Config, options.Generation.config)), 0o600))
 	n.must(os.WriteFile(filepath.Join(dir, "silkd.toml"), []byte(n.render(options.Settings, silkdConfig)), 0o600))
-	n.Containerd, err = startProcess(dir, "containerd", options.Generation.Binary, "--config", filepath.Join(dir, "containerd.toml"))
-	n.must(err)
+	n.startContainerd()
 	if options.DiskSize > 0 {
 		n.must(ownDisk(dir, options.DiskSize, "loop"))
 	}
@@ -111,6 +110,22 @@ func (n *Node) must(err error) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+func (n *Node) startContainerd() {
+	n.t.Helper()
+	var err error
+	n.Containerd, err = startProcess(n.Dir, "containerd", n.Generation.Binary, "--config", filepath.Join(n.Dir, "containerd.toml"))
+	n.must(err)
+}
+
+// RestartContainerd kills containerd, starts it, and waits until it answers. Containers go on.
+func (n *Node) RestartContainerd() {
+	n.t.Helper()
+	n.Containerd.Kill()
+	n.Client.Close()
+	n.startContainerd()
+	n.connect()
 }
 
 // StartSilkd starts silkd and waits for its socket to answer.
