@@ -21,6 +21,7 @@
 
 mod claim;
 mod config;
+mod database;
 mod error;
 mod evict;
 mod fsck;
@@ -54,9 +55,6 @@ use silk_model::Digest;
 pub use slots::Slots;
 pub use writer::{LayerWriter, padded};
 
-/// Bytes set aside for the database. A record of a snapshot or layer takes a few hundred, so this is for tens of thousands.
-const RESERVED: u64 = 16 << 20;
-
 /// Diff ID to [`LayerRecord`].
 const LAYERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("layers");
 
@@ -87,9 +85,7 @@ impl Store {
     pub fn open(root: &Path, config: Config) -> Result<Self, StoreError> {
         let layers = root.join("layers/sha256");
         fs::create_dir_all(&layers).map_err(|e| StoreError::io("create", &layers, e))?;
-        let path = root.join("silk.redb");
-        reserve(&path)?;
-        let db = Database::create(&path).map_err(|e| StoreError::opening(&path, e))?;
+        let db = database::open(&root.join("silk.redb"))?;
         let write = db.begin_write().map_err(StoreError::db)?;
         write.open_table(LAYERS).map_err(StoreError::db)?;
         write.commit().map_err(StoreError::db)?;
@@ -185,7 +181,9 @@ impl Store {
     /// # Errors
     /// When it does not.
     pub fn check(&self) -> Result<(), StoreError> {
-        reserve(&self.root.join("silk.redb"))?;
+        let path = self.root.join("silk.redb");
+        let file = fs::OpenOptions::new().write(true).open(&path);
+        database::reserve(&file.map_err(|e| StoreError::io("open", &path, e))?);
         self.db.begin_write().map_err(StoreError::db)?.abort().map_err(StoreError::db)
     }
 
@@ -286,16 +284,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// Takes the database's blocks before layers can have them: redb gives up for good at its first failed write.
-fn reserve(path: &Path) -> Result<(), StoreError> {
-    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-    let file = file.map_err(|e| StoreError::io("open", path, e))?;
-    if let Err(error) = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, RESERVED) {
-        tracing::warn!(%error, "no space is reserved for the database");
-    }
-    Ok(())
 }
 
 /// Deletes the bytes of a layer and what points into them; its names and index stay.

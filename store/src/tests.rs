@@ -9,7 +9,7 @@ use silk_layer::{
 };
 use silk_model::Digest;
 
-use super::*;
+use super::{database::RESERVED, *};
 
 fn facts(bytes: &[u8]) -> Facts {
     Facts {

@@ -39,6 +39,8 @@ type Options struct {
 	Config, Settings string
 	// Alone leaves silkd away.
 	Alone bool
+	// Prepare runs before any process starts.
+	Prepare func(dir string) error
 	// DiskRate gives silkd a disk of its own that writes so many bytes a second; 0 is the machine's.
 	DiskRate int64
 	// DiskSize gives silkd a disk of its own of so many bytes; 0 is the machine's.
@@ -83,6 +85,9 @@ func Start(t scope.Scope, options Options) *Node {
 	}
 	n.must(os.WriteFile(filepath.Join(dir, "containerd.toml"), []byte(n.render(options.Config, options.Generation.config)), 0o600))
 	n.must(os.WriteFile(filepath.Join(dir, "silkd.toml"), []byte(n.render(options.Settings, silkdConfig)), 0o600))
+	if options.Prepare != nil {
+		n.must(options.Prepare(dir))
+	}
 	n.startContainerd()
 	if options.DiskSize > 0 {
 		n.must(ownDisk(dir, options.DiskSize, "loop"))
@@ -253,3 +258,18 @@ func ContextFor(t scope.Scope, namespace string, limit time.Duration) context.Co
 	t.Cleanup(cancel)
 	return ctx
 }
+
+// StartContainerd starts containerd again.
+func (n *Node) StartContainerd() {
+	n.t.Helper()
+	if n.Client != nil {
+		n.Client.Close()
+	}
+	var err error
+	n.Containerd, err = startProcess(n.Dir, "containerd", n.Generation.Binary, "--config", filepath.Join(n.Dir, "containerd.toml"))
+	n.must(err)
+	n.connect()
+}
+
+// KillShims ends them.
+func (n *Node) KillShims() { n.killShims() }
