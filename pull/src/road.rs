@@ -43,6 +43,8 @@ const BUFFERS: usize = 3;
 pub(crate) struct Job {
     pub(crate) blob: Digest,
     pub(crate) blob_size: u64,
+    /// The blob is the tar, whatever it looks like.
+    pub(crate) plain: bool,
     /// The most bytes that may come out.
     pub(crate) limit: u64,
 }
@@ -124,7 +126,8 @@ fn pour_decoded(
     emptied: &mpsc::Receiver<Vec<u8>>,
 ) -> Result<Compression, LayerError> {
     let clocks = Arc::clone(&inlet.clocks);
-    let opened = clocks.time_reading(Part::Inflate, || decode::open_learning(inlet));
+    let open = || if job.plain { Ok(decode::open_plain(inlet)) } else { decode::open_learning(inlet) };
+    let opened = clocks.time_reading(Part::Inflate, open);
     let mut decoder = opened.map_err(damaged)?;
     let compression = decoder.compression();
     let mut made = 0;

@@ -142,3 +142,14 @@ fn errors_of_the_input_come_through_and_stick() {
     assert!(decoder.read_to_end(&mut Vec::new()).is_err());
     assert!(decoder.read(&mut [0]).is_err());
 }
+
+#[test]
+fn a_blob_that_is_called_plain_is_not_looked_at() {
+    for tar in [gzip(b"x"), zstd(b"x"), sample()] {
+        let mut decoder = open_plain(&tar[..]);
+        let mut out = Vec::new();
+        decoder.read_to_end(&mut out).unwrap();
+        assert!(out == tar && decoder.compression() == Compression::None);
+        assert!(!decoder.take_entries().is_empty());
+    }
+}

@@ -203,6 +203,28 @@ async fn what_silk_cannot_pull_is_refused_at_the_first_claim() {
         registry.push_image("library/closed:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
     registry.fault("HEAD .*manifests", Fault::status(401), ALWAYS);
     let refused = node.claim(&pushed).await.unwrap_err();
+/// By its first member's name, which nobody looks at where the type says that it is a tar.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_layer_may_look_compressed() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let tar = [tar(&[("\u{1f}\u{8}", b"first")]), vec![0; 1024]].concat();
+    let looks = |magic: &[u8]| {
+        let mut tar = tar.clone();
+        let shift = |bytes: &[u8]| bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>();
+        let sum = shift(magic) + shift(&tar[..148]) + 8 * 32 + shift(&tar[156..512]) - shift(&tar[..magic.len()]);
+        tar[..magic.len()].copy_from_slice(magic);
+        tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar
+    };
+    for (tag, magic) in [&b"\x1f\x8b\x08"[..], b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18abcd"].into_iter().enumerate() {
+        let pushed = registry
+            .push_image(&format!("library/odd:{tag}"), &ImageSpec::new().layer(looks(magic), Compression::Plain));
+        node.pull(&pushed).await.unwrap();
+        assert!(node.store.whole(&pushed.layers[0].diff_id));
+    }
+}
+
     assert!(matches!(refused, Refused::Registry(_)), "{refused}");
     assert_eq!(registry.count("GET .*blobs/"), 0);
     let status = node.puller.status(Some(&pushed.reference));
