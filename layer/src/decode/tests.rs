@@ -102,11 +102,15 @@ fn damage_is_found() {
 }
 
 #[test]
-fn what_follows_the_end_is_an_error() {
-    for tail in [&[0_u8; 512][..], b"garbage garbage"] {
-        assert!(matches!(typed(&[&gzip(b"x"), tail].concat()), DecodeError::Corrupt { format: "gzip", .. }));
-        assert!(matches!(typed(&[&zstd(b"x"), tail].concat()), DecodeError::Corrupt { format: "zstd", .. }));
+fn what_follows_the_end_is_passed_over_in_gzip_and_an_error_in_zstd() {
+    for tail in [&[0_u8; 512][..], b"\0", b"garbage garbage"] {
+        assert_eq!(read(&[&gzip(b"x"), &gzip(b"y"), tail].concat()).unwrap(), b"xy");
+        assert!(DecodeError::of(&read(&[&zstd(b"x"), tail].concat()).unwrap_err()).is_some());
     }
+    assert!(matches!(
+        typed(&[&gzip(b"x")[..], b"\x1f no member"].concat()),
+        DecodeError::Corrupt { format: "gzip", .. }
+    ));
 }
 
 #[test]
