@@ -225,6 +225,29 @@ async fn a_plain_layer_may_look_compressed() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_silk_cannot_pull_is_refused_at_the_first_claim() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let odd = LayerSpec::raw(b"x".as_slice(), "application/vnd.example.squashfs", Digest::of(b"x"));
+    let pushed = registry.push_image("library/odd:1", &ImageSpec::new().with(odd));
+    assert!(matches!(node.claim(&pushed).await, Err(Refused::MediaType { number: 1, .. })));
+
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar";
+    let a = tar(&[("a", b"b")]);
+    let foreign = ImageSpec::new().with(LayerSpec::raw(a.clone(), foreign, Digest::of(&a))).first_at("https://x/a");
+    let pushed = registry.push_image("library/foreign:1", &foreign);
+    let refused = node.claim(&pushed).await.unwrap_err();
+    assert!(matches!(&refused, Refused::Elsewhere { number: 1, url } if url == "https://x/a"), "{refused}");
+
+    let tall = (0..257).fold(ImageSpec::new(), |image, _| image.layer(&a, Compression::Plain));
+    let pushed = registry.push_image("library/tall:1", &tall);
+    assert!(matches!(node.claim(&pushed).await, Err(Refused::Layers { layers: 257, .. })));
+
+    let pushed =
+        registry.push_image("library/closed:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));
+    registry.fault("HEAD .*manifests", Fault::status(401), ALWAYS);
+    let refused = node.claim(&pushed).await.unwrap_err();
     assert!(matches!(refused, Refused::Registry(_)), "{refused}");
     assert_eq!(registry.count("GET .*blobs/"), 0);
     let status = node.puller.status(Some(&pushed.reference));
