@@ -73,16 +73,16 @@ func status(code int, name string) func(image.Layer) hub.Fault {
 	return func(image.Layer) hub.Fault { return hub.Status(code, name) }
 }
 
-// bomb is 10 GB of zeros in a file of 10 MB.
+// bomb is 10 GB of one letter in a file of 10 MB: zeros would take no room.
 func bomb() image.Layer {
 	size := int64(10_000_000_000)
 	var blob bytes.Buffer
 	header := image.WriteTar(image.Entry{Name: "bomb", Size: &size})[:512]
 	writeMember(&blob, header)
-	zeros := make([]byte, 100_000_000)
+	letters := bytes.Repeat([]byte("x"), 100_000_000)
 	var member bytes.Buffer
-	writeMember(&member, zeros)
-	for range size / int64(len(zeros)) {
+	writeMember(&member, letters)
+	for range size / int64(len(letters)) {
 		blob.Write(member.Bytes())
 	}
 	// Nobody gets far enough to see that the diff ID is made up.

@@ -1,4 +1,4 @@
-//! A layer's blob becomes its tar: decompression as a [`Read`], told by magic bytes. Runs on a decoder's thread and
+//! A layer's blob becomes its tar: decompression as a [`Read`], mostly told by magic bytes. Runs on a decoder's thread and
 //! blocks as its input does.
 //!
 //! Errors are [`std::io::Error`]s: those of the input unchanged, so that the caller finds its own in them, and
@@ -105,6 +105,12 @@ pub fn open<R: BufRead + Send>(input: R) -> io::Result<Decoder<R>> {
 /// As [`open`], and learns on the way where decoding can begin ([`Decoder::take_entries`]).
 pub fn open_learning<R: BufRead + Send>(input: R) -> io::Result<Decoder<R>> {
     begin(input, Some(SPACING))
+}
+
+/// As [`open_learning`], of a blob that is the tar although it may look like something else.
+pub fn open_plain<R: BufRead + Send>(input: R) -> Decoder<R> {
+    let input = Start { first: Vec::new(), used: 0, rest: input };
+    Decoder { inner: Inner::None(Plain::new(input, Learner::new(Some(SPACING)))), state: State::Reading }
 }
 
 pub(crate) fn begin<R: BufRead>(mut input: R, spacing: Option<learn::Spacing>) -> io::Result<Decoder<R>> {

@@ -1,4 +1,4 @@
-//! Which blobs are layers that silk can stream, by media type, and how they are compressed, by their first bytes.
+//! Which blobs are layers that silk can stream, by media type, and how they are compressed, mostly by their first bytes.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,8 @@ pub enum Compression {
 pub const MAGIC_LEN: usize = 8;
 
 impl Compression {
-    /// By magic bytes, as containerd's `DetectCompression`: it unpacks by what a blob is, not by what it is called.
+    /// By magic bytes, as containerd's `DetectCompression`: it unpacks by what a blob is, not by what it is called, but for those
+    /// that are called plain ([`is_plain`]).
     ///
     /// A zstd blob may start with a skippable frame; one of those is told apart only with eight bytes at hand.
     pub fn detect(first: &[u8]) -> Self {
@@ -47,6 +48,16 @@ const LAYERS: [&str; 11] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
 ];
 
+/// OCI's types of layers that are not compressed.
+const PLAIN: [&str; 2] =
+    ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
+
+/// Whether a blob of this media type is the tar, whatever its first bytes look like, as containerd's `DiffCompression` has it.
+/// All other types, Docker's uncompressed ones included, say nothing: what such a blob is [`Compression::detect`] tells.
+pub fn is_plain(media_type: &str) -> bool {
+    PLAIN.contains(&media_type)
+}
+
 /// Whether silk can stream a blob of this media type.
 pub fn is_layer(media_type: &str) -> bool {
     LAYERS.contains(&media_type)
@@ -69,6 +80,14 @@ mod tests {
         ] {
             assert!(!is_layer(other), "{other}");
         }
+    }
+
+    #[test]
+    fn only_types_of_oci_say_plain() {
+        assert!(is_plain("application/vnd.oci.image.layer.v1.tar"));
+        assert!(is_plain("application/vnd.oci.image.layer.nondistributable.v1.tar"));
+        assert!(!is_plain("application/vnd.oci.image.layer.v1.tar+gzip"));
+        assert!(!is_plain("application/vnd.docker.image.rootfs.diff.tar"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
+use silk_layer::media;
 use silk_model::Use;
 use silk_registry::Blob;
 use tokio::{
@@ -14,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    Config, LayerError,
+    Config, LayerError, LayerSpec,
     fetch::{self, Window},
     inlet::{Inlet, Turn},
     road::{self, Sink},
@@ -96,10 +97,11 @@ impl Budget {
         }
     }
 
-    /// Moves a layer along the road into what `sink` makes on the layer's own thread. Goes on when it is dropped.
+    /// Moves a layer, as `blob` gives it, along the road into what `sink` makes on the layer's own thread. Goes on when it is dropped.
     pub(crate) async fn stream<S: Sink>(
         &self,
         place: Place,
+        layer: &LayerSpec,
         blob: Blob,
         counts: Counts,
         sink: impl FnOnce() -> Result<S, LayerError> + Send + 'static,
@@ -109,7 +111,8 @@ impl Budget {
     {
         let Place { _open: open, turn } = place;
         let size = blob.size();
-        let job = road::Job { blob: blob.digest(), blob_size: size, limit: self.config.decoded_limit(size) };
+        let plain = media::is_plain(&layer.media_type);
+        let job = road::Job { blob: blob.digest(), blob_size: size, plain, limit: self.config.decoded_limit(size) };
         let pieces = fetch::start(blob, size, self.window.clone(), counts.clone());
         let turn = Turn { permit: Some(turn), turns: Arc::clone(&self.turns), runtime: Handle::current() };
         let span = tracing::Span::current();

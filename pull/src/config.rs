@@ -3,6 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::road::Limit;
+
+/// Zeros cost time alone: some three minutes for so many, at 1.6 GB/s. Disk images and other files that are sparse where the layer was
+/// made have tens of GB of them.
+const MOST_ZEROS: u64 = 256 << 30;
+
 /// How layers travel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -32,10 +38,11 @@ pub struct Config {
     /// Milliseconds that the first Prepare of an image may spend on learning that the registry answers and lets silk in.
     /// Without an answer by then, containerd pulls the image itself.
     pub first_contact_millis: u64,
-    /// The largest layer silk decodes, in uncompressed bytes for each compressed byte. deflate cannot exceed 1032, and
-    /// only layers made of zeros come near: 200 refuses bombs only. Layers below `expansion_floor_bytes` are never refused.
+    /// The largest layer silk decodes, in uncompressed bytes for each compressed byte. Blocks of zeros do not count, up to 256 GiB in
+    /// all: they take no room on disk. deflate cannot exceed 1032, and nothing but zeros comes near: 200 refuses bombs only. Layers below
+    /// `expansion_floor_bytes` are never refused.
     pub max_expansion: u64,
-    /// Uncompressed bytes that any layer may have, whatever its ratio.
+    /// Uncompressed bytes that any layer may have, whatever its ratio, besides blocks of zeros.
     pub expansion_floor_bytes: u64,
     /// Seconds to wait before a failed image may be pulled again, doubled at each failure in a row up to
     /// `retry_max_secs`.
@@ -71,9 +78,10 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The most uncompressed bytes a blob of `compressed` bytes may become.
-    pub(crate) fn decoded_limit(&self, compressed: u64) -> u64 {
-        compressed.saturating_mul(self.max_expansion).max(self.expansion_floor_bytes)
+    /// How much a blob of `compressed` bytes may become.
+    pub(crate) fn decoded_limit(&self, compressed: u64) -> Limit {
+        let data = compressed.saturating_mul(self.max_expansion).max(self.expansion_floor_bytes);
+        Limit { data, all: data.max(MOST_ZEROS) }
     }
 
     /// The resolved [`Config::layers_at_once`].

@@ -169,6 +169,22 @@ pub enum Refused {
         /// As the manifest says.
         media_type: String,
     },
+    /// A layer that has addresses of its own: registries need not hold it, and containerd asks there first.
+    #[error("layer {number} is to be fetched from {url}, and silk asks nobody but registries")]
+    Elsewhere {
+        /// 1 is the base.
+        number: usize,
+        /// The first of its addresses.
+        url: String,
+    },
+    /// More layers than one mount can name.
+    #[error("it has {layers} layers, and an overlay of silk's mounts takes at most {most}")]
+    Layers {
+        /// Of the image.
+        layers: usize,
+        /// The bound.
+        most: usize,
+    },
     /// What containerd asked for and what the manifest says do not fit.
     #[error("the layer that containerd prepares is not the image's layer {number}")]
     Mismatch {

@@ -169,7 +169,7 @@ impl Layers {
             let (store, blob) = (Arc::clone(&self.store), blob.clone());
             move || Ok(Stored { writer: store.writer(diff_id)?, blob, began })
         };
-        self.budget.stream(place, blob, job.counts.clone(), sink).await?;
+        self.budget.stream(place, spec, blob, job.counts.clone(), sink).await?;
         tracing::info!(
             %diff_id, bytes = job.counts.written(), seconds = began.elapsed().as_secs_f64(),
             "a layer is whole and proved"

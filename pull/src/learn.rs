@@ -33,7 +33,7 @@ impl Learner {
     pub async fn learn(&self, layer: &LayerSpec, blob: &Blob, counts: Counts) -> Result<LayerKnowledge, LayerError> {
         let place = self.0.place().await?;
         let diff_id = layer.diff_id;
-        let known = self.0.stream(place, blob.clone(), counts, move || Ok(Known(diff_id))).await?;
+        let known = self.0.stream(place, layer, blob.clone(), counts, move || Ok(Known(diff_id))).await?;
         let Encoded { toc, index } = known;
         Ok(LayerKnowledge { blob: layer.blob, diff_id, toc: toc.into(), index: index.into() })
     }

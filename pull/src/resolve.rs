@@ -3,7 +3,6 @@
 use std::{fmt, sync::Arc};
 
 use futures::future::BoxFuture;
-use oci_spec::image::{Descriptor, ImageManifest};
 use serde::{Deserialize, Serialize};
 use silk_model::{Digest, chain_ids};
 
@@ -11,6 +10,10 @@ use crate::error::Refused;
 
 /// The most bytes a manifest or configuration may have: containerd's own limit for manifests it fetches is 8 MiB.
 const MAX_DOCUMENT: u64 = 8 << 20;
+
+/// Layers of one image. mount(2) takes 4,096 bytes of options, where each takes 13 (`silk_mount`'s names) and a container's own
+/// directories a few hundred in all. Docker stops at 127.
+const MAX_LAYERS: usize = 256;
 
 /// Where manifests and configurations are read from: containerd's content store.
 pub trait Contents: fmt::Debug + Send + Sync + 'static {
@@ -59,7 +62,7 @@ pub struct LayerSpec {
     pub blob: Digest,
     /// Bytes of the blob.
     pub size: u64,
-    /// As the manifest says; the compression is detected from the bytes, as containerd does.
+    /// As the manifest says; the compression is mostly detected from the bytes, as containerd does (`silk_layer::media`).
     pub media_type: String,
 }
 
@@ -88,6 +91,23 @@ impl ImageSpec {
     }
 }
 
+/// What silk needs of a manifest. What else it says, and whether that is as the specification asks, is containerd's to judge.
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: u64,
+    urls: Option<Vec<String>>,
+}
+
 /// What silk needs of a configuration. How its containers run is not silk's to judge: builders leave out what the
 /// specification asks for, and write null where it has none, and containerd runs those images.
 #[derive(Debug, Deserialize)]
@@ -108,26 +128,29 @@ pub(crate) async fn resolve(
     manifest: &Digest,
 ) -> Result<ImageSpec, Refused> {
     let bytes = contents.read(namespace, manifest, MAX_DOCUMENT).await?;
-    let document: ImageManifest = parse("manifest", &bytes)?;
-    let config = digest("manifest", document.config())?;
+    let Manifest { config, layers: descriptors } = parse("manifest", &bytes)?;
+    let config = digest("manifest", &config.digest)?;
     let bytes = contents.read(namespace, &config, MAX_DOCUMENT).await?;
     let Configuration { rootfs: RootFs { diff_ids } } = parse("configuration", &bytes)?;
-    let descriptors = document.layers();
     if descriptors.is_empty() || descriptors.len() != diff_ids.len() {
         return Err(Refused::Malformed {
             what: "configuration",
             why: format!("it names {} diff IDs for the manifest's {} layers", diff_ids.len(), descriptors.len()),
         });
     }
-    let layers = descriptors.iter().zip(&diff_ids).enumerate().map(|(i, (descriptor, diff_id))| {
-        let media_type = descriptor.media_type().to_string();
+    if descriptors.len() > MAX_LAYERS {
+        return Err(Refused::Layers { layers: descriptors.len(), most: MAX_LAYERS });
+    }
+    let layers = descriptors.into_iter().zip(&diff_ids).enumerate().map(|(i, (descriptor, diff_id))| {
+        let Descriptor { media_type, digest: blob, size, urls } = descriptor;
         if !silk_layer::media::is_layer(&media_type) {
             return Err(Refused::MediaType { number: i + 1, media_type });
         }
-        let diff_id = diff_id
-            .parse()
-            .map_err(|e: silk_model::DigestError| Refused::Malformed { what: "configuration", why: e.to_string() })?;
-        Ok(LayerSpec { diff_id, blob: digest("manifest", descriptor)?, size: descriptor.size(), media_type })
+        if let Some(url) = urls.and_then(|urls| urls.into_iter().next()) {
+            return Err(Refused::Elsewhere { number: i + 1, url });
+        }
+        let (diff_id, blob) = (digest("configuration", diff_id)?, digest("manifest", &blob)?);
+        Ok(LayerSpec { diff_id, blob, size, media_type })
     });
     Ok(ImageSpec {
         namespace: namespace.to_owned(),
@@ -141,10 +164,6 @@ fn parse<T: serde::de::DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Re
     serde_json::from_slice(bytes).map_err(|e| Refused::Malformed { what, why: e.to_string() })
 }
 
-fn digest(what: &'static str, descriptor: &Descriptor) -> Result<Digest, Refused> {
-    descriptor
-        .digest()
-        .to_string()
-        .parse()
-        .map_err(|e: silk_model::DigestError| Refused::Malformed { what, why: e.to_string() })
+fn digest(what: &'static str, text: &str) -> Result<Digest, Refused> {
+    text.parse().map_err(|e: silk_model::DigestError| Refused::Malformed { what, why: e.to_string() })
 }

@@ -43,8 +43,19 @@ const BUFFERS: usize = 3;
 pub(crate) struct Job {
     pub(crate) blob: Digest,
     pub(crate) blob_size: u64,
+    /// The blob is the tar, whatever it looks like.
+    pub(crate) plain: bool,
     /// The most bytes that may come out.
-    pub(crate) limit: u64,
+    pub(crate) limit: Limit,
+}
+
+/// How much may come out of a blob.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    /// Bytes of blocks that are not zeros alone.
+    pub(crate) data: u64,
+    /// Bytes. Zeros take no room on disk, but time.
+    pub(crate) all: u64,
 }
 
 /// Where a layer's road ends. One that is dropped unfinished leaves nothing behind.
@@ -124,11 +135,12 @@ fn pour_decoded(
     emptied: &mpsc::Receiver<Vec<u8>>,
 ) -> Result<Compression, LayerError> {
     let clocks = Arc::clone(&inlet.clocks);
-    let opened = clocks.time_reading(Part::Inflate, || decode::open_learning(inlet));
+    let open = || if job.plain { Ok(decode::open_plain(inlet)) } else { decode::open_learning(inlet) };
+    let opened = clocks.time_reading(Part::Inflate, open);
     let mut decoder = opened.map_err(damaged)?;
     let compression = decoder.compression();
     let mut made = 0;
-    let mut total = 0;
+    let (mut total, mut data) = (0, 0);
     loop {
         let mut buffer = match emptied.try_recv() {
             Ok(buffer) => buffer,
@@ -146,14 +158,27 @@ fn pour_decoded(
         let len = clocks.time_reading(Part::Inflate, || fill(&mut decoder, &mut buffer)).map_err(damaged)?;
         buffer.truncate(len);
         total += len as u64;
-        if total > job.limit {
-            return Err(LayerError::Bomb { compressed: job.blob_size, limit: job.limit });
+        data += data_in(&buffer);
+        if let Some(limit) = job.limit.passed(data, total) {
+            return Err(LayerError::Bomb { compressed: job.blob_size, limit });
         }
         let filled = Filled { bytes: buffer, entries: decoder.take_entries() };
         if len == 0 || full.send(filled).is_err() {
             return Ok(compression);
         }
     }
+}
+
+impl Limit {
+    fn passed(&self, data: u64, all: u64) -> Option<u64> {
+        [(data, self.data), (all, self.all)].into_iter().find_map(|(is, most)| (is > most).then_some(most))
+    }
+}
+
+/// Bytes of the blocks that are not zeros alone.
+fn data_in(bytes: &[u8]) -> u64 {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).filter(|block| **block != ZEROS[..block.len()]).map(|block| block.len() as u64).sum()
 }
 
 /// Reads until the buffer is full, or no more comes.

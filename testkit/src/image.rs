@@ -42,6 +42,7 @@ pub struct ImageSpec {
     layers: Vec<LayerSpec>,
     docker: bool,
     indexed: bool,
+    urls: Vec<String>,
     command: Vec<String>,
 }
 
@@ -165,6 +166,12 @@ impl ImageSpec {
         Self { indexed: true, ..self }
     }
 
+    /// Its first layer can be had here too.
+    #[must_use]
+    pub fn first_at(self, url: &str) -> Self {
+        Self { urls: vec![url.to_owned()], ..self }
+    }
+
     /// What its containers run.
     #[must_use]
     pub fn command(self, command: &[&str]) -> Self {
@@ -187,11 +194,16 @@ impl ImageSpec {
             json!({ "mediaType": media_type, "digest": digest.to_string(), "size": size })
         };
         let media_type = self.name("manifest.v1+json", "manifest.v2+json");
+        let mut descriptors: Vec<_> =
+            layers.iter().map(|l| descriptor(&l.media_type, &l.blob_digest, l.size)).collect();
+        if let Some(first) = descriptors.first_mut().filter(|_| !self.urls.is_empty()) {
+            first["urls"] = json!(self.urls);
+        }
         let manifest = document(&json!({
             "schemaVersion": 2,
             "mediaType": media_type,
             "config": descriptor(&self.name("config.v1+json", "container.image.v1+json"), &config_digest, config.len() as u64),
-            "layers": layers.iter().map(|l| descriptor(&l.media_type, &l.blob_digest, l.size)).collect::<Vec<_>>(),
+            "layers": descriptors,
         }));
         let manifest_digest = Digest::of(&manifest);
         let mut manifests = vec![(media_type.clone(), manifest.clone())];

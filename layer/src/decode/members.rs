@@ -1,11 +1,16 @@
 //! gzip (RFC 1952): members one after another, from the first or from a block in one. zlib checks headers, sums and
-//! lengths; of a member that was entered in its middle the sum cannot be checked, and is passed over.
+//! lengths; of a member that was entered in its middle the sum cannot be checked, and is passed over. Padding and garbage behind
+//! the last one are passed over too, as by gzip, pigz and igzip: containerd unpacks with one of the latter where it finds it, and
+//! refuses such blobs where it does not.
 
 use std::io::{self, BufRead};
 
 use silk_sys::inflate::{Inflate, Stop, Wrapper};
 
 use super::learn::Learner;
+
+/// The first byte of a member. What else follows one is no part of the stream.
+const MAGIC: u8 = 0x1f;
 
 /// Bytes of a member's trailer: sum and length.
 const TRAILER: usize = 8;
@@ -57,6 +62,7 @@ impl<R: BufRead> Members<R> {
             let ended = input.is_empty();
             match &self.place {
                 Place::Between if ended => return Ok(0),
+                Place::Between if self.offset > 0 && input[0] != MAGIC => return Ok(0),
                 Place::Between => {
                     self.inflate.reset(Wrapper::Gzip);
                     self.learner.start(self.offset);

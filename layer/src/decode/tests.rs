@@ -102,11 +102,15 @@ fn damage_is_found() {
 }
 
 #[test]
-fn what_follows_the_end_is_an_error() {
-    for tail in [&[0_u8; 512][..], b"garbage garbage"] {
-        assert!(matches!(typed(&[&gzip(b"x"), tail].concat()), DecodeError::Corrupt { format: "gzip", .. }));
-        assert!(matches!(typed(&[&zstd(b"x"), tail].concat()), DecodeError::Corrupt { format: "zstd", .. }));
+fn what_follows_the_end_is_passed_over_in_gzip_and_an_error_in_zstd() {
+    for tail in [&[0_u8; 512][..], b"\0", b"garbage garbage"] {
+        assert_eq!(read(&[&gzip(b"x"), &gzip(b"y"), tail].concat()).unwrap(), b"xy");
+        assert!(DecodeError::of(&read(&[&zstd(b"x"), tail].concat()).unwrap_err()).is_some());
     }
+    assert!(matches!(
+        typed(&[&gzip(b"x")[..], b"\x1f no member"].concat()),
+        DecodeError::Corrupt { format: "gzip", .. }
+    ));
 }
 
 #[test]
@@ -141,4 +145,15 @@ fn errors_of_the_input_come_through_and_stick() {
     let mut decoder = open(&blob[..5000]).unwrap();
     assert!(decoder.read_to_end(&mut Vec::new()).is_err());
     assert!(decoder.read(&mut [0]).is_err());
+}
+
+#[test]
+fn a_blob_that_is_called_plain_is_not_looked_at() {
+    for tar in [gzip(b"x"), zstd(b"x"), sample()] {
+        let mut decoder = open_plain(&tar[..]);
+        let mut out = Vec::new();
+        decoder.read_to_end(&mut out).unwrap();
+        assert!(out == tar && decoder.compression() == Compression::None);
+        assert!(!decoder.take_entries().is_empty());
+    }
 }

@@ -1,6 +1,6 @@
 //! A regular file as chunks: of which size, and where each one's bytes are.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use crate::tree::{Source, SourceExtent};
 
@@ -161,6 +161,37 @@ impl<'t> File<'t> {
         })
     }
 
+    /// Blocks of the image at which the file's copies must not begin: one of them would follow a chunk in a data file, or go before
+    /// one, by its number alone. Where EROFS lies over block devices Linux (its iomap, seen on 6.18) goes on
+    /// reading the first's device then, whatever holes are between the two.
+    pub(super) fn mistakable(&self, bits: u32) -> BTreeSet<u64> {
+        let mut starts = BTreeSet::new();
+        // Blocks of copies so far; the end of the last chunk that is no hole: a block of a data file, or of the copies.
+        let (mut copied, mut last) = (0, None);
+        for (nr, chunk) in (0..).zip(self.chunks(bits)) {
+            let range = self.range(bits, nr);
+            let blocks = (range.end - range.start).div_ceil(BLOCK);
+            match chunk {
+                Chunk::Hole => {}
+                Chunk::Direct(_, at) => {
+                    let at = u64::from(at);
+                    if last == Some(None) {
+                        starts.extend(at.checked_sub(copied));
+                    }
+                    last = Some(Some(at + blocks));
+                }
+                Chunk::Copied => {
+                    if let Some(Some(end)) = last {
+                        starts.extend(end.checked_sub(copied));
+                    }
+                    copied += blocks;
+                    last = Some(None);
+                }
+            }
+        }
+        starts
+    }
+
     /// The extents, joined.
     pub(super) fn extents(&self) -> &[SourceExtent] {
         &self.extents
@@ -241,6 +272,20 @@ mod tests {
             });
             prop_assert_eq!(bytes.sum::<u64>(), file.copied(bits));
         }
+    }
+
+    #[test]
+    fn copies_are_not_mistaken_for_what_follows_in_a_data_file() {
+        let piece = |logical, block: u64, len| SourceExtent { source: Source::Own, logical, offset: block * 512, len };
+        let starts = |size, extents: &[_]| {
+            let file = File::new(size, extents).unwrap().unwrap();
+            file.mistakable(9).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(starts(5120, &[piece(0, 30, 1024), piece(4096, 40, 1024)]), []);
+        // A chunk, a hole, two copies; another chunk before the hole behind them.
+        assert_eq!(starts(5120, &[piece(512, 30, 512), piece(2148, 31, 512)]), [31]);
+        assert_eq!(starts(5120, &[piece(512, 30, 512), piece(2148, 31, 512), piece(3072, 90, 512)]), [31, 88]);
+        assert_eq!(starts(5120, &[piece(100, 9, 512), piece(1024, 1, 512)]), [], "there is no block -1");
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(super) const MAX_CHUNK_BITS: u32 = BLOCK_BITS + 0x1f;
 pub(super) const NULL_ADDR: u32 = u32::MAX;
 /// Volume name of the images that this writer makes; raised when their content changes for the same tree, so that older
 /// ones are made anew.
-const VOLUME: [u8; 16] = *b"silk-layer-1\0\0\0\0";
+const VOLUME: [u8; 16] = *b"silk-layer-2\0\0\0\0";
 
 /// How many bytes the checksum covers, from the image's start.
 const SUMMED: usize = SUPER_OFFSET + BLOCK as usize;

@@ -145,6 +145,7 @@ impl<'t> Pass<'t> {
         let mut at = disk::inodes_start(devices);
         // From the first behind the inodes, until that is known.
         let mut block = 0;
+        let mut copying = Vec::new();
         for nr in 0..self.order.len() {
             let id = self.order[nr];
             let body = self.body(id)?;
@@ -162,13 +163,33 @@ impl<'t> Pass<'t> {
             at = body.end(at);
             self.placed[id as usize].block = u32::try_from(block).map_err(|_| ErofsError::TooLarge)?;
             block += body.blocks();
+            if matches!(body.contents, Contents::Chunks { copied: 1.., .. }) {
+                copying.push(nr);
+            }
         }
-        let first = at.div_ceil(BLOCK);
-        let all = ((first + block) * BLOCK).next_multiple_of(PAGE) / BLOCK;
-        let all = u32::try_from(all).map_err(|_| ErofsError::TooLarge)?;
-        // None is beyond the end.
-        self.placed.iter_mut().for_each(|placed| placed.block += first as u32);
-        Ok(all)
+        let end = self.shift(at.div_ceil(BLOCK), &copying)? + block;
+        let all = (end * BLOCK).next_multiple_of(PAGE) / BLOCK;
+        u32::try_from(all).map_err(|_| ErofsError::TooLarge)
+    }
+
+    /// Moves all blocks up by `first`, and those of the files in `copying`, places in the order, by some more if they must not be
+    /// where they are ([`File::mistakable`]); with them all that follow. Returns by how much the last was moved.
+    fn shift(&mut self, mut first: u64, copying: &[usize]) -> Result<u64, ErofsError> {
+        let mut copying = copying.iter().peekable();
+        for nr in 0..self.order.len() {
+            let id = self.order[nr];
+            let at = u64::from(self.placed[id as usize].block);
+            if copying.next_if_eq(&&nr).is_some()
+                && let Contents::Chunks { file, bits, .. } = self.body(id)?.contents
+            {
+                let mistakable = file.mistakable(bits);
+                while mistakable.contains(&(at + first)) {
+                    first += 1;
+                }
+            }
+            self.placed[id as usize].block = u32::try_from(at + first).map_err(|_| ErofsError::TooLarge)?;
+        }
+        Ok(first)
     }
 
     fn body(&self, id: u32) -> Result<Body<'t>, ErofsError> {
@@ -192,6 +213,7 @@ impl<'t> Pass<'t> {
 }
 
 /// What is wrong with a node, before its path is known.
+#[derive(Debug)]
 pub(super) enum NodeMisfit {
     File(Misfit, u64),
     Symlink(usize),
@@ -270,5 +292,41 @@ impl Body<'_> {
             Contents::Blocks(blocks) => blocks,
             Contents::Chunks { copied, .. } => copied / BLOCK,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::toc::Time;
+
+    fn node(kind: NodeKind) -> Node {
+        Node { kind, mode: 0o644, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() }
+    }
+
+    /// A file of a chunk in the data file, a hole, a copied chunk, a hole, and another chunk in the data file.
+    #[test]
+    fn copies_do_not_stand_beside_chunks_of_a_data_file() {
+        let device = Device { source: Source::Own, size: 1 << 20, layer: silk_model::Digest::of(b"layer") };
+        let mut mistakable = 0;
+        for block in 0..64 {
+            let piece =
+                |logical, block: u64| SourceExtent { source: Source::Own, logical, offset: block * 512, len: 512 };
+            let extents = vec![piece(512, block), piece(2148, 200), piece(4096, 64 - block)];
+            let names = BTreeMap::from([(b"file".to_vec(), NodeId(1))]);
+            let tree = Tree { nodes: vec![node(NodeKind::Dir(names)), node(NodeKind::File { size: 8192, extents })] };
+            let plan = plan(&tree, std::slice::from_ref(&device), [0; 16]).unwrap();
+            let Contents::Chunks { file, bits, copied, .. } = body(&tree.nodes[1]).unwrap().contents else {
+                panic!("a file has chunks");
+            };
+            // Two blocks behind that of the directory.
+            let (copies, dir) = (plan.placed[1].block, plan.placed[0].block);
+            assert_eq!((copied, bits), (1024, 9));
+            assert!(u64::from(copies) != block + 1 && u64::from(copies) + 2 != 64 - block, "{block}");
+            mistakable += u64::from(copies != dir + 1);
+            assert_eq!(plan.blocks % 8, 0);
+            assert!(file.mistakable(bits).len() == 2 || block > 61);
+        }
+        assert_eq!(mistakable, 2);
     }
 }

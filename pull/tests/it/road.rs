@@ -116,7 +116,7 @@ async fn bad_content_fails_with_its_cause_and_leaves_nothing() {
         (LayerSpec::new(&good, Compression::Gzip).with_diff_id(Digest::of(b"other")), "not its diff ID"),
         (LayerSpec::raw(truncated, media_type, Digest::of(&good)), "truncated"),
         (LayerSpec::new(&lying, Compression::Gzip), "tar is damaged"),
-        (LayerSpec::new(vec![0; 3 << 20], Compression::Gzip), "decode to more than"),
+        (LayerSpec::new(tar(&[("bomb", &vec![7; 3 << 20])]), Compression::Gzip), "decode to more than"),
     ];
     for (bad, cause) in cases {
         let registry = Fake::start().await;
@@ -134,6 +134,18 @@ async fn bad_content_fails_with_its_cause_and_leaves_nothing() {
         assert!(!node.store.layer_path(&pushed.layers[1].diff_id).exists(), "{cause}");
         let status = node.puller.status(Some(&pushed.reference));
         assert_eq!((status[0].state, status[0].error.as_deref()), ("failed", Some(error.as_str())));
+    }
+}
+
+/// Zeros take no room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_of_zeros_is_no_bomb() {
+    let registry = Fake::start().await;
+    let node = Node::with(|config| (config.expansion_floor_bytes, config.max_expansion) = (1 << 20, 20));
+    let zeros = tar(&[("zeros", &vec![0; 3 << 20])]);
+    for (tag, compression) in [Compression::Gzip, Compression::Zstd].into_iter().enumerate() {
+        let image = ImageSpec::new().layer([&zeros[..], &vec![0; tag]].concat(), compression);
+        node.pull(&registry.push_image(&format!("library/zeros:{tag}"), &image)).await.unwrap();
     }
 }
 
@@ -191,6 +203,28 @@ async fn a_waiter_that_goes_away_disturbs_nobody() {
     assert_eq!(registry.count(&format!("GET .*{}", pushed.layers[0].blob_digest)), 1);
 }
 
+/// By its first member's name, which nobody looks at where the type says that it is a tar.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_layer_may_look_compressed() {
+    let registry = Fake::start().await;
+    let node = Node::new();
+    let tar = [tar(&[("\u{1f}\u{8}", b"first")]), vec![0; 1024]].concat();
+    let looks = |magic: &[u8]| {
+        let mut tar = tar.clone();
+        let shift = |bytes: &[u8]| bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>();
+        let sum = shift(magic) + shift(&tar[..148]) + 8 * 32 + shift(&tar[156..512]) - shift(&tar[..magic.len()]);
+        tar[..magic.len()].copy_from_slice(magic);
+        tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar
+    };
+    for (tag, magic) in [&b"\x1f\x8b\x08"[..], b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18abcd"].into_iter().enumerate() {
+        let pushed = registry
+            .push_image(&format!("library/odd:{tag}"), &ImageSpec::new().layer(looks(magic), Compression::Plain));
+        node.pull(&pushed).await.unwrap();
+        assert!(node.store.whole(&pushed.layers[0].diff_id));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_silk_cannot_pull_is_refused_at_the_first_claim() {
     let registry = Fake::start().await;
@@ -198,6 +232,17 @@ async fn what_silk_cannot_pull_is_refused_at_the_first_claim() {
     let odd = LayerSpec::raw(b"x".as_slice(), "application/vnd.example.squashfs", Digest::of(b"x"));
     let pushed = registry.push_image("library/odd:1", &ImageSpec::new().with(odd));
     assert!(matches!(node.claim(&pushed).await, Err(Refused::MediaType { number: 1, .. })));
+
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar";
+    let a = tar(&[("a", b"b")]);
+    let foreign = ImageSpec::new().with(LayerSpec::raw(a.clone(), foreign, Digest::of(&a))).first_at("https://x/a");
+    let pushed = registry.push_image("library/foreign:1", &foreign);
+    let refused = node.claim(&pushed).await.unwrap_err();
+    assert!(matches!(&refused, Refused::Elsewhere { number: 1, url } if url == "https://x/a"), "{refused}");
+
+    let tall = (0..257).fold(ImageSpec::new(), |image, _| image.layer(&a, Compression::Plain));
+    let pushed = registry.push_image("library/tall:1", &tall);
+    assert!(matches!(node.claim(&pushed).await, Err(Refused::Layers { layers: 257, .. })));
 
     let pushed =
         registry.push_image("library/closed:1", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip));

@@ -42,6 +42,7 @@ func Adversarial() []Case {
 		link("l", "x"), file("l", "no link"), dir("m/"), file("m/a", "1"), link("m", "l"), dir("n/"), file("n/a", "2"), dir("n/"),
 	})
 	add("sparse files", sparse())
+	add("sparse files between blocks", sparseBetween()...)
 	add("empty layers", []Entry{}, base(), []Entry{}, whiteouts(), []Entry{})
 	add("names that are not UTF-8", []Entry{
 		file("latin-\xe9", "1"), dir("\xff\xfe/"), file("\xff\xfe/\x80\x81", "2"), link("link-\xc3", "latin-\xe9"),

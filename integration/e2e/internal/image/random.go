@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -18,17 +19,19 @@ func Random(seed uint64) Image {
 	r := &random{Rand: rand.New(rand.NewPCG(seed, 0))}
 	result := Image{}
 	for range 1 + r.IntN(6) {
+		if len(result.Layers) > 0 && r.chance(5) {
+			result.Layers = append(result.Layers, pick(r, result.Layers))
+			continue
+		}
 		tar := r.layer()
 		if r.base {
 			// No other image's, or containerd would take that one's.
 			tar = slices.Concat(WriteTar(file("seed", fmt.Sprint(seed)))[:1024], tar)
 		}
 		// By the tar, so that one layer is one blob: silk learns no second one of what it has, and a fleet waits for it in vain.
-		compression := Compression(sha256.Sum256(tar)[0] % 4)
-		if len(tar) == 0 {
-			compression = Gzip // containerd fetches no blob without bytes
-		}
-		result.Layers = append(result.Layers, FromTar(compression, tar))
+		sum := sha256.Sum256(tar)
+		encoder := random{Rand: rand.New(rand.NewPCG(binary.BigEndian.Uint64(sum[:]), 0))}
+		result.Layers = append(result.Layers, encoder.encoded(tar))
 	}
 	return result
 }
@@ -233,10 +236,14 @@ func (r *random) note(name string, kind byte) {
 }
 
 func (r *random) file(entry *Entry) {
-	entry.Body = make([]byte, pick(r, []int{0, 1, 5, 511, 512, 513, 4096, 5000}))
+	size := pick(r, []int{0, 1, 5, 511, 512, 513, 4096, 5000})
+	if r.chance(4) {
+		size = 1 << (18 + r.IntN(5)) // more than one span of an index
+	}
+	entry.Body = make([]byte, size)
 	for i := range entry.Body {
 		r.content++
-		entry.Body[i] = byte(r.content * 2_654_435_761 >> 16)
+		entry.Body[i] = byte(r.content * 2_654_435_761 >> (16 + i>>17))
 	}
 	switch r.IntN(20) {
 	case 0:

@@ -29,6 +29,22 @@ func sparse() []Entry {
 	}
 }
 
+// sparseBetween are layers with a file of two runs, of which the second lies between blocks: silk keeps a copy of it elsewhere. In one
+// of the layers the numbers of the copy's blocks go on where those of the first run end.
+func sparseBetween() (layers [][]Entry) {
+	const total = 20_000
+	for i := range 12 {
+		layers = append(layers, []Entry{
+			{Name: fmt.Sprintf("before-%d", i), Body: bytes.Repeat([]byte("x"), 512*i)},
+			{Name: "GNUSparseFile/any", Body: bytes.Repeat([]byte("data"), 256), Pax: map[string]string{
+				"GNU.sparse.numblocks": "2", "GNU.sparse.map": "512,512,18888,512", "GNU.sparse.name": fmt.Sprintf("sparse-%d", i),
+				"GNU.sparse.size": fmt.Sprint(total),
+			}},
+		})
+	}
+	return layers
+}
+
 // OldSparse is an entry of GNU tar's own sparse format, which containerd refuses, and the content that it stands for.
 func OldSparse(name string) (entry Entry, content []byte) {
 	content = make([]byte, 1<<20)

@@ -142,7 +142,7 @@ func writeMember(out *bytes.Buffer, e Entry) {
 	copy(header[0:100], e.Name)
 	octal := octal
 	if e.Binary {
-		octal = binary
+		octal = base256
 	}
 	octal(header[100:108], e.Mode)
 	octal(header[108:116], int64(e.UID))
@@ -189,11 +189,11 @@ func octal(field []byte, value int64) {
 		copy(field, text)
 		return
 	}
-	binary(field, value)
+	base256(field, value)
 }
 
-// binary writes a number in base 256, as GNU tar does.
-func binary(field []byte, value int64) {
+// base256 writes a number in base 256, as GNU tar does.
+func base256(field []byte, value int64) {
 	for i := len(field) - 1; i >= 0; i-- {
 		field[i] = byte(value)
 		value >>= 8
