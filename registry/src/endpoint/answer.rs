@@ -88,7 +88,7 @@ impl BodyFault {
     }
 }
 
-/// What a request came to, for [`METRICS`].
+/// What a request came to, for the metrics.
 pub(super) fn answered(sent: &Result<Response, Error>) -> Answered {
     let status = match sent {
         Ok(response) => response.status(),
