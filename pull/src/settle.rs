@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use silk_model::Digest;
 use silk_store::Store;
-use silk_sys::priority;
+use silk_sys::priority::{self, Behind};
 
 /// How long layers that have just come are left to the kernel before they are synced: to write them out takes a processor, which
 /// the container that starts now needs. Starts of Python, a JVM and an ML image take 1 to 2 s; without this the ML image's took
@@ -19,7 +19,7 @@ pub(crate) fn later(store: &Arc<Store>, diff_ids: Vec<Digest>, of: String) {
         tokio::time::sleep(AFTER).await;
         let Some(store) = store.upgrade() else { return };
         let settled = tokio::task::spawn_blocking(move || {
-            let _lowered = priority::lowered();
+            let _lowered = priority::lowered(Behind::All);
             store.settle(&diff_ids)
         });
         if let Ok(Err(error)) = settled.await {

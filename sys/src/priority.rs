@@ -4,8 +4,14 @@
 
 use std::{io, marker::PhantomData};
 
-/// The nice value of a thread whose work nobody waits for.
-const LOW: libc::c_int = 19;
+/// How far a thread stands behind others, as a nice value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    /// Its work is for what runs now, which must not lack processors for it: a third of the weight of an ordinary thread.
+    ALittle = 5,
+    /// Nobody waits for its work: a seventieth.
+    All = 19,
+}
 
 /// From now on the calling thread runs, and uses disks, when nobody else wants to.
 ///
@@ -22,7 +28,7 @@ pub fn idle() -> io::Result<()> {
     if scheduled == 0 && disk == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// While it lives, the thread that made it gets the processors last: a fiftieth of the weight of an ordinary one.
+/// While it lives, the thread that made it gets the processors after others.
 #[derive(Debug)]
 pub struct Lowered {
     before: libc::c_int,
@@ -31,11 +37,11 @@ pub struct Lowered {
 }
 
 /// Lowers the calling thread. To raise it again needs `CAP_SYS_NICE`, which root has: without, it stays low.
-pub fn lowered() -> Lowered {
+pub fn lowered(behind: Behind) -> Lowered {
     // SAFETY: no memory is passed; on Linux, 0 is the calling thread. It cannot fail for one's own thread.
     let before = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     // Work at an ordinary priority is as right.
-    let _ = nice(LOW);
+    let _ = nice(behind as libc::c_int);
     Lowered { before, _thread: PhantomData }
 }
 
@@ -69,8 +75,8 @@ mod tests {
     #[test]
     fn a_thread_is_lowered_for_a_while() {
         let before = now();
-        let lowered = lowered();
-        assert_eq!(now(), LOW);
+        let lowered = lowered(Behind::ALittle);
+        assert_eq!(now(), Behind::ALittle as libc::c_int);
         drop(lowered);
         // Not everybody may raise it again.
         assert!(now() == before || nice(before).is_err());

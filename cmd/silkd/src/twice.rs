@@ -19,7 +19,10 @@ use std::{
 use rustix::fs::{Advice, fadvise};
 use silk_model::{Digest, metrics::METRICS};
 use silk_snapshotter::Snapshots;
-use silk_sys::{priority, resident};
+use silk_sys::{
+    priority::{self, Behind},
+    resident,
+};
 
 use crate::views::StoreViews;
 
@@ -72,7 +75,7 @@ impl Twice {
         loop {
             tokio::time::sleep(INTERVAL).await;
             let looked = tokio::task::spawn_blocking(move || {
-                let _lowered = priority::lowered();
+                let _lowered = priority::lowered(Behind::All);
                 self.look();
                 self
             });

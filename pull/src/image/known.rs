@@ -2,11 +2,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::pin,
     sync::Arc,
+    thread,
     time::Instant,
 };
 
 use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use silk_layer::{
     index::{self, IndexError},
     toc::{self, TocError},
@@ -102,10 +105,19 @@ impl Puller {
         let blobs: Vec<_> = unknown.iter().map(|l| l.blob).collect();
         let knowledge = self.seams.share.image(&image, &blobs).await;
         let mut asked = Asked { profiles: Some(knowledge.profiles), ..Asked::default() };
-        for (layer, found) in unknown.iter().zip(knowledge.layers) {
-            let Some(found) = found else { continue };
+        let cores = thread::available_parallelism().map_or(2, usize::from);
+        let found = unknown.into_iter().zip(knowledge.layers).filter_map(|(layer, found)| Some((layer, found?)));
+        // In a pull's way: on all cores. No more at once, since names take memory while they are checked.
+        let learned = stream::iter(found)
+            .map(async |(layer, found)| {
+                let outcome = self.learn(&layer, &found).await;
+                (layer, outcome, found)
+            })
+            .buffer_unordered(cores);
+        let mut learned = pin!(learned);
+        while let Some((layer, outcome, found)) = learned.next().await {
             let (blob, from) = (layer.blob, found.origin());
-            match self.learn(layer, &found).await {
+            match outcome {
                 Ok(()) => drop(asked.learned.insert(layer.diff_id, found.with(()))),
                 Err(Useless::Lie(why)) => {
                     METRICS.lies.of(Lie::Index).one();

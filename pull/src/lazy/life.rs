@@ -15,7 +15,7 @@ use silk_model::{
     metrics::{Arrival, METRICS},
 };
 use silk_store::StoreError;
-use silk_sys::priority;
+use silk_sys::priority::{self, Behind};
 use tokio::{sync::watch, time::sleep_until};
 
 use super::{Arrived, Lazy, Road, buffers::Buffer, range::Wanted};
@@ -132,7 +132,7 @@ impl Lazy {
 
     /// Scans spans, up to the end or to the first that the disk does not give back; says which one is next. Blocks.
     fn scan_spans(&self, scanner: &mut Scanner, mut spans: Range<usize>) -> Result<usize, TarError> {
-        let _lowered = priority::lowered();
+        let _lowered = priority::lowered(Behind::All);
         let began = Instant::now();
         let mut buffer = Buffer::take();
         let Buffer(bytes) = &mut buffer;

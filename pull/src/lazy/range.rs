@@ -15,7 +15,7 @@ use silk_model::{
     metrics::{self, METRICS},
 };
 use silk_store::StoreError;
-use silk_sys::priority;
+use silk_sys::priority::{self, Behind};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
@@ -131,8 +131,13 @@ impl Lazy {
         input: PieceReader,
         clocks: &Clocks,
     ) -> Result<(), RangeError> {
-        // The container that is starting needs the processors first.
-        let _lowered = (wanted == Wanted::Later).then(priority::lowered);
+        // What is mounting and the container that is starting need the processors first.
+        let behind = match wanted {
+            Wanted::Now => None,
+            Wanted::Soon => Some(Behind::ALittle),
+            Wanted::Later => Some(Behind::All),
+        };
+        let _lowered = behind.map(priority::lowered);
         let mut spans = index::read(Arc::clone(self.partial.index()), run, input);
         let decoding = match self.partial.index().compression {
             Compression::None => Part::Digest,
