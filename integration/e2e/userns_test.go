@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"silk.invalid/integration/e2e/internal/hub"
 	"silk.invalid/integration/e2e/internal/image"
@@ -116,6 +118,60 @@ func TestUserNamespaceTreesEqualOverlayfs(t *testing.T) {
 			nothingMapped(t, n)
 		})
 	}
+}
+
+// Layers that containerd unpacked into silk are directories, which are mapped as those that silk pulled.
+func TestUserNamespaceOnUnpackedLayers(t *testing.T) {
+	registry := hub.Start(t)
+	bundle := realImage(t, "debian")
+	layers, err := bundle.Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := specimen{"debian", registry.Add("real/debian", "1", bundle), image.TimesMadeUp(layers...)}
+	n := node.Start(t, node.Options{Generation: node.Second, RemapIDs: true})
+	ctx := node.Context(t, "e2e")
+	want := mappedTree(t, n, ctx, s, "overlayfs")
+	// The image is there, so this takes its blobs, and sends no labels.
+	pulled, err := n.Client.GetImage(ctx, s.ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pulled.Unpack(ctx, "silk"); err != nil {
+		t.Fatal(err)
+	}
+	if mounts := n.LayerMounts(); len(mounts) > 0 {
+		t.Fatalf("silk pulled it: %v", mounts)
+	}
+	for _, line := range tree.Diff(want, mappedTree(t, n, ctx, s, "silk"), s.madeUp) {
+		t.Error(line)
+	}
+	nothingMapped(t, n)
+}
+
+// kubelet's way: the sandbox of a pod with hostUsers: false. Its containers need runc 1.2 and more.
+func TestUserNamespaceSandbox(t *testing.T) {
+	ids := &runtime.IDMapping{HostId: 400_000, Length: 65536}
+	n := withPods(t, hub.Start(t), node.Options{Generation: node.Second, RemapIDs: true, PodIDs: ids, Prepare: func(dir string) error {
+		return errors.Join(open(dir), node.NoNetwork(dir))
+	}})
+	ctx := node.Context(t, "k8s.io")
+	pod, _, err := n.RunPod(ctx, "mapped")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapped := node.MountsBelow(filepath.Join(n.Dir, "silk/mapped"))
+	if len(mapped) != 1 {
+		t.Fatalf("the sandbox has one layer, and %v is mapped", mapped)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(mapped[0], "guest"), &st); err != nil || st.Uid != ids.HostId || st.Gid != ids.HostId {
+		t.Errorf("its program is of %d:%d (%v)", st.Uid, st.Gid, err)
+	}
+	if err := n.RemovePod(ctx, pod); err != nil {
+		t.Error(err)
+	}
+	nothingMapped(t, n)
 }
 
 // mappedTree reads an image as a user namespace has it, and checks its owners against those of the image.
