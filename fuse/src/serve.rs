@@ -201,7 +201,9 @@ impl Filesystem for Server {
             | InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_ASYNC_DIO;
+            | InitFlags::FUSE_ASYNC_DIO
+            // Trees for containers with user namespaces (Linux 6.12): the kernel checks who may read what, and tells us of no users.
+            | InitFlags::FUSE_ALLOW_IDMAP;
         let acl = if self.xattrs { InitFlags::FUSE_POSIX_ACL } else { InitFlags::empty() };
         for flag in (wanted | acl).iter() {
             if config.add_capabilities(flag).is_err() {

@@ -4,6 +4,7 @@
 
 mod class;
 mod digest;
+mod idmap;
 pub mod metrics;
 mod usage;
 
@@ -12,4 +13,5 @@ pub const SPANS: &str = "silk::span";
 
 pub use class::Class;
 pub use digest::{Digest, DigestError, chain_id, chain_ids};
+pub use idmap::{IdMaps, IdRange};
 pub use usage::Use;

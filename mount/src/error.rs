@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::io::Errno;
 use silk_layer::{erofs::ErofsError, tree::TreeError};
 use silk_model::{Class, Digest};
 
@@ -37,6 +38,23 @@ pub enum MountError {
         /// How many data files were given.
         given: usize,
     },
+    /// The kernel cannot show this directory with the owners of a user namespace.
+    #[error(
+        "cannot show {} with the owners of a user namespace: {source}; where this kernel cannot, leave `remap-ids` out of \
+         silk's capabilities in containerd's configuration, and containerd makes a copy", path.display()
+    )]
+    NotMapped {
+        /// A lower directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No user namespace can be made, whose map a mount could have.
+    #[error("cannot make a user namespace with the container's IDs: {source}; see user.max_user_namespaces of sysctl")]
+    NoNamespace {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The kernel refused this mount.
     #[error("cannot mount {} ({rung}): {source}{log}", meta.display())]
     Refused {
@@ -61,6 +79,14 @@ impl MountError {
         match self {
             Self::Io { source, .. } => io_class(source),
             Self::NoRung { .. } => Class::Unsupported,
+            // Linux 6.11 and earlier say so of FUSE, any of a file system that has no such mounts, and 5.11 knows none.
+            Self::NotMapped { source, .. }
+                if matches!(raw(source), Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) =>
+            {
+                Class::Unsupported
+            }
+            Self::NoNamespace { source } if raw(source) == Some(Errno::INVAL) => Class::Invalid,
+            Self::NotMapped { .. } | Self::NoNamespace { .. } => Class::Internal,
             Self::Devices { .. } | Self::Refused { .. } => Class::Internal,
         }
     }
@@ -159,6 +185,10 @@ impl LayerError {
     pub fn new(class: Class, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { class, source: Box::new(source) }
     }
+}
+
+fn raw(error: &io::Error) -> Option<Errno> {
+    Errno::from_io_error(error)
 }
 
 fn io_class(error: &io::Error) -> Class {

@@ -3,7 +3,7 @@
 //! A layer's *view* is its tree as an EROFS mount: metadata that silk writes (`<layer>/erofs*`), bytes from the layer's
 //! data file. [`Mounts`] does the mounting below `<root>/mnt`, over files where the kernel can, over loop devices
 //! where it cannot, and as trees that somebody serves ([`Trees`]) where there is no such EROFS; [`Views`] decides which view of a layer an image needs, makes its metadata and has it mounted.
-//! An image is an overlay of what [`Views::lowers`] returns.
+//! An image is an overlay of what [`Views::lowers`] returns, or of what [`Mapped::map`] makes of that for a container in a user namespace.
 //!
 //! Everything here blocks, for a disk or for another thread that does the same work, never for a network. Call it from
 //! threads that may block.
@@ -14,6 +14,7 @@ mod chain;
 mod config;
 mod error;
 mod kernel;
+mod mapped;
 mod meta;
 mod mountinfo;
 mod mounts;
@@ -26,6 +27,7 @@ mod views;
 
 pub use config::{Config, RungChoice};
 pub use error::{LayerError, MountError, ViewError};
+pub use mapped::Mapped;
 pub use mounts::{Mounts, Rung, Trees};
 pub use pages::Pages;
 pub use trace::{Device, Trace, Traced};

@@ -307,14 +307,14 @@ impl Mounts {
 
 /// A directory of ours: images' files with their owners and setuid bits are nobody's business on the host. By its real path, as the
 /// kernel lists mounts.
-fn private(root: &Path, name: &str) -> Result<PathBuf, MountError> {
+pub(crate) fn private(root: &Path, name: &str) -> Result<PathBuf, MountError> {
     let dir = root.join(name);
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
     made.map_err(|e| MountError::io("create", &dir, e))?;
     dir.canonicalize().map_err(|e| MountError::io("resolve", &dir, e))
 }
 
-fn names(dir: &Path) -> Result<Vec<OsString>, MountError> {
+pub(crate) fn names(dir: &Path) -> Result<Vec<OsString>, MountError> {
     let list = || fs::read_dir(dir)?.map(|e| Ok(e?.file_name())).collect::<io::Result<_>>();
     list().map_err(|e| MountError::io("list", dir, e))
 }
@@ -375,7 +375,7 @@ fn remove_file(path: &Path) -> Result<(), MountError> {
 }
 
 /// What is not ours (a file, a directory with something in it) stays: an operator put it there.
-fn remove_dir(target: &Path) -> Result<(), MountError> {
+pub(crate) fn remove_dir(target: &Path) -> Result<(), MountError> {
     match fs::remove_dir(target) {
         Err(e) if matches!(e.kind(), ErrorKind::NotADirectory | ErrorKind::DirectoryNotEmpty) => {
             tracing::warn!(path = %target.display(), "is in the way of silk's mounts: please remove it");

@@ -84,6 +84,14 @@ pub enum SnapshotError {
         /// Why.
         source: NotReady,
     },
+    /// The kernel does not show a snapshot with the owners of its user namespace.
+    #[error("snapshot {name:?}: {source}")]
+    NotMapped {
+        /// The snapshot.
+        name: String,
+        /// Why.
+        source: NotReady,
+    },
     /// The pull that the caller waited for failed.
     #[error(transparent)]
     Pull(NotReady),
@@ -139,7 +147,7 @@ impl SnapshotError {
             Self::Exists(_) | Self::Served { .. } => Class::Exists,
             Self::NotActive { .. } | Self::NoMounts(_) | Self::HasChildren(_) => Class::Precondition,
             Self::NotMountable { .. } => Class::Transient,
-            Self::Pull(not_ready) => not_ready.class,
+            Self::Pull(not_ready) | Self::NotMapped { source: not_ready, .. } => not_ready.class,
             Self::Io { source, .. } => class_of(source),
             Self::Database(error) => match &**error {
                 redb::Error::Io(source) => class_of(source),

@@ -19,6 +19,9 @@ const LAYER: &str = "containerd.io/snapshot/cri.layer-digest";
 /// (`client/snapshotter_opts_unix.go`).
 const COPY: &str = "-remap";
 
+/// Silk's own label of such a copy: its files have the owners of a user namespace, and none must be mapped again.
+pub(crate) const COPIED: &str = "silk/copied-for-user-namespace";
+
 /// Is a snapshot with this key made to copy all of its parent?
 pub(crate) fn is_copy(key: &str) -> bool {
     key.ends_with(COPY)

@@ -4,7 +4,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use silk_model::{Class, Digest};
+use silk_model::{Class, Digest, IdMaps};
 
 use crate::Usage;
 
@@ -129,6 +129,16 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When a layer is not whole or cannot be mounted.
     fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, NotReady>;
+
+    /// Shows what lies below the snapshot `id`, a container's in a user namespace, with the owners of that: mount points of layers and other
+    /// directories, top first, as the result is. What is shown already stays. Blocks for milliseconds.
+    ///
+    /// # Errors
+    /// When the kernel cannot.
+    fn mapped(&self, id: u64, lowers: &[PathBuf], maps: &IdMaps) -> Result<Vec<PathBuf>, NotReady>;
+
+    /// A snapshot is gone or final: what [`Layers::mapped`] showed for it, if anything, is taken away. Blocks for milliseconds.
+    fn unmapped(&self, id: u64);
 
     /// A snapshot `key` was made right on the chain, and is about to be read: by a container that starts on it, if `starts`; else
     /// it is only looked at, or copied. Must return at once. Does nothing unless implemented.

@@ -1,9 +1,9 @@
 //! What containerd mounts for a snapshot: the same mounts as those of its own overlay snapshotter
 //! (`plugins/snapshots/overlay`), so that everything that reads them (differs, shims, runtimes) finds what it knows.
 //!
-//! One thing differs: never the options `uidmap` and `gidmap`. For them containerd (2.1) clones the directory that all
-//! lower directories have in common without the mounts below it, and layers are such mounts. So silk does not have the
-//! capability `remap-ids`, and containerd makes a copy with other owners for pods with a user namespace.
+//! One thing differs: never the options `uidmap` and `gidmap`, by which that one asks for the owners of a pod's user namespace. For them
+//! containerd (2.1) clones the directory that all lower directories have in common without the mounts below it, and layers are such
+//! mounts. So silk makes the clones itself ([`Layers::mapped`](crate::Layers::mapped)), and an ordinary overlay stands on them.
 
 use std::path::{Path, PathBuf};
 

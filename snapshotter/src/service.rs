@@ -36,10 +36,10 @@ use tracing::{Instrument as _, trace_span};
 use crate::{
     Caller, Claim, Kind, Layers, NotReady, Refused, Remote, RemoteChain, Snapshot, SnapshotError, Snapshots, State,
     filter::Filters,
-    labels,
+    idmap, labels,
     leases::Leases,
     mounts::{knows_index, mounts},
-    snapshots::{Final, New},
+    snapshots::{Final, New, owner},
     state::Stack,
     usage,
     waits::{self, Turn, Waits},
@@ -112,6 +112,7 @@ impl Service {
             let stack = inner.snapshots.stack(&new.parent)?;
             let lowers = inner.lowers(&stack)?;
             let snapshot = inner.snapshots.create(new, &lowers)?;
+            let lowers = inner.mapped(&snapshot, &stack, lowers).inspect_err(|_| inner.take_back(&snapshot))?;
             if let (Some((_, chain)), true) = (&stack.remote, stack.ordinary.is_empty()) {
                 let starts = snapshot.kind == Kind::Active && !labels::is_copy(&snapshot.name);
                 inner.layers.used(chain, &snapshot.name, starts);
@@ -284,6 +285,44 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// What lies below a snapshot as its user namespace sees it, if it has one; else as it is. What has the owners of that namespace
+    /// already stays as it is: a copy that containerd made, with all that is below it, and the files of a container that became a parent.
+    fn mapped(&self, snapshot: &Snapshot, stack: &Stack, lowers: Vec<PathBuf>) -> Result<Vec<PathBuf>, SnapshotError> {
+        let Some(maps) = idmap::maps(&snapshot.labels)? else { return Ok(lowers) };
+        let root = idmap::root(&maps);
+        let mut others = Vec::new();
+        for (at, lower) in lowers.iter().enumerate().take(stack.on_copy.unwrap_or(lowers.len())) {
+            let loose = stack.ordinary.get(at).is_some_and(|id| stack.loose.contains(id));
+            if !(loose && root != (0, 0) && owner(lower)? == root) {
+                others.push(at);
+            }
+        }
+        if others.is_empty() {
+            return Ok(lowers);
+        }
+        let not_mapped = |source| SnapshotError::NotMapped { name: snapshot.name.clone(), source };
+        let wanted: Vec<_> = others.iter().map(|at| lowers[*at].clone()).collect();
+        let shown = self.layers.mapped(snapshot.id, &wanted, &maps).map_err(not_mapped)?;
+        // It may have been removed, or committed, meanwhile.
+        if !self.snapshots.get(&snapshot.name).is_ok_and(|now| now.id == snapshot.id && now.kind == snapshot.kind) {
+            self.layers.unmapped(snapshot.id);
+            return Err(SnapshotError::NotFound(snapshot.name.clone()));
+        }
+        let mut lowers = lowers;
+        others.into_iter().zip(shown).for_each(|(at, shown)| lowers[at] = shown);
+        Ok(lowers)
+    }
+
+    /// Undoes the making of a snapshot whose caller is told an error.
+    fn take_back(&self, snapshot: &Snapshot) {
+        if let Err(error) = self.snapshots.remove(&snapshot.name) {
+            tracing::warn!(snapshot = snapshot.name, %error, "a snapshot that could not be mounted stays");
+        }
+        self.layers.unmapped(snapshot.id);
+    }
+}
+
 /// A header's text.
 fn header<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
@@ -332,7 +371,8 @@ impl snapshots_server::Snapshots for Service {
             if snapshot.kind == Kind::Committed {
                 return Err(SnapshotError::NoMounts(key));
             }
-            let lowers = inner.lowers(&inner.snapshots.stack(&snapshot.parent)?)?;
+            let stack = inner.snapshots.stack(&snapshot.parent)?;
+            let lowers = inner.mapped(&snapshot, &stack, inner.lowers(&stack)?)?;
             Ok(MountsResponse { mounts: mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers) })
         });
         answer(Call::Mounts, work.instrument(span)).await
@@ -341,15 +381,22 @@ impl snapshots_server::Snapshots for Service {
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {
         let CommitSnapshotRequest { name, key, labels, parent, .. } = request.into_inner();
         let last = Final { name, key, parent, labels: labels::kept(labels) };
-        answer(Call::Commit, self.blocking(move |inner| inner.snapshots.commit(last))).await
+        let work = self.blocking(move |inner| {
+            let id = inner.snapshots.commit(last)?;
+            inner.layers.unmapped(id);
+            Ok(())
+        });
+        answer(Call::Commit, work).await
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
         let key = request.into_inner().key;
         let work = self.blocking(move |inner| {
             inner.waits.forget(&key);
-            if inner.snapshots.remove(&key)?.remote.is_some() {
-                inner.layers.changed();
+            let removed = inner.snapshots.remove(&key)?;
+            match removed.remote {
+                Some(_) => inner.layers.changed(),
+                None => inner.layers.unmapped(removed.id),
             }
             Ok(())
         });

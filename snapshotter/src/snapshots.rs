@@ -4,7 +4,7 @@
 //! a look at every file of the upper directory: call them from threads that may block.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -84,6 +84,12 @@ impl Snapshots {
         self.table().layers().clone()
     }
 
+    /// Those that are shown with the owners of a user namespace.
+    pub fn mapped(&self) -> HashSet<u64> {
+        let mapped = |s: &&Arc<Snapshot>| s.kind != Kind::Committed && idmap::is_mapped(&s.labels);
+        self.table().all().filter(mapped).map(|s| s.id).collect()
+    }
+
     pub(crate) fn table(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,8 +142,8 @@ impl Snapshots {
 
     /// Makes an active snapshot or a view. `lowers` are the mount points and directories below it, top first.
     pub(crate) fn create(&self, new: New, lowers: &[PathBuf]) -> Result<Snapshot, SnapshotError> {
-        let owner = match idmap::root(&new.labels)? {
-            Some(mapped) => Some(mapped),
+        let owner = match idmap::maps(&new.labels)? {
+            Some(maps) => Some(idmap::root(&maps)),
             None => lowers.first().map(|path| owner(path)).transpose()?,
         };
         let mut next_id = self.change();
@@ -189,8 +195,8 @@ impl Snapshots {
         self.replace(&snapshot.name.clone(), snapshot)
     }
 
-    /// Makes an active snapshot final. Its labels are those given, not those it had.
-    pub(crate) fn commit(&self, last: Final) -> Result<(), SnapshotError> {
+    /// Makes an active snapshot final. Its labels are those given, not those it had. Returns its ID.
+    pub(crate) fn commit(&self, last: Final) -> Result<u64, SnapshotError> {
         if last.name.is_empty() {
             return Err(SnapshotError::Nameless);
         }
@@ -201,19 +207,23 @@ impl Snapshots {
         let active = self.committable(&last)?;
         let now = Time::now();
         let parent = if active.parent.is_empty() { last.parent } else { active.parent.clone() };
+        let mut labels = last.labels;
+        if labels::is_copy(&last.key) {
+            labels.insert(labels::COPIED.to_owned(), "true".to_owned());
+        }
         let committed = Snapshot {
             name: last.name,
             parent,
             kind: Kind::Committed,
             created: now,
             updated: now,
-            labels: last.labels,
+            labels,
             usage,
             ..Snapshot::clone(&active)
         };
         let change = Change { put: Some(committed.clone()), remove: Some(last.key), next_id: None };
         self.records.write(&change)?;
-        self.replace(&active.name, committed).map(drop)
+        self.replace(&active.name, committed).map(|snapshot| snapshot.id)
     }
 
     fn committable(&self, last: &Final) -> Result<Arc<Snapshot>, SnapshotError> {
@@ -257,6 +267,7 @@ impl Snapshots {
     ) -> Result<Arc<Snapshot>, SnapshotError> {
         let _changing = self.change();
         let mut snapshot = Snapshot::clone(&*self.get(name)?);
+        let copied = snapshot.labels.contains_key(labels::COPIED);
         let all = "labels".to_owned();
         for field in if fields.is_empty() { std::slice::from_ref(&all) } else { fields } {
             if *field == all {
@@ -273,6 +284,9 @@ impl Snapshots {
         if let Some(remote) = &snapshot.remote {
             // Whoever looks for a layer finds it by this label: nobody may give it another one's.
             snapshot.labels.insert(labels::REF.to_owned(), remote.chain_id.to_string());
+        }
+        if copied {
+            snapshot.labels.insert(labels::COPIED.to_owned(), "true".to_owned());
         }
         snapshot.updated = Time::now();
         self.records.write(&Change { put: Some(snapshot.clone()), ..Change::default() })?;
@@ -295,7 +309,7 @@ impl Snapshots {
 }
 
 /// Whom a new upper directory belongs to: the owner of the directory that it hides.
-fn owner(lower: &Path) -> Result<(u32, u32), SnapshotError> {
+pub(crate) fn owner(lower: &Path) -> Result<(u32, u32), SnapshotError> {
     let meta = lower.symlink_metadata().map_err(|e| SnapshotError::io("read", lower, e))?;
     Ok((meta.uid(), meta.gid()))
 }

@@ -7,7 +7,7 @@ use std::{
 
 use silk_model::Digest;
 
-use crate::{Kind, RemoteChain, Snapshot, SnapshotError};
+use crate::{Kind, RemoteChain, Snapshot, SnapshotError, labels};
 
 /// The snapshots of a root.
 #[derive(Debug, Default)]
@@ -24,6 +24,10 @@ pub(crate) struct Table {
 pub(crate) struct Stack {
     /// IDs of ordinary snapshots, top first.
     pub(crate) ordinary: Vec<u64>,
+    /// Those of them that were not made for a layer of an image.
+    pub(crate) loose: HashSet<u64>,
+    /// How many of them stand on the topmost copy of an image with other owners; [`None`] if there is no such copy.
+    pub(crate) on_copy: Option<usize>,
     /// The remote snapshots below all of those: the topmost one's name, and their layers.
     pub(crate) remote: Option<(String, RemoteChain)>,
 }
@@ -115,9 +119,14 @@ impl Table {
     /// What lies below a child of `parent`.
     pub(crate) fn stack(&self, parent: &str) -> Result<Stack, SnapshotError> {
         let down = self.down(parent)?;
-        let ordinary = down.iter().take_while(|s| s.remote.is_none()).map(|s| s.id).collect();
+        let ordinary = || down.iter().take_while(|s| s.remote.is_none());
         let remote = down.iter().find(|s| s.remote.is_some());
-        Ok(Stack { ordinary, remote: remote.and_then(|s| Some((s.name.clone(), self.chain(s)?))) })
+        Ok(Stack {
+            ordinary: ordinary().map(|s| s.id).collect(),
+            loose: ordinary().filter(|s| !s.labels.contains_key(labels::REF)).map(|s| s.id).collect(),
+            on_copy: ordinary().position(|s| s.labels.contains_key(labels::COPIED)),
+            remote: remote.and_then(|s| Some((s.name.clone(), self.chain(s)?))),
+        })
     }
 
     /// The chain of a remote snapshot; [`None`] if one of it is missing.

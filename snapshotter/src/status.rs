@@ -21,7 +21,7 @@ pub fn code(class: Class) -> Code {
     }
 }
 
-/// The code of a pull that failed. `NotFound` would make containerd prepare the layer again, three times at once;
+/// The code of a pull or a mapping that failed. `NotFound` would make containerd prepare the layer again, three times at once;
 /// `AlreadyExists` would mean success; `Unimplemented` would mean that silk has no such call.
 fn pull_code(class: Class) -> Code {
     match class {
@@ -33,7 +33,9 @@ fn pull_code(class: Class) -> Code {
 impl From<SnapshotError> for Status {
     fn from(error: SnapshotError) -> Self {
         let code = match &error {
-            SnapshotError::Pull(not_ready) => pull_code(not_ready.class),
+            SnapshotError::Pull(not_ready) | SnapshotError::NotMapped { source: not_ready, .. } => {
+                pull_code(not_ready.class)
+            }
             _ => code(error.class()),
         };
         Self::new(code, error.to_string())

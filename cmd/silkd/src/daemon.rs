@@ -1,10 +1,10 @@
 //! The composition root: builds the rooms from the configuration, joins them, serves, and stops on a signal.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::Context;
 use silk_api::{connect, control::control_server::ControlServer};
-use silk_mount::{Mounts, Rung, Trees, Views};
+use silk_mount::{Mapped, Mounts, Rung, Trees, Views};
 use silk_pull::{Lazies, Puller, Seams};
 use silk_registry::Registry;
 use silk_share::Share;
@@ -62,13 +62,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let wake = Arc::new(Notify::new());
     let starts = Starts::new(&root, Arc::clone(&views), Arc::clone(&puller), connect(&config.containerd.address))
         .with_context(|| format!("cannot look at {}", root.display()))?;
+    let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
     let rooms = Rooms {
+        mapped: Arc::new(mapped(&root, &snapshots)?),
         puller: Arc::clone(&puller),
         views: Arc::clone(&views),
         starts: Arc::clone(&starts),
         wake: Arc::clone(&wake),
     };
-    let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
     let service =
         Service::new(Arc::clone(&snapshots), Arc::new(rooms)).with_containerd(connect(&config.containerd.address));
     tokio::spawn(trim::run());
@@ -107,6 +108,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     starts.stop();
     let _ = std::fs::remove_file(&config.address);
     Ok(())
+}
+
+/// Layers as containers in user namespaces see them, of the snapshots that there are.
+fn mapped(root: &Path, snapshots: &Snapshots) -> anyhow::Result<Mapped> {
+    let mapped = Mapped::open(root).context("cannot prepare mounts for user namespaces")?;
+    let ids = snapshots.mapped();
+    mapped.sweep(&|id| ids.contains(&id)).context("cannot take stock of the mounts for user namespaces")?;
+    Ok(mapped)
 }
 
 /// Waits for SIGTERM or SIGINT.

@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use silk_model::Digest;
+use silk_model::{Digest, IdMaps};
+use silk_mount::Mapped;
 use silk_pull::{ImageError, Puller, State as Pull};
 use silk_snapshotter::{Caller, Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State, Usage};
 use tokio::sync::Notify;
@@ -19,6 +20,8 @@ pub struct Rooms {
     pub puller: Arc<Puller>,
     /// Layers that can be mounted.
     pub views: Arc<StoreViews>,
+    /// Layers as containers in user namespaces see them.
+    pub mapped: Arc<Mapped>,
     /// Watches containers start.
     pub starts: Arc<Starts>,
     /// Wakes the janitor.
@@ -108,6 +111,16 @@ impl Layers for Rooms {
             tracing::warn!(%error, "the order of eviction is not noted");
         }
         Ok(lowers)
+    }
+
+    fn mapped(&self, id: u64, lowers: &[PathBuf], maps: &IdMaps) -> Result<Vec<PathBuf>, NotReady> {
+        self.mapped.map(id, lowers, maps).map_err(|e| NotReady::new(e.class(), e))
+    }
+
+    fn unmapped(&self, id: u64) {
+        if let Err(error) = self.mapped.unmap(id) {
+            tracing::warn!(id, %error, "what a container in a user namespace stood on stays until silkd starts again");
+        }
     }
 
     fn used(&self, chain: &RemoteChain, key: &str, starts: bool) {

@@ -50,7 +50,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [proxy_plugins.silk]
   type = "snapshot"
   address = "{{.Dir}}/silk.sock"
-  [proxy_plugins.silk.exports]
+{{if .RemapIDs}}  capabilities = ["remap-ids"]
+{{end}}  [proxy_plugins.silk.exports]
     root = "{{.Dir}}/silk"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{{.Dir}}/opt"
@@ -85,7 +86,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [proxy_plugins.silk]
   type = "snapshot"
   address = "{{.Dir}}/silk.sock"
-  [proxy_plugins.silk.exports]
+{{if .RemapIDs}}  capabilities = ["remap-ids"]
+{{end}}  [proxy_plugins.silk.exports]
     root = "{{.Dir}}/silk"
     enable_remote_snapshot_annotations = "true"
 [plugins."io.containerd.internal.v1.opt"]

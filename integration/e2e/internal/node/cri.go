@@ -17,7 +17,7 @@ func (n *Node) RunPod(ctx context.Context, name string) (id string, config *runt
 		Metadata:     &runtime.PodSandboxMetadata{Name: name, Uid: name, Namespace: "default"},
 		LogDirectory: filepath.Join(n.Dir, "logs", name),
 		Linux: &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{
-			NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE},
+			NamespaceOptions: n.namespaces(),
 		}},
 	}
 	if err := os.MkdirAll(config.LogDirectory, 0o755); err != nil {
@@ -31,6 +31,30 @@ func (n *Node) RunPod(ctx context.Context, name string) (id string, config *runt
 	n.pods = append(n.pods, answer.PodSandboxId)
 	n.mu.Unlock()
 	return answer.PodSandboxId, config, nil
+}
+
+// namespaces of pods and their containers: the host's network, but for pods in user namespaces, which must not have it.
+func (n *Node) namespaces() *runtime.NamespaceOption {
+	if n.PodIDs == nil {
+		return &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE}
+	}
+	ids := []*runtime.IDMapping{n.PodIDs}
+	return &runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{Mode: runtime.NamespaceMode_POD, Uids: ids, Gids: ids}}
+}
+
+// NoNetwork gives a node's pods a network plugin that does nothing.
+func NoNetwork(dir string) error {
+	const says = `{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"x"}],"ips":[{"address":"192.0.2.2/24","interface":0}]}`
+	for name, text := range map[string]string{
+		"10-none.conflist": `{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"none"}]}`,
+		"none":             "#!/bin/sh\necho '" + says + "'\n",
+		"loopback":         "#!/bin/sh\necho '" + says + "'\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "cni", name), []byte(text), 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // PullCRI pulls an image as kubelet does.
@@ -47,7 +71,7 @@ func (n *Node) RunContainer(ctx context.Context, pod string, sandbox *runtime.Po
 		Command:  command,
 		LogPath:  "main.log",
 		Linux: &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{
-			NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE},
+			NamespaceOptions: n.namespaces(),
 		}},
 	}
 	created, err := n.Pods.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: sandbox})

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/opencontainers/image-spec/identity"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"silk.invalid/integration/e2e/internal/tree"
 )
@@ -104,11 +105,21 @@ func (n *Node) ReadChain(ctx context.Context, snapshotter, chain string) (result
 
 // RunTask starts a container of an image, without a pod around it, and waits until it says that it is ready. The node's end removes it.
 func (n *Node) RunTask(ctx context.Context, name string, image containerd.Image) (containerd.Task, error) {
+	return n.runTask(ctx, name, image, nil, oci.WithHostNamespace("network"))
+}
+
+// RunMappedTask starts a container in a user namespace, as RunTask else.
+func (n *Node) RunMappedTask(ctx context.Context, name string, image containerd.Image, uids, gids []specs.LinuxIDMapping, command ...string) (containerd.Task, error) {
+	labels := containerd.WithUserNSRemapperLabels(uids, gids)
+	return n.runTask(ctx, name, image, []snapshots.Opt{labels}, oci.WithUserNamespace(uids, gids), oci.WithProcessArgs(command...))
+}
+
+func (n *Node) runTask(ctx context.Context, name string, image containerd.Image, snapshot []snapshots.Opt, spec ...oci.SpecOpts) (containerd.Task, error) {
 	container, err := n.Client.NewContainer(ctx, name,
 		containerd.WithImage(image),
 		containerd.WithSnapshotter("silk"),
-		containerd.WithNewSnapshot(name, image),
-		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithHostNamespace("network")))
+		containerd.WithNewSnapshot(name, image, snapshot...),
+		containerd.WithNewSpec(append([]oci.SpecOpts{oci.WithImageConfig(image)}, spec...)...))
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,10 @@ type Options struct {
 	Stall int
 	// Extra is appended to silkd's configuration.
 	Extra string
+	// RemapIDs tells containerd that silk maps the owners of files by itself.
+	RemapIDs bool
+	// PodIDs puts pods in user namespaces with these users and groups.
+	PodIDs *runtime.IDMapping
 	// KeepGarbage makes containerd collect garbage only when it is told to, and not some 250 ms after anything was deleted.
 	KeepGarbage bool
 	// Config and Settings are containerd's and silkd's configuration, templates as in config.go, instead of those for tests.
