@@ -42,6 +42,8 @@ func startProcess(dir, name string, argv ...string) (*Process, error) {
 	defer log.Close()
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
+	// containerd looks for its shim in PATH first, where another generation's may be: its own lies beside it.
+	p.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(argv[0])+":"+os.Getenv("PATH"))
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	starter <- func() { started <- p.cmd.Start() }
