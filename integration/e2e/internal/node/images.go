@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/containerd/containerd/v2/plugins"
 	"github.com/opencontainers/image-spec/identity"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -118,6 +120,8 @@ func (n *Node) runTask(ctx context.Context, name string, image containerd.Image,
 	container, err := n.Client.NewContainer(ctx, name,
 		containerd.WithImage(image),
 		containerd.WithSnapshotter("silk"),
+		// What a test that was killed left of a container of this name is not found there.
+		containerd.WithRuntime(plugins.RuntimeRuncV2, &options.Options{Root: filepath.Join(n.Dir, "runc")}),
 		containerd.WithNewSnapshot(name, image, snapshot...),
 		containerd.WithNewSpec(append([]oci.SpecOpts{oci.WithImageConfig(image)}, spec...)...))
 	if err != nil {
