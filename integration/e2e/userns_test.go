@@ -94,7 +94,10 @@ func TestUserNamespaceTreesEqualOverlayfs(t *testing.T) {
 	}
 	all[0].madeUp = image.TimesMadeUp(layers...)
 	for _, c := range image.Adversarial() {
-		all = append(all, adversarial(registry, c))
+		// A map is the same for many, and they take 20 s on each rung.
+		if c.Name != "a hundred thousand entries" {
+			all = append(all, adversarial(registry, c))
+		}
 	}
 	want := map[string]tree.Tree{}
 	for _, rung := range []string{"file", "loop", "tree"} {
