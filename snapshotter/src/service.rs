@@ -283,9 +283,7 @@ impl Inner {
         }
         Ok(lowers)
     }
-}
 
-impl Inner {
     /// What lies below a snapshot as its user namespace sees it, if it has one; else as it is. What has the owners of that namespace
     /// already stays as it is: a copy that containerd made, with all that is below it, and the files of a container that became a parent.
     fn mapped(&self, snapshot: &Snapshot, stack: &Stack, lowers: Vec<PathBuf>) -> Result<Vec<PathBuf>, SnapshotError> {

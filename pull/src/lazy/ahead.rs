@@ -27,7 +27,7 @@ const GAP: u64 = 128 << 10;
 
 /// A start is taken to be over when all it is known to touch is here and it has read nothing for this long. With 100 ms a JVM's
 /// start on slow processors (1.2 s warm) was cut short where it computes: ready after 2.52 s, 180 MB fetched by then, instead of 2.08 and 72 with 200 ms,
-/// and 1.93 and 73 with 300; whole after 3.3, 3.9 and 3.9 s (medians of 4, 1 Gbit/s).
+/// and 1.93 and 73 with 300; whole after 3.31, 3.95 and 3.88 s (medians of 4, 1 Gbit/s).
 const QUIET: Duration = Duration::from_millis(200);
 
 /// Spans of a layer, and where they stand in the order.
