@@ -280,7 +280,7 @@ func awaitAllWhole(ctx context.Context, n *node.Node, c column, refs ...string) 
 			if whole && proved {
 				break
 			}
-			if err := pause(ctx); err != nil {
+			if err := pause(ctx, betweenLooks, nil); err != nil {
 				return err
 			}
 		}

@@ -155,13 +155,14 @@ func (b *bench) pullAndRun(ctx context.Context, n *node.Node, s subject, c colum
 		return err
 	}
 	f.Pull = time.Since(start)
-	whole := make(chan error, 1)
-	go func() { whole <- b.awaitWhole(ctx, n, ref, c, start, before, f) }()
+	ready, whole := make(chan struct{}), make(chan error, 1)
+	go func() { whole <- b.awaitWhole(ctx, n, ref, c, start, before, f, ready) }()
 	ended, err := run(ctx, n, ref, c.snapshotter, "first")
 	if err != nil {
 		return err
 	}
 	f.Ready, f.UntilReady = time.Since(start), b.traffic().since(before)
+	close(ready)
 	if err := <-whole; err != nil {
 		return err
 	}
@@ -178,10 +179,13 @@ func (b *bench) pullAndRun(ctx context.Context, n *node.Node, s subject, c colum
 
 // awaitWhole notes when the image is whole and proved, and what it took until then. Who unpacks has it whole when the pull returns; what
 // an operator's snapshotter has is not known, and stays zero.
-func (b *bench) awaitWhole(ctx context.Context, n *node.Node, ref string, c column, start time.Time, before traffic, f *figures) error {
+func (b *bench) awaitWhole(
+	ctx context.Context, n *node.Node, ref string, c column, start time.Time, before traffic, f *figures, ready <-chan struct{},
+) error {
 	if !c.silk() && c.socket == "" {
 		f.Whole, f.Proved = f.Pull, f.Pull
 	}
+	wait := duringStarts
 	for c.silk() && (f.Whole == 0 || f.Proved == 0) {
 		whole, proved, err := state(n, ref)
 		if err != nil {
@@ -194,7 +198,12 @@ func (b *bench) awaitWhole(ctx context.Context, n *node.Node, ref string, c colu
 			f.Proved = time.Since(start)
 		}
 		if !whole || !proved {
-			if err := pause(ctx); err != nil {
+			select {
+			case <-ready:
+				wait, ready = betweenLooks, nil
+			default:
+			}
+			if err := pause(ctx, wait, ready); err != nil {
 				return err
 			}
 		}
@@ -212,14 +221,22 @@ func (b *bench) awaitWhole(ctx context.Context, n *node.Node, ref string, c colu
 	return err
 }
 
-// pause is between two looks at whether an image is whole.
-func pause(ctx context.Context) error {
+// Between two looks at whether an image is whole. A look starts a program, 4 ms of a processor: while the container starts they are few, as
+// twenty a second took a twentieth of what its start had.
+const (
+	betweenLooks = 50 * time.Millisecond
+	duringStarts = 500 * time.Millisecond
+)
+
+// pause waits until the next look, or until early is closed.
+func pause(ctx context.Context, wait time.Duration, early <-chan struct{}) error {
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("not whole: %w", ctx.Err())
-	case <-time.After(50 * time.Millisecond):
-		return nil
+	case <-early:
+	case <-time.After(wait):
 	}
+	return nil
 }
 
 // state asks silkd whether every layer of an image is whole, and proved. What silkd left to containerd is a failure.

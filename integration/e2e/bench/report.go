@@ -172,7 +172,7 @@ func (r report) sooner(s subject, c column, of func(figures) time.Duration) stri
 
 func (r report) legend(text *strings.Builder) {
 	text.WriteString("\nSeconds are since the pull began. *pull*: containerd's pull returned. *ready*: the container printed its line. *whole*: every byte is here. " +
-		"*proved*: and was compared with the image's digests. *warm*: a second container of the image that is here by then, from its creation to its line. " +
+		"*proved*: and was compared with the image's digests; either to 50 ms, or to half a second before *ready*. *warm*: a second container of the image that is here by then, from its creation to its line. " +
 		"Memory is the daemon's peak, CPU its own with that of its helpers (igzip, mkfs.erofs), until whole. " +
 		"*limited by*: what decided when silk had the image whole, as `silk status --timing` tells it (docs/operations.md); several words are of several rounds.\n\n")
 	for _, c := range r.columns {
