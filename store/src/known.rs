@@ -28,6 +28,14 @@ pub struct Known {
     pub index: Vec<u8>,
 }
 
+/// What a peer says of a layer, once it was decoded: it may be used.
+#[derive(Debug)]
+pub struct Checked {
+    known: Known,
+    from: String,
+    facts: Facts,
+}
+
 impl Store {
     /// Could [`Store::partial`] open the layer, whose blob is `blob` with so many bytes? Does not read the files.
     pub fn is_known(&self, diff_id: &Digest, blob: &Digest, blob_size: u64) -> bool {
@@ -45,19 +53,26 @@ impl Store {
         Ok(Known { diff_id: *diff_id, blob: record.facts.blob, blob_size: record.facts.blob_size, toc, index })
     }
 
-    /// Takes what a peer says of a layer that is not here. `from` names the peer.
+    /// Takes what a peer says of a layer that is not here, as [`Store::checked`] and [`Store::learn_all`].
     ///
     /// # Errors
-    /// One of class `Corrupt` when it is damaged or the index leads to another layer; [`StoreError::OtherBlob`]; what the file
-    /// system or the database says.
+    /// Those of both.
     pub fn learn(&self, known: &Known, from: &str) -> Result<(), StoreError> {
+        self.learn_all(&[self.checked(known.clone(), from)?])
+    }
+
+    /// Checks what a peer says of a layer. `from` names the peer.
+    ///
+    /// # Errors
+    /// One of class `Corrupt` when it is damaged or the index leads to another layer; [`StoreError::OtherBlob`].
+    pub fn checked(&self, known: Known, from: &str) -> Result<Checked, StoreError> {
         let dir = self.layer_path(&known.diff_id);
         let toc = toc::decode(&known.toc).map_err(|source| StoreError::Toc { path: dir.join("toc"), source })?;
         let index =
             index::decode(&known.index).map_err(|source| StoreError::Index { path: dir.join("index"), source })?;
         fits(&known.diff_id, toc.size, &index)?;
         if index.blob_size != known.blob_size {
-            let Known { blob, blob_size: expected, .. } = *known;
+            let Known { blob, blob_size: expected, .. } = known;
             return Err(StoreError::OtherBlob { blob, expected, found: index.blob_size });
         }
         let facts = Facts {
@@ -68,23 +83,36 @@ impl Store {
             source: String::new(),
             millis: 0,
         };
+        Ok(Checked { known, from: from.to_owned(), facts })
+    }
+
+    /// Takes what was checked of layers that are not here, all of it with one commit: a disk takes milliseconds for each, and a pull waits.
+    ///
+    /// # Errors
+    /// What the file system or the database says.
+    pub fn learn_all(&self, layers: &[Checked]) -> Result<(), StoreError> {
         let changing = self.changing();
-        // Written once: somebody may be reading it already.
-        if self.whole(&known.diff_id) || self.is_known(&known.diff_id, &known.blob, known.blob_size) {
-            return Ok(());
+        let mut records = Vec::new();
+        for Checked { known, from, facts } in layers {
+            // Written once: somebody may be reading it already.
+            if self.whole(&known.diff_id) || self.is_known(&known.diff_id, &known.blob, known.blob_size) {
+                continue;
+            }
+            let dir = self.layer_path(&known.diff_id);
+            fs::create_dir_all(&dir).map_err(|e| StoreError::io("create", &dir, e))?;
+            writer::write_new(&dir.join("toc"), &known.toc)?;
+            writer::write_new(&dir.join("index"), &known.index)?;
+            let record = LayerRecord {
+                whole: false,
+                durable: false,
+                boot: self.boot,
+                last_used: record::now(),
+                from: from.clone(),
+                facts: facts.clone(),
+            };
+            records.push((known.diff_id, record));
         }
-        fs::create_dir_all(&dir).map_err(|e| StoreError::io("create", &dir, e))?;
-        writer::write_new(&dir.join("toc"), &known.toc)?;
-        writer::write_new(&dir.join("index"), &known.index)?;
-        let record = LayerRecord {
-            whole: false,
-            durable: false,
-            boot: self.boot,
-            last_used: record::now(),
-            from: from.to_owned(),
-            facts,
-        };
-        self.persist(&[(known.diff_id, record)])?;
+        self.persist(&records)?;
         drop(changing);
         self.forget_oldest()
     }

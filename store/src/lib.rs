@@ -45,7 +45,7 @@ pub use config::Config;
 pub use error::StoreError;
 pub use evict::{Evicted, Unused};
 pub use fsck::{Finding, Proof};
-pub use known::Known;
+pub use known::{Checked, Known};
 pub use partial::{Partial, read_at};
 pub use profiles::Profiles;
 pub use record::{Facts, LayerRecord};

@@ -56,22 +56,42 @@ impl Slots {
     /// # Errors
     /// When the database cannot be written.
     pub fn of(&self, name: &str) -> Result<u32, StoreError> {
-        let _giving = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = self.find(name) {
-            return Ok(slot);
+        Ok(self.of_all(&[name])?[0])
+    }
+
+    /// As [`Slots::of`] for several names, in their order, with one commit.
+    ///
+    /// # Errors
+    /// When the database cannot be written: none has got a number.
+    pub fn of_all(&self, names: &[impl AsRef<str>]) -> Result<Vec<u32>, StoreError> {
+        if let Some(slots) = names.iter().map(|name| self.find(name.as_ref())).collect() {
+            return Ok(slots);
         }
-        let slot = self.known().next;
+        let _giving = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.known().next;
+        let mut new: HashMap<&str, u32> = HashMap::new();
+        let mut slots = Vec::with_capacity(names.len());
+        for name in names.iter().map(AsRef::as_ref) {
+            let slot = self.find(name).or_else(|| new.get(name).copied()).unwrap_or(next);
+            if slot == next {
+                new.insert(name, slot);
+                next += 1;
+            }
+            slots.push(slot);
+        }
         let write = self.db.begin_write().map_err(StoreError::db)?;
         {
             let mut table = write.open_table(SLOTS).map_err(StoreError::db)?;
-            table.insert(name, slot).map_err(StoreError::db)?;
-            table.insert("", slot + 1).map_err(StoreError::db)?;
+            for (name, slot) in &new {
+                table.insert(*name, slot).map_err(StoreError::db)?;
+            }
+            table.insert("", next).map_err(StoreError::db)?;
         }
         write.commit().map_err(StoreError::db)?;
         let mut known = self.known();
-        known.next = slot + 1;
-        known.insert(name, slot);
-        Ok(slot)
+        known.next = next;
+        new.into_iter().for_each(|(name, slot)| known.insert(name, slot));
+        Ok(slots)
     }
 
     /// What had this name is gone, and what gets it next is something else: a number of its own is given to that.
@@ -116,6 +136,20 @@ mod tests {
     use std::{sync::mpsc, thread, time::Duration};
 
     use super::*;
+
+    #[test]
+    fn names_get_their_numbers_together_and_keep_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Arc::new(Database::create(dir.path().join("db")).unwrap());
+        let slots = Slots::open(Arc::clone(&db)).unwrap();
+        assert_eq!(slots.of("b").unwrap(), 1);
+        let given = slots.of_all(&["a", "b", "c", "a"]).unwrap();
+        assert_eq!(given, [2, 1, 3, 2]);
+        assert!(slots.of_all(&[] as &[&str]).unwrap().is_empty());
+        let again = Slots::open(db).unwrap();
+        assert_eq!(again.of_all(&["c", "d", "a"]).unwrap(), [3, 4, 2]);
+        assert_eq!(again.name(3).as_deref(), Some("c"));
+    }
 
     #[test]
     fn numbers_are_found_while_another_is_given_out() {

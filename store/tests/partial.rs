@@ -151,6 +151,20 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
+fn several_layers_are_learned_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let layers = [known_of(b"first"), known_of(b"second"), known_of(b"third")];
+    let store = open(root.path());
+    store.learn(&layers[0], "a peer").unwrap();
+    let checked = layers.clone().map(|known| store.checked(known, "another peer").unwrap());
+    store.learn_all(&checked).unwrap();
+    for (known, from) in layers.iter().zip(["a peer", "another peer", "another peer"]) {
+        assert_eq!(store.known(&known.diff_id).unwrap(), *known);
+        assert_eq!(store.record(&known.diff_id).unwrap().from, from, "what is known stays as it is");
+    }
+}
+
+#[test]
 fn a_layer_that_is_discarded_reads_no_more() {
     let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
     let (known, index) = known(&bytes);

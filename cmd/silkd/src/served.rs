@@ -130,6 +130,15 @@ impl Served {
         Ok(self.at.join(name))
     }
 
+    /// Names files that will serve layers, all at once: each by itself would cost a commit.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn name(&self, diff_ids: &[Digest]) -> Result<(), StoreError> {
+        let names: Vec<_> = diff_ids.iter().map(Digest::hex).collect();
+        self.files.slots.of_all(&names).map(drop)
+    }
+
     /// Brings bytes of a layer's data into the page cache of the file that serves it. Blocks until they are there; those that are
     /// not here wait as any read.
     ///
@@ -174,9 +183,10 @@ impl Served {
 
 impl Trees for Served {
     fn tree(&self, name: &str, meta: &Path, layers: &[Digest]) -> io::Result<PathBuf> {
-        let slot = |name: &str| self.files.slots.of(name).map(Slot).map_err(io::Error::other);
-        let devices = layers.iter().map(|layer| slot(&layer.hex())).collect::<io::Result<Vec<_>>>()?;
-        let Slot(tree) = slot(name)?;
+        let names: Vec<_> = layers.iter().map(Digest::hex).collect();
+        let devices = self.files.slots.of_all(&names).map_err(io::Error::other)?;
+        let devices: Vec<_> = devices.into_iter().map(Slot).collect();
+        let tree = self.files.slots.of(name).map_err(io::Error::other)?;
         let opened = TreeFiles::open(File::open(meta)?, devices.clone())?;
         let plain = self.plain.get().filter(|_| !opened.has_xattrs());
         let shown = Shown { meta: meta.to_owned(), devices, plain: plain.is_some() };

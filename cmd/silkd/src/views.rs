@@ -26,7 +26,17 @@ pub struct StoreViews {
 impl StoreViews {
     /// Mount points of a chain given base first; the result is top first, as overlayfs wants it. Blocks.
     pub fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, ViewError> {
+        if let Ok(served) = &self.served {
+            let lazy: Vec<_> = diff_ids.iter().copied().filter(|id| self.is_served(id)).collect();
+            // Whoever lacks a name then is told why, by itself.
+            let _ = served.name(&lazy);
+        }
         self.views.lowers(&Files(self), diff_ids)
+    }
+
+    /// Does silkd serve the layer's bytes, because some are missing?
+    fn is_served(&self, diff_id: &Digest) -> bool {
+        !self.store.whole(diff_id) && self.lazies.size(diff_id).is_some()
     }
 
     /// See [`Views::pages`].
@@ -87,10 +97,7 @@ impl LayerFiles for Files<'_> {
     }
 
     fn served(&self, diff_id: &Digest) -> Option<PathBuf> {
-        if self.0.store.whole(diff_id) || self.0.lazies.size(diff_id).is_none() {
-            return None;
-        }
-        let served = self.0.served.as_ref().ok()?;
+        let served = self.0.served.as_ref().ok().filter(|_| self.0.is_served(diff_id))?;
         served.path(diff_id).inspect_err(|error| tracing::error!(%diff_id, %error, "a layer has no name")).ok()
     }
 }

@@ -20,7 +20,7 @@ use silk_model::{
 };
 use silk_registry::Repository;
 use silk_share::{Found, Image, LayerKnowledge};
-use silk_store::{Known, StoreError};
+use silk_store::{Checked, Known, StoreError};
 
 use super::{Puller, pull::Source};
 use crate::{
@@ -110,15 +110,18 @@ impl Puller {
         // In a pull's way: on all cores. No more at once, since names take memory while they are checked.
         let learned = stream::iter(found)
             .map(async |(layer, found)| {
-                let outcome = self.learn(&layer, &found).await;
+                let outcome = self.check(&layer, &found).await;
                 (layer, outcome, found)
             })
             .buffer_unordered(cores);
-        let mut learned = pin!(learned);
+        let (mut learned, mut sound) = (pin!(learned), Vec::new());
         while let Some((layer, outcome, found)) = learned.next().await {
             let (blob, from) = (layer.blob, found.origin());
             match outcome {
-                Ok(()) => drop(asked.learned.insert(layer.diff_id, found.with(()))),
+                Ok(checked) => {
+                    sound.push(checked);
+                    asked.learned.insert(layer.diff_id, found.with(()));
+                }
                 Err(Useless::Lie(why)) => {
                     METRICS.lies.of(Lie::Index).one();
                     self.seams.share.distrust(&image, &found, &why);
@@ -132,10 +135,16 @@ impl Puller {
                 }
             }
         }
+        let store = Arc::clone(&self.store);
+        let kept = tokio::task::spawn_blocking(move || store.learn_all(&sound)).await;
+        if let Err(why) = kept.map_err(|e| e.to_string()).and_then(|kept| kept.map_err(|e| e.to_string())) {
+            tracing::warn!(image = spec.reference, why, "what is known of layers is not used");
+            asked.learned.clear();
+        }
         asked
     }
 
-    async fn learn(&self, layer: &LayerSpec, found: &Found<LayerKnowledge>) -> Result<(), Useless> {
+    async fn check(&self, layer: &LayerSpec, found: &Found<LayerKnowledge>) -> Result<Checked, Useless> {
         let LayerKnowledge { diff_id, toc, index, .. } = &found.value;
         if *diff_id != layer.diff_id {
             // It or the image's configuration is wrong: which one is known once the blob has come.
@@ -144,8 +153,8 @@ impl Puller {
         let LayerSpec { blob, size: blob_size, .. } = *layer;
         let known = Known { diff_id: *diff_id, blob, blob_size, toc: toc.to_vec(), index: index.to_vec() };
         let (store, from) = (Arc::clone(&self.store), found.origin());
-        let learned = tokio::task::spawn_blocking(move || store.learn(&known, &from)).await;
-        learned.map_err(|e| Useless::Here(e.to_string()))?.map_err(|e| Useless::of(&e))
+        let checked = tokio::task::spawn_blocking(move || store.checked(known, &from)).await;
+        checked.map_err(|e| Useless::Here(e.to_string()))?.map_err(|e| Useless::of(&e))
     }
 
     fn road(&self, spec: &Arc<ImageSpec>, repository: &Repository, trip: Option<&Arc<Trip>>) -> Road {
