@@ -84,14 +84,20 @@ func withPods(t testing.TB, registry *hub.Hub, options node.Options) *node.Node 
 // realImage reads one of the images that hack/images builds.
 func realImage(t testing.TB, name string) image.Bundle {
 	t.Helper()
+	bundle, err := image.ReadLayout(realLayout(t, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bundle
+}
+
+// realLayout is its folder.
+func realLayout(t testing.TB, name string) string {
+	t.Helper()
 	// A name, a dash and a hash: name+"-*" would be other images' too.
 	found, _ := filepath.Glob(filepath.Join(os.Getenv("SILK_IMAGES"), name+"-"+strings.Repeat("[0-9a-f]", 16)))
 	if len(found) == 0 {
 		t.Fatalf("no image %s: set SILK_IMAGES to the folder where hack/images/build puts them", name)
 	}
-	bundle, err := image.ReadLayout(found[len(found)-1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return bundle
+	return found[len(found)-1]
 }
