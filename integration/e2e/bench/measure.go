@@ -221,8 +221,8 @@ func (b *bench) awaitWhole(
 	return err
 }
 
-// Between two looks at whether an image is whole. A look starts a program, 4 ms of a processor: while the container starts they are few, as
-// twenty a second took a twentieth of what its start had.
+// Between two looks at whether an image is whole. A look starts a program: while the container starts they are few, as twenty a second took 2 % of
+// both processors for that program alone (a Python service's start).
 const (
 	betweenLooks = 50 * time.Millisecond
 	duringStarts = 500 * time.Millisecond
