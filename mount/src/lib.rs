@@ -14,6 +14,7 @@ mod chain;
 mod config;
 mod error;
 mod kernel;
+mod making;
 mod mapped;
 mod meta;
 mod mountinfo;

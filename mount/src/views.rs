@@ -1,10 +1,15 @@
 //! From an image's layers to the directories of its overlay.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use silk_layer::{
@@ -14,7 +19,9 @@ use silk_layer::{
 };
 use silk_model::{Digest, chain_ids};
 
-use crate::{Ground, LayerError, MountError, Mounts, Pages, Variant, View, ViewError, chain, meta, turns::Turns};
+use crate::{
+    Ground, LayerError, MountError, Mounts, Pages, Variant, View, ViewError, chain, making::Making, meta, turns::Turns,
+};
 
 /// Who keeps the layers.
 pub trait LayerFiles: Sync {
@@ -28,6 +35,9 @@ pub trait LayerFiles: Sync {
     /// # Errors
     /// When it is not here or cannot be read.
     fn toc(&self, diff_id: &Digest) -> Result<Toc, LayerError>;
+
+    /// How many entries that has, or more than that: while it is in memory it takes room by them.
+    fn entries(&self, diff_id: &Digest) -> u64;
 
     /// Length of a layer's tar in bytes; `None` unless it can be read, now or by waiting.
     fn size(&self, diff_id: &Digest) -> Option<u64>;
@@ -44,8 +54,7 @@ pub struct Views {
     turns: Turns<String>,
     /// Finding or mounting a layer's view, against retiring the layer. Short: nothing is made meanwhile.
     layers: Turns<Digest>,
-    /// One image is made at a time: a table of contents and its tree take some 500 bytes an entry together.
-    making: Mutex<()>,
+    making: Making,
     /// On what a layer's tree depends; an entry for each layer that was shown and not hidden since.
     dependences: Mutex<HashMap<Digest, Dependence>>,
     /// Views of [`Variant::Chain`] with their images and the layers these point into, by the name of the mount.
@@ -66,7 +75,7 @@ type Hide<'a> = &'a dyn Fn(&str) -> Result<(), MountError>;
 impl Views {
     /// Views over these mounts. Call [`Views::sweep`] before anything else.
     pub fn new(mounts: Mounts) -> Self {
-        let (turns, layers, making) = (Turns::default(), Turns::default(), Mutex::default());
+        let (turns, layers, making) = (Turns::default(), Turns::default(), Making::default());
         Self { mounts, turns, layers, making, dependences: Mutex::default(), chains: Mutex::default() }
     }
 
@@ -82,6 +91,7 @@ impl Views {
     /// When a layer is not whole, has no tree, or cannot be mounted.
     pub fn lowers(&self, files: &dyn LayerFiles, chain: &[Digest]) -> Result<Vec<PathBuf>, ViewError> {
         let ids = chain_ids(chain);
+        self.learn_all(files, chain, &ids);
         // Base first: see `retire`.
         let mut lowers: Vec<_> =
             (0..chain.len()).map(|at| self.show_at(files, (chain, &ids), at)).collect::<Result<_, _>>()?;
@@ -262,7 +272,7 @@ impl Views {
             Some(known) => known,
             // Not before it is whole: what is learned is written beside it.
             None if files.size(&diff_id).is_none() => return Err(ViewError::NotWhole(diff_id)),
-            None => self.turns.take(&diff_id.hex(), || self.learn(files, diff_id, place))?,
+            None => self.learn(files, diff_id, place)?,
         };
         let view = View { diff_id, variant: chain::variant(dependence, place) };
         if self.layers.take(&diff_id, || self.mounts.is_shown(&view)) {
@@ -279,7 +289,11 @@ impl Views {
         let layers = match meta::open(&path, view)? {
             Some(layers) => layers,
             None => {
-                let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+                let entries = match view.variant {
+                    Variant::Shared | Variant::Base => files.entries(&layer),
+                    Variant::Chain(_) => chain.iter().map(|layer| files.entries(layer)).fold(0, u64::saturating_add),
+                };
+                let _room = self.making.room(entries);
                 let tree = match view.variant {
                     Variant::Shared | Variant::Base => {
                         Some(chain::build_alone(&layer, &toc(files, &layer)?, view.variant)?)
@@ -314,22 +328,46 @@ impl Views {
         Some(read)
     }
 
+    /// Learns of all layers that were never shown, on all processors: a pull waits for it. What fails here fails again where the
+    /// layer is shown, and is told there.
+    fn learn_all(&self, files: &dyn LayerFiles, chain: &[Digest], ids: &[Digest]) {
+        let new = |at: &usize| self.known_dependence(files, &chain[*at]).is_none() && files.size(&chain[*at]).is_some();
+        let mut new: Vec<_> = (0..chain.len()).filter(new).collect();
+        new.sort_by_key(|at| Reverse(files.entries(&chain[*at])));
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(at) = new.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let _ = self.learn(files, chain[*at], at.checked_sub(1).map(|below| ids[below]));
+            }
+        };
+        thread::scope(|scope| {
+            let cores = thread::available_parallelism().map_or(1, usize::from);
+            for _ in 1..cores.min(new.len()) {
+                // Without it, the others do its share.
+                let _ = thread::Builder::new().name("silk-views".to_owned()).spawn_scoped(scope, work);
+            }
+            work();
+        });
+    }
+
     /// Works out on what a layer's tree depends, and keeps it beside the layer. That takes the tree; so where it is the
     /// one that is wanted, its image is made on the way.
     fn learn(&self, files: &dyn LayerFiles, diff_id: Digest, place: Option<Digest>) -> Result<Dependence, ViewError> {
-        if let Some(known) = self.known_dependence(files, &diff_id) {
-            return Ok(known);
-        }
-        let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let (dependence, tree) = chain::learn(&diff_id, &toc(files, &diff_id)?, place)?;
-        if let Some(tree) = tree {
-            let view = View { diff_id, variant: chain::variant(dependence, place) };
-            make(files, &view, &[diff_id], &tree)?;
-        }
-        let path = files.layer_path(&diff_id).join("depends");
-        chain::write_dependence(&path, dependence).map_err(|e| ViewError::io("write", &path, e))?;
-        self.dependences().insert(diff_id, dependence);
-        Ok(dependence)
+        self.turns.take(&diff_id.hex(), || {
+            if let Some(known) = self.known_dependence(files, &diff_id) {
+                return Ok(known);
+            }
+            let _room = self.making.room(files.entries(&diff_id));
+            let (dependence, tree) = chain::learn(&diff_id, &toc(files, &diff_id)?, place)?;
+            if let Some(tree) = tree {
+                let view = View { diff_id, variant: chain::variant(dependence, place) };
+                make(files, &view, &[diff_id], &tree)?;
+            }
+            let path = files.layer_path(&diff_id).join("depends");
+            chain::write_dependence(&path, dependence).map_err(|e| ViewError::io("write", &path, e))?;
+            self.dependences().insert(diff_id, dependence);
+            Ok(dependence)
+        })
     }
 
     fn dependences(&self) -> MutexGuard<'_, HashMap<Digest, Dependence>> {

@@ -12,6 +12,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -30,6 +31,10 @@ struct Layers {
     decoded: Mutex<Vec<Digest>>,
     /// Threads that decode, and the most that did at once.
     decoding: [AtomicU32; 2],
+    /// What each layer is said to have.
+    entries: u64,
+    /// Whoever decodes waits until so many did at once, or gives up.
+    together: u32,
 }
 
 impl LayerFiles for Layers {
@@ -42,12 +47,20 @@ impl LayerFiles for Layers {
         let [now, most] = &self.decoding;
         most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         // Whoever may decode beside this one has the time to.
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while most.load(Ordering::SeqCst) < self.together && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
         now.fetch_sub(1, Ordering::SeqCst);
         let known = self.known.lock().unwrap();
         let (toc, _) =
             known.get(diff_id).ok_or_else(|| LayerError::new(Class::NotFound, io::Error::other("no such layer")))?;
         Ok(toc.clone())
+    }
+
+    fn entries(&self, _: &Digest) -> u64 {
+        self.entries
     }
 
     fn size(&self, diff_id: &Digest) -> Option<u64> {
@@ -69,7 +82,7 @@ impl Layers {
 
     fn at(root: &Path) -> Self {
         let (known, decoded, decoding) = Default::default();
-        Self { root: root.to_owned(), _dir: None, known, decoded, decoding }
+        Self { root: root.to_owned(), _dir: None, known, decoded, decoding, entries: 10, together: 0 }
     }
 
     fn add(&self, tar: &Tar) -> Digest {
@@ -447,8 +460,9 @@ fn privileged_many_containers_at_once_make_each_image_once() {
 
 /// A table of contents and its tree take some 500 bytes an entry.
 #[test]
-fn privileged_of_many_images_at_once_one_is_in_memory() {
-    let layers = Layers::new();
+fn privileged_of_many_large_images_at_once_one_is_in_memory() {
+    let mut layers = Layers::new();
+    layers.entries = 60_000;
     let views = layers.views(RungChoice::Auto);
     let image = |nr: u32| {
         [Tar::new().file("bin", &nr.to_string()), Tar::new().file("top", &nr.to_string()).hard_link("sh", "bin")]
@@ -463,6 +477,19 @@ fn privileged_of_many_images_at_once_one_is_in_memory() {
     let [now, most] = &layers.decoding;
     assert_eq!((now.load(Ordering::SeqCst), most.load(Ordering::SeqCst)), (0, 1));
     assert_eq!(views.mounts().shown().len(), 16);
+}
+
+#[test]
+fn privileged_small_layers_of_an_image_are_made_at_once() {
+    // Both are asked for their names before either is answered, if there are processors for both.
+    let together = std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) as u32;
+    let mut layers = Layers::new();
+    layers.together = together;
+    let views = layers.views(RungChoice::Auto);
+    let chain = [layers.add(&base()), layers.add(&Tar::new().file("own", "own"))];
+    assert_eq!(views.lowers(&layers, &chain).unwrap().len(), 2);
+    assert_eq!(layers.decoding[1].load(Ordering::SeqCst), together);
+    assert_eq!(layers.decoded.lock().unwrap().len(), 2);
 }
 
 #[test]

@@ -92,6 +92,10 @@ impl LayerFiles for Files<'_> {
         self.0.store.toc(diff_id).map_err(|e| LayerError::new(e.class(), e))
     }
 
+    fn entries(&self, diff_id: &Digest) -> u64 {
+        self.0.store.record(diff_id).map_or(u64::MAX, |record| record.facts.entries)
+    }
+
     fn size(&self, diff_id: &Digest) -> Option<u64> {
         self.0.store.size(diff_id).or_else(|| self.0.lazies.size(diff_id))
     }
