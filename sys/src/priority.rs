@@ -7,8 +7,8 @@ use std::{io, marker::PhantomData};
 /// How far a thread stands behind others, as a nice value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behind {
-    /// Its work is for what runs now, which must not lack processors for it: a third of the weight of an ordinary thread.
-    ALittle = 5,
+    /// Its work is for what will run, and must not take processors from what runs now: a thirtieth of the weight of an ordinary thread.
+    Now = 15,
     /// Nobody waits for its work: a seventieth.
     All = 19,
 }
@@ -75,8 +75,8 @@ mod tests {
     #[test]
     fn a_thread_is_lowered_for_a_while() {
         let before = now();
-        let lowered = lowered(Behind::ALittle);
-        assert_eq!(now(), Behind::ALittle as libc::c_int);
+        let lowered = lowered(Behind::Now);
+        assert_eq!(now(), Behind::Now as libc::c_int);
         drop(lowered);
         // Not everybody may raise it again.
         assert!(now() == before || nice(before).is_err());

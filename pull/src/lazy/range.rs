@@ -134,7 +134,7 @@ impl Lazy {
         // What is mounting and the container that is starting need the processors first.
         let behind = match wanted {
             Wanted::Now => None,
-            Wanted::Soon => Some(Behind::ALittle),
+            Wanted::Soon => Some(Behind::Now),
             Wanted::Later => Some(Behind::All),
         };
         let _lowered = behind.map(priority::lowered);
