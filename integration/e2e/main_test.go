@@ -1,5 +1,6 @@
 // Package e2e drives silkd with a real containerd, real registries and real mounts. It needs root, and what hack/test prepares: the
-// binaries (SILKD, SILK), containerd of two generations (SILK_CONTAINERD_1, SILK_CONTAINERD_2; SILK_CONTAINERD_17 if wanted), and the real images (SILK_IMAGES).
+// binaries (SILKD, SILK), containerd of two generations (SILK_CONTAINERD_1, SILK_CONTAINERD_2; SILK_CONTAINERD_17 if wanted), a runc
+// that runs pods in user namespaces (SILK_RUNC), and the real images (SILK_IMAGES).
 // What a machine cannot do is skipped, unless SILK_E2E_ALL is set.
 package e2e
 

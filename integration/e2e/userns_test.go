@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -152,29 +153,164 @@ func TestUserNamespaceOnUnpackedLayers(t *testing.T) {
 	nothingMapped(t, n)
 }
 
-// kubelet's way: the sandbox of a pod with hostUsers: false. Its containers need runc 1.2 and more.
-func TestUserNamespaceSandbox(t *testing.T) {
-	ids := &runtime.IDMapping{HostId: 400_000, Length: 65536}
-	n := withPods(t, hub.Start(t), node.Options{Generation: node.Second, RemapIDs: true, PodIDs: ids, Prepare: func(dir string) error {
-		return errors.Join(open(dir), node.NoNetwork(dir))
-	}})
-	ctx := node.Context(t, "k8s.io")
-	pod, _, err := n.RunPod(ctx, "mapped")
-	if err != nil {
+// podIDs are as kubelet gives them to a pod with hostUsers: false: one range, the same for users and groups.
+var podIDs = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 400_000, Size: 65_536}}
+
+// kubelet's way: a pod in a user namespace. Its container starts on an image that is not whole yet, though silkd was killed after the
+// container was made, and sees what it sees on containerd's overlayfs; so does the next one in the pod; and with the pod all is gone.
+// Without the capability remap-ids they see the same, of a copy.
+func TestUserNamespacePod(t *testing.T) {
+	registry := hub.Start(t)
+	ref := registry.Add("app", "1", realImage(t, "debian"))
+	fleet := node.StartRedis(t)
+	teacher := startUserPod(t, registry, node.Options{Snapshotter: "overlayfs", Extra: fleet.Config()})
+	teacher.create(t, 0, ref)
+	teacher.start(t)
+	want := teacher.look(t)
+	if _, err := teacher.Pull(teacher.Context(), ref, "silk"); err != nil {
 		t.Fatal(err)
 	}
-	mapped := node.MountsBelow(filepath.Join(n.Dir, "silk/mapped"))
+	teacher.Eventually("the fleet knows its layers", func() error { return fleet.Knows(teacher.Node, ref) })
+	for _, rung := range []string{"file", "loop", "tree"} {
+		t.Run(rung, func(t *testing.T) {
+			p := startUserPod(t, registry, node.Options{Rung: rung, RemapIDs: true, Extra: fleet.Config()})
+			p.checkSandbox(t)
+			registry.SetRate(2 << 20)
+			defer registry.SetRate(0)
+			p.create(t, 0, ref)
+			p.killSilkd()
+			p.start(t)
+			if whole(p.Node, ref) == nil {
+				t.Error("the image was whole before the container was ready: nothing was lazy")
+			}
+			checkWritten(t, p.Node, podIDs, podIDs)
+			registry.SetRate(0)
+			p.checkLook(t, want)
+			p.remove(t)
+			p.create(t, 1, ref)
+			p.start(t)
+			p.checkLook(t, want)
+			p.Eventually("the first container's mounts are gone", func() error {
+				left, err := os.ReadDir(filepath.Join(p.Dir, "silk/mapped"))
+				if err == nil && len(left) != 2 {
+					return fmt.Errorf("the sandbox's and the second container's are %v", left)
+				}
+				return err
+			})
+			if err := p.RemovePod(p.ctx, p.id); err != nil {
+				t.Error(err)
+			}
+			nothingMapped(t, p.Node)
+		})
+	}
+	t.Run("copy", func(t *testing.T) {
+		p := startUserPod(t, registry, node.Options{Extra: fleet.Config()})
+		p.create(t, 0, ref)
+		p.start(t)
+		checkWritten(t, p.Node, podIDs, podIDs)
+		p.checkLook(t, want)
+		nothingMapped(t, p.Node)
+	})
+}
+
+// userPod is a pod in a user namespace on a node of its own, with its container.
+type userPod struct {
+	*node.Node
+	ctx           context.Context
+	id, container string
+	sandbox       *runtime.PodSandboxConfig
+}
+
+func startUserPod(t *testing.T, registry *hub.Hub, options node.Options) *userPod {
+	t.Helper()
+	options.Generation, options.Runc = node.Second, node.NewRunc
+	options.PodIDs = &runtime.IDMapping{HostId: podIDs[0].HostID, Length: podIDs[0].Size}
+	options.Prepare = func(dir string) error { return errors.Join(open(dir), node.NoNetwork(dir)) }
+	p := &userPod{Node: withPods(t, registry, options), ctx: node.Context(t, "k8s.io")}
+	var err error
+	if p.id, p.sandbox, err = p.RunPod(p.ctx, "mapped"); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// checkSandbox looks at the one layer of the sandbox, which has one file.
+func (p *userPod) checkSandbox(t *testing.T) {
+	t.Helper()
+	// A layer that became whole meanwhile is mapped again, over itself.
+	mapped := slices.Compact(node.MountsBelow(filepath.Join(p.Dir, "silk/mapped")))
 	if len(mapped) != 1 {
 		t.Fatalf("the sandbox has one layer, and %v is mapped", mapped)
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(filepath.Join(mapped[0], "guest"), &st); err != nil || st.Uid != ids.HostId || st.Gid != ids.HostId {
+	if err := unix.Stat(filepath.Join(mapped[0], "guest"), &st); err != nil || st.Uid != podIDs[0].HostID || st.Gid != podIDs[0].HostID {
 		t.Errorf("its program is of %d:%d (%v)", st.Uid, st.Gid, err)
 	}
-	if err := n.RemovePod(ctx, pod); err != nil {
-		t.Error(err)
+}
+
+// create pulls the image and makes the container, as kubelet does, after so many others.
+func (p *userPod) create(t *testing.T, attempt uint32, ref string) {
+	t.Helper()
+	err := p.PullCRI(p.ctx, ref)
+	if err == nil {
+		p.container, err = p.CreateContainer(p.ctx, p.id, p.sandbox, attempt, ref, "/bin/sh", "-c", lookAround)
 	}
-	nothingMapped(t, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *userPod) start(t *testing.T) {
+	t.Helper()
+	if err := p.StartContainer(p.ctx, p.container); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// killSilkd starts it again, and waits until containerd, which may have failed to reach it, tries anew.
+func (p *userPod) killSilkd() {
+	p.Silkd.Kill()
+	p.StartSilkd()
+	p.Eventually("containerd reaches the next silkd", func() error {
+		_, err := p.Client.SnapshotService("silk").Stat(p.ctx, p.container)
+		return err
+	})
+}
+
+// remove kills the container and removes it.
+func (p *userPod) remove(t *testing.T) {
+	t.Helper()
+	if _, err := p.Pods.RemoveContainer(p.ctx, &runtime.RemoveContainerRequest{ContainerId: p.container}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// look is what the container's user sees of its root file system, but for the sizes of directories, which each snapshotter has of its own,
+// and hard links, which a copy breaks.
+func (p *userPod) look(t *testing.T) []string {
+	t.Helper()
+	said, err := p.Exec(p.ctx, p.container, "/bin/sh", "-c", `set -e
+find / -xdev -type d -printf '%p %M %U:%G\n' -o -printf '%p %M %U:%G %s %l\n'
+find / -xdev -type f -exec sha256sum {} +`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(said, "\n")
+	slices.Sort(lines)
+	return lines
+}
+
+func (p *userPod) checkLook(t *testing.T, want []string) {
+	t.Helper()
+	got := p.look(t)
+	for i := range min(len(got), len(want)) {
+		if got[i] != want[i] {
+			t.Fatalf("the container sees %q, on overlayfs %q", got[i], want[i])
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("the container sees %d lines, on overlayfs %d", len(got), len(want))
+	}
 }
 
 // mappedTree reads an image as a user namespace has it, and checks its owners against those of the image.
@@ -261,7 +397,7 @@ func TestUserNamespaceContainer(t *testing.T) {
 			if whole(n, ref) == nil {
 				t.Error("the image was whole before the container was ready: nothing was lazy")
 			}
-			checkWritten(t, n)
+			checkWritten(t, n, hostUIDs, hostGIDs)
 			registry.SetRate(0)
 			n.Eventually("every layer is whole", func() error { return whole(n, ref) })
 			again := mountOf(t, n, ctx, "silk", "mapped")
@@ -292,7 +428,7 @@ func TestUserNamespaceContainer(t *testing.T) {
 }
 
 // checkWritten looks at the files that lookAround wrote, from the host.
-func checkWritten(t *testing.T, n *node.Node) {
+func checkWritten(t *testing.T, n *node.Node, uids, gids []specs.LinuxIDMapping) {
 	t.Helper()
 	found, _ := filepath.Glob(filepath.Join(n.Dir, "silk/snapshots/*/fs/tmp/me"))
 	if len(found) != 1 {
@@ -304,12 +440,12 @@ func checkWritten(t *testing.T, n *node.Node) {
 			t.Errorf("the container says %q of %s, want %q (%v)", said, name, want, err)
 		}
 	}
-	if said, _ := os.ReadFile(filepath.Join(upper, "tmp/map")); !strings.Contains(string(said), "300000") {
+	if said, _ := os.ReadFile(filepath.Join(upper, "tmp/map")); !strings.Contains(string(said), fmt.Sprint(uids[len(uids)-1].HostID)) {
 		t.Errorf("the container's map is %q", said)
 	}
 	for name, want := range map[string][2]uint32{
-		"etc/new":    {hostID(33, hostUIDs), hostID(33, hostGIDs)},
-		"etc/passwd": {hostID(0, hostUIDs), hostID(0, hostGIDs)},
+		"etc/new":    {hostID(33, uids), hostID(33, gids)},
+		"etc/passwd": {hostID(0, uids), hostID(0, gids)},
 	} {
 		var st unix.Stat_t
 		if err := unix.Lstat(filepath.Join(upper, name), &st); err != nil || [2]uint32{st.Uid, st.Gid} != want {

@@ -22,7 +22,10 @@ var Packaged = Generation{Name: "packaged", Binary: env("SILK_CONTAINERD_1", "/u
 var Last = Generation{Name: "1.7", Binary: os.Getenv("SILK_CONTAINERD_17"), config: versionTwo}
 
 // Second is a containerd 2.x, by hack/lib/sid.sh.
-var Second = Generation{Name: "second", Binary: env("SILK_CONTAINERD_2", newestSid()), config: versionThree}
+var Second = Generation{Name: "second", Binary: env("SILK_CONTAINERD_2", newest("containerd-*/usr/bin/containerd")), config: versionThree}
+
+// NewRunc is a runc that can map the volumes of pods in user namespaces (1.2 and later), by hack/lib/sid.sh.
+var NewRunc = env("SILK_RUNC", newest("runc-*/usr/sbin/runc"))
 
 func env(name, otherwise string) string {
 	if value := os.Getenv(name); value != "" {
@@ -31,10 +34,11 @@ func env(name, otherwise string) string {
 	return otherwise
 }
 
-func newestSid() string {
-	found, _ := filepath.Glob(filepath.Join(env("SILK_CACHE", "/var/cache/silk-dev"), "sid/containerd-*/usr/bin/containerd"))
+// newest finds a program among those that hack/lib/sid.sh unpacked.
+func newest(program string) string {
+	found, _ := filepath.Glob(filepath.Join(env("SILK_CACHE", "/var/cache/silk-dev"), "sid", program))
 	if len(found) == 0 {
-		return "/nonexistent: run hack/test once, it fetches containerd 2"
+		return "/nonexistent: run hack/test once, it fetches " + program
 	}
 	return found[len(found)-1]
 }
@@ -99,7 +103,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [plugins."io.containerd.grpc.v1.cri"]
   stream_server_port = "0"
 [plugins."io.containerd.cri.v1.images"]
-  snapshotter = "silk"
+  snapshotter = "{{or .Snapshotter "silk"}}"
   stats_collect_period = 1
   disable_snapshot_annotations = {{.Transfer}}
   use_local_image_pull = {{not .Transfer}}
@@ -115,7 +119,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
       SystemdCgroup = false
-[plugins."io.containerd.cri.v1.runtime".cni]
+{{if .Runc}}      BinaryName = "{{.Runc}}"
+      Root = "{{.Dir}}/runc"
+{{end}}[plugins."io.containerd.cri.v1.runtime".cni]
   bin_dirs = ["{{.Dir}}/cni"]
   conf_dir = "{{.Dir}}/cni"
 [plugins."io.containerd.transfer.v1.local"]

@@ -63,13 +63,21 @@ func (n *Node) PullCRI(ctx context.Context, ref string) error {
 	return err
 }
 
-// RunContainer starts a container in a pod and waits until its log has a line that starts with "ready".
+// RunContainer creates a container in a pod and starts it.
 func (n *Node) RunContainer(ctx context.Context, pod string, sandbox *runtime.PodSandboxConfig, ref string, command ...string) (id string, err error) {
+	if id, err = n.CreateContainer(ctx, pod, sandbox, 0, ref, command...); err != nil {
+		return "", err
+	}
+	return id, n.StartContainer(ctx, id)
+}
+
+// CreateContainer makes a container in a pod, which had so many before this one.
+func (n *Node) CreateContainer(ctx context.Context, pod string, sandbox *runtime.PodSandboxConfig, attempt uint32, ref string, command ...string) (id string, err error) {
 	config := &runtime.ContainerConfig{
-		Metadata: &runtime.ContainerMetadata{Name: "main"},
+		Metadata: &runtime.ContainerMetadata{Name: "main", Attempt: attempt},
 		Image:    &runtime.ImageSpec{Image: ref},
 		Command:  command,
-		LogPath:  "main.log",
+		LogPath:  fmt.Sprintf("main-%d.log", attempt),
 		Linux: &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{
 			NamespaceOptions: n.namespaces(),
 		}},
@@ -78,22 +86,29 @@ func (n *Node) RunContainer(ctx context.Context, pod string, sandbox *runtime.Po
 	if err != nil {
 		return "", fmt.Errorf("CreateContainer: %w", err)
 	}
-	id = created.ContainerId
+	return created.ContainerId, nil
+}
+
+// StartContainer starts a container and waits until its log has a line that starts with "ready".
+func (n *Node) StartContainer(ctx context.Context, id string) error {
 	if _, err := n.Pods.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: id}); err != nil {
-		return id, fmt.Errorf("StartContainer: %w", err)
+		return fmt.Errorf("StartContainer: %w", err)
 	}
-	log := filepath.Join(sandbox.LogDirectory, "main.log")
 	for {
-		data, _ := os.ReadFile(log)
-		if strings.Contains(string(data), " stdout F ready") {
-			return id, nil
+		answer, err := n.Pods.ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: id})
+		if err != nil {
+			return fmt.Errorf("ContainerStatus: %w", err)
 		}
-		if state := n.ContainerState(ctx, id); state == runtime.ContainerState_CONTAINER_EXITED {
-			return id, fmt.Errorf("the container ended: %s", data)
+		data, _ := os.ReadFile(answer.Status.LogPath)
+		if strings.Contains(string(data), " stdout F ready") {
+			return nil
+		}
+		if answer.Status.State == runtime.ContainerState_CONTAINER_EXITED {
+			return fmt.Errorf("the container ended: %s", data)
 		}
 		select {
 		case <-ctx.Done():
-			return id, fmt.Errorf("the container never said ready: %s", data)
+			return fmt.Errorf("the container never said ready: %s", data)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -37,6 +37,10 @@ type Options struct {
 	RemapIDs bool
 	// PodIDs puts pods in user namespaces with these users and groups.
 	PodIDs *runtime.IDMapping
+	// Runc is what CRI of a 2.x runs containers with; empty is the machine's.
+	Runc string
+	// Snapshotter is what CRI of a 2.x takes; empty is silk.
+	Snapshotter string
 	// KeepGarbage makes containerd collect garbage only when it is told to, and not some 250 ms after anything was deleted.
 	KeepGarbage bool
 	// Config and Settings are containerd's and silkd's configuration, templates as in config.go, instead of those for tests.
