@@ -19,6 +19,8 @@ pub(super) struct Trimmer {
     compressor: Compressor<'static>,
     probes: [Vec<u8>; 2],
     outputs: [Vec<u8>; 2],
+    /// Room for any frame.
+    frame: Vec<u8>,
 }
 
 impl Trimmer {
@@ -31,6 +33,7 @@ impl Trimmer {
             compressor: Compressor::new(LEVEL).expect("zstd takes its own level"),
             probes: [low, sum],
             outputs: [vec![0; WINDOW], vec![0; WINDOW]],
+            frame: vec![0; zstd::zstd_safe::compress_bound(WINDOW)],
         }
     }
 
@@ -46,7 +49,10 @@ impl Trimmer {
                 trimmed[at] = window[at];
             }
         }
-        self.compressor.compress(&trimmed).expect("zstd into enough memory does not fail")
+        let len = self.compressor.compress_to_buffer(&trimmed, &mut self.frame[..]);
+        let len = len.expect("zstd into enough memory does not fail");
+        // Of its own length: a large layer has ten thousands of them.
+        self.frame[..len].to_vec()
     }
 
     /// Inflates the tail with one of the probes, as far as it goes.
@@ -109,7 +115,8 @@ mod tests {
         let places: Vec<usize> = (0..WINDOW).filter(|at| kept[*at] != 0).collect();
         assert_eq!(places, [0, 1, 2, 8004, 8005, 8006]);
         assert!(places.iter().all(|at| kept[*at] == window[*at]));
-        assert!(frame.len() < 60);
+        // Nor does it take more than it needs in memory.
+        assert!(frame.len() < 60 && frame.capacity() < 120, "{} of {}", frame.len(), frame.capacity());
     }
 
     #[test]
