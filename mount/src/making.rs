@@ -64,8 +64,11 @@ mod tests {
                 let _room = making.room(u64::MAX);
                 large.send("large").unwrap();
             });
-            assert!(gets.recv_timeout(Duration::from_millis(100)).is_err());
-            // One that would fit, but came later.
+            // It stands in line.
+            while making.line.try_lock().is_ok() {
+                thread::yield_now();
+            }
+            // One that would fit, but comes later.
             scope.spawn(move || {
                 let _room = making.room(1);
                 got.send("small").unwrap();

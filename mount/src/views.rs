@@ -36,7 +36,7 @@ pub trait LayerFiles: Sync {
     /// When it is not here or cannot be read.
     fn toc(&self, diff_id: &Digest) -> Result<Toc, LayerError>;
 
-    /// How many entries that has, or more than that: while it is in memory it takes room by them.
+    /// At most so many entries are in a layer's table of contents, which takes memory by them.
     fn entries(&self, diff_id: &Digest) -> u64;
 
     /// Length of a layer's tar in bytes; `None` unless it can be read, now or by waiting.
@@ -333,6 +333,10 @@ impl Views {
     fn learn_all(&self, files: &dyn LayerFiles, chain: &[Digest], ids: &[Digest]) {
         let new = |at: &usize| self.known_dependence(files, &chain[*at]).is_none() && files.size(&chain[*at]).is_some();
         let mut new: Vec<_> = (0..chain.len()).filter(new).collect();
+        if new.len() < 2 {
+            // Whoever shows it learns of it.
+            return;
+        }
         new.sort_by_key(|at| Reverse(files.entries(&chain[*at])));
         let next = AtomicUsize::new(0);
         let work = || {

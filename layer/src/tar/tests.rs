@@ -89,6 +89,8 @@ fn fails(parts: &[&[u8]]) -> TarError {
 fn extents(entry: &Entry) -> (u64, Vec<(u64, u64, u64)>) {
     match &entry.kind {
         Kind::File { size, extents } => {
+            // Hardly any file has more than one: there is no room for others.
+            assert!(extents.len() != 1 || extents.capacity() == 1);
             (*size, extents.iter().map(|extent| (extent.logical, extent.offset, extent.len)).collect())
         }
         other => panic!("{other:?}"),
