@@ -71,7 +71,7 @@ fn make(dir: &Path, files: u64, large: u64) {
     let node = |kind, mode| Node { kind, mode, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() };
     let file = |offset, len| {
         let extent = SourceExtent { source: Source::Own, logical: 0, offset, len };
-        node(NodeKind::File { size: len, extents: vec![extent] }, 0o644)
+        node(NodeKind::File { size: len, extents: [extent].into() }, 0o644)
     };
     let mut nodes = vec![node(NodeKind::Dir(BTreeMap::new()), 0o755)];
     let mut data = io::BufWriter::with_capacity(1 << 20, File::create(dir.join("data")).unwrap());
@@ -91,7 +91,7 @@ fn make(dir: &Path, files: u64, large: u64) {
         at += len.next_multiple_of(512) + 512;
         let id = NodeId(nodes.len() as u32 - 1);
         let NodeKind::Dir(names) = &mut nodes[parent].kind else { unreachable!() };
-        names.insert(name.into_bytes(), id);
+        names.insert(name.into_bytes().into(), id);
     };
     let extracted = dir.join("extracted");
     fs::create_dir(&extracted).unwrap();
@@ -102,7 +102,7 @@ fn make(dir: &Path, files: u64, large: u64) {
         nodes.push(node(NodeKind::Dir(BTreeMap::new()), 0o755));
         let at = nodes.len() - 1;
         let NodeKind::Dir(names) = &mut nodes[0].kind else { unreachable!() };
-        names.insert(name.clone().into_bytes(), NodeId(at as u32));
+        names.insert(name.clone().into_bytes().into(), NodeId(at as u32));
         for file in 0..100 {
             let len = 1024 + (nr * 100 + file) * 7919 % 7168;
             put(&mut nodes, at, format!("some-file-{file:02}"), len, &extracted.join(&name));

@@ -25,6 +25,8 @@ mod tests;
 pub use error::{LimitKind, PaxFault, SparseFault, TarError};
 pub use limits::Limits;
 
+use smallvec::SmallVec;
+
 use crate::toc::{Entry, Extent, Kind, Time, Toc};
 pub(crate) use error::shown;
 use header::{BLOCK, Format, Header};
@@ -39,8 +41,6 @@ use sparse::{Map1x0, MapOldGnu, Segment};
 pub struct Scanner {
     limits: Limits,
     toc: Toc,
-    /// Bytes of memory that `toc` takes, by the estimate of [`Scanner::admit`].
-    memory: u64,
     /// Bytes seen so far.
     pos: u64,
     block: [u8; BLOCK],
@@ -84,7 +84,7 @@ struct Special {
 /// A sparse file whose map is not complete yet.
 #[derive(Debug)]
 struct Partial {
-    entry: Entry,
+    entry: Entry<'static>,
     size: i64,
     /// Bytes of the member that are still to come, map included where it is in the body.
     body: u64,
@@ -105,7 +105,6 @@ impl Scanner {
         Self {
             limits,
             toc: Toc::default(),
-            memory: 0,
             pos: 0,
             block: [0; BLOCK],
             filled: 0,
@@ -121,8 +120,8 @@ impl Scanner {
     }
 
     /// Members found so far.
-    pub fn entries(&self) -> usize {
-        self.toc.entries.len()
+    pub fn entries(&self) -> u64 {
+        self.toc.count()
     }
 
     /// Takes the next bytes of the archive.
@@ -146,8 +145,8 @@ impl Scanner {
                 return Err(TarError::TruncatedHeader { offset: self.pos - self.filled as u64 });
             }
             State::Skip { body, .. } if *body > 0 => {
-                let path = self.toc.entries.last().map_or(&b""[..], |entry| &entry.path);
-                return truncated(path, *body);
+                let path = self.toc.entries().last().map(|entry| entry.path).unwrap_or_default();
+                return truncated(&path, *body);
             }
             State::Special(special) => return truncated(&special.name, special.left),
             State::OldGnu(partial, _) => {
@@ -157,7 +156,7 @@ impl Scanner {
             State::Header | State::SecondZero | State::Skip { .. } | State::End => {}
         }
         let mut toc = self.toc;
-        toc.size = self.pos;
+        toc.set_size(self.pos);
         Ok(toc)
     }
 
@@ -333,7 +332,12 @@ impl Scanner {
         }
     }
 
-    fn entry(&self, header: &mut Header, mtime: Time, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<Entry, TarError> {
+    fn entry(
+        &self,
+        header: &mut Header,
+        mtime: Time,
+        xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<Entry<'static>, TarError> {
         let path = std::mem::take(&mut header.name);
         let link = std::mem::take(&mut header.link);
         self.check(&path, path.len() as u64, self.limits.path_bytes, LimitKind::PathBytes)?;
@@ -342,9 +346,9 @@ impl Scanner {
         self.check(&path, bytes, self.limits.xattr_bytes, LimitKind::XattrBytes)?;
         let (major, minor) = header.device();
         let kind = match header.flag {
-            b'0' | b'S' => Kind::File { size: 0, extents: Vec::new() },
-            b'1' => Kind::Hardlink(link),
-            b'2' => Kind::Symlink(link),
+            b'0' | b'S' => Kind::File { size: 0, extents: SmallVec::new() },
+            b'1' => Kind::Hardlink(link.into()),
+            b'2' => Kind::Symlink(link.into()),
             b'3' => Kind::Char { major, minor },
             b'4' => Kind::Block { major, minor },
             b'5' => Kind::Dir,
@@ -353,7 +357,7 @@ impl Scanner {
         };
         // chown(2) takes the low 32 bits of the number that the archive gives; all ones means "leave as it is".
         let (uid, gid) = (header.uid as u32, header.gid as u32);
-        Ok(Entry { path, kind, mode: (header.mode & 0o7777) as u32, uid, gid, mtime, xattrs })
+        Ok(Entry { path: path.into(), kind, mode: (header.mode & 0o7777) as u32, uid, gid, mtime, xattrs })
     }
 
     fn old_gnu(&mut self, partial: Partial, format: Format) -> Result<(), TarError> {
@@ -383,7 +387,7 @@ impl Scanner {
         let (size, extents) =
             sparse::extents(&segments, partial.size, self.pos, partial.body).map_err(|fault| partial.fault(fault))?;
         self.check(&partial.entry.path, size, self.limits.file_bytes, LimitKind::FileBytes)?;
-        partial.entry.kind = Kind::File { size, extents };
+        partial.entry.kind = Kind::File { size, extents: extents.into() };
         self.admit(partial)
     }
 
@@ -391,8 +395,7 @@ impl Scanner {
         if let Kind::File { size, extents } = &mut partial.entry.kind {
             *size = partial.body;
             if partial.body > 0 {
-                // Not pushed: that would make room for four.
-                *extents = vec![Extent { logical: 0, offset: self.pos, len: partial.body }];
+                extents.push(Extent { logical: 0, offset: self.pos, len: partial.body });
             }
             self.check(&partial.entry.path, partial.body, self.limits.file_bytes, LimitKind::FileBytes)?;
         }
@@ -402,11 +405,9 @@ impl Scanner {
     /// Takes a complete entry into the table, within the limits, and goes on behind its body.
     fn admit(&mut self, partial: Partial) -> Result<(), TarError> {
         let Partial { entry, body, pad, .. } = partial;
-        let count = self.toc.entries.len() as u64 + 1;
-        self.check(&entry.path, count, self.limits.entries, LimitKind::Entries)?;
-        self.memory += footprint(&entry);
-        self.check(&entry.path, self.memory, self.limits.memory, LimitKind::Memory)?;
-        self.toc.entries.push(entry);
+        self.check(&entry.path, self.toc.count() + 1, self.limits.entries, LimitKind::Entries)?;
+        self.toc.push(&entry);
+        self.check(&entry.path, self.toc.packed_len(), self.limits.memory, LimitKind::Memory)?;
         self.state = State::Skip { body, pad };
         Ok(())
     }
@@ -427,18 +428,6 @@ impl Partial {
 
 fn sparse_error(path: &[u8], fault: SparseFault) -> TarError {
     TarError::Sparse { path: shown(path), fault }
-}
-
-/// Bytes of memory an entry takes, its own structure and what it points to.
-fn footprint(entry: &Entry) -> u64 {
-    let kind = match &entry.kind {
-        Kind::File { extents, .. } => extents.len() * size_of::<Extent>(),
-        Kind::Symlink(target) | Kind::Hardlink(target) => target.len(),
-        _ => 0,
-    };
-    let pair = size_of::<(Vec<u8>, Vec<u8>)>();
-    let xattrs: usize = entry.xattrs.iter().map(|(name, value)| pair + name.len() + value.len()).sum();
-    (size_of::<Entry>() + entry.path.len() + kind + xattrs) as u64
 }
 
 /// Types that have no body whatever their size field says.

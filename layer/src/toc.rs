@@ -7,27 +7,96 @@
 pub(crate) mod bytes;
 mod codec;
 
-pub use codec::{HEADER_LEN, MAGIC, MAX_UNFOLDED, TocError, VERSION, check, decode, encode};
+pub use codec::{HEADER_LEN, MAGIC, MAX_PACKED, MAX_UNFOLDED, TocError, VERSION, check, decode, encode};
+
+use std::{borrow::Cow, fmt, mem};
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 /// Everything a layer's tar contains.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+///
+/// The entries are kept as they are in the table's file, one behind the other: a list of [`Entry`] would take three times
+/// the memory, and there are layers with a million.
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Toc {
+    size: u64,
+    count: u64,
+    /// The entries in postcard. Whatever is here has been packed by [`Toc::push`], or read through by [`decode`].
+    packed: Vec<u8>,
+}
+
+impl Toc {
+    /// The table of a tar of `size` bytes with these entries.
+    pub fn new<'e>(size: u64, entries: impl IntoIterator<Item = &'e Entry<'e>>) -> Self {
+        let mut toc = Self { size, ..Self::default() };
+        entries.into_iter().for_each(|entry| toc.push(entry));
+        toc
+    }
+
     /// Length of the uncompressed tar in bytes, trailer and padding included.
-    pub size: u64,
-    /// In archive order.
-    pub entries: Vec<Entry>,
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many entries there are.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The entries, in archive order.
+    pub fn entries(&self) -> Entries<'_> {
+        Entries(&self.packed)
+    }
+
+    /// Bytes that the entries take.
+    pub(crate) fn packed_len(&self) -> u64 {
+        self.packed.len() as u64
+    }
+
+    pub(crate) fn set_size(&mut self, size: u64) {
+        self.size = size;
+    }
+
+    pub(crate) fn push(&mut self, entry: &Entry<'_>) {
+        let packed = mem::take(&mut self.packed);
+        self.packed = postcard::to_extend(entry, packed).expect("postcard into memory fails for no value of this type");
+        self.count += 1;
+    }
+}
+
+impl fmt::Debug for Toc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Toc").field("size", &self.size).field("entries", &self.entries().collect::<Vec<_>>()).finish()
+    }
+}
+
+/// Goes through a table: [`Toc::entries`].
+#[derive(Debug, Clone)]
+pub struct Entries<'t>(&'t [u8]);
+
+impl<'t> Iterator for Entries<'t> {
+    type Item = Entry<'t>;
+
+    fn next(&mut self) -> Option<Entry<'t>> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let (entry, rest) = postcard::take_from_bytes(self.0).expect("a table holds what can be read again");
+        self.0 = rest;
+        Some(entry)
+    }
 }
 
 /// One member of the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct Entry<'t> {
     /// The path as the archive spells it (after PAX and GNU long names), not cleaned, not necessarily UTF-8.
-    #[serde(with = "bytes")]
-    pub path: Vec<u8>,
+    #[serde(borrow, with = "bytes")]
+    pub path: Cow<'t, [u8]>,
     /// What the member is.
-    pub kind: Kind,
+    #[serde(borrow)]
+    pub kind: Kind<'t>,
     /// Permission bits with setuid, setgid and sticky: `mode & 0o7777`.
     pub mode: u32,
     /// Owner.
@@ -51,20 +120,20 @@ pub struct Time {
 
 /// The kinds of members that containerd unpacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
+pub enum Kind<'t> {
     /// A regular file of `size` bytes; whatever `extents` do not cover reads as zeros.
     File {
         /// Length of the file as its readers see it.
         size: u64,
         /// Where its bytes are, sorted by `logical`, not overlapping. Usually one; several for sparse files.
-        extents: Vec<Extent>,
+        extents: SmallVec<[Extent; 1]>,
     },
     /// A directory.
     Dir,
     /// A symbolic link and its target.
-    Symlink(#[serde(with = "bytes")] Vec<u8>),
+    Symlink(#[serde(borrow, with = "bytes")] Cow<'t, [u8]>),
     /// A hard link and the path (as the archive spells it) of the member it is another name of.
-    Hardlink(#[serde(with = "bytes")] Vec<u8>),
+    Hardlink(#[serde(borrow, with = "bytes")] Cow<'t, [u8]>),
     /// A character device.
     Char {
         /// Major number.

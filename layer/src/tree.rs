@@ -19,6 +19,8 @@ use std::collections::BTreeMap;
 pub use build::{Below, Built, Dependence};
 pub use error::{TreeError, TreeFault, XattrFault};
 
+use smallvec::SmallVec;
+
 use crate::toc::Time;
 
 /// The root directory's place in [`Tree::nodes`].
@@ -59,14 +61,14 @@ pub struct Node {
 /// What an inode is. A whiteout is a character device 0:0, as overlayfs has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeKind {
-    /// Names sorted bytewise.
-    Dir(BTreeMap<Vec<u8>, NodeId>),
+    /// With its names.
+    Dir(Names),
     /// Bytes not covered by an extent read as zeros.
     File {
         /// Length in bytes.
         size: u64,
         /// Sorted by `logical`, not overlapping.
-        extents: Vec<SourceExtent>,
+        extents: Extents,
     },
     /// The target.
     Symlink(Vec<u8>),
@@ -77,6 +79,15 @@ pub enum NodeKind {
     /// Named pipe.
     Fifo,
 }
+
+/// The names in a directory, sorted bytewise.
+pub type Names = BTreeMap<Name, NodeId>;
+
+/// A name. Of those in Debian's, npm's and PyPI's packages most are short enough to need no memory of their own.
+pub type Name = SmallVec<[u8; 16]>;
+
+/// Where a file's bytes lie. Nearly all files have one extent, which needs no memory of its own.
+pub type Extents = SmallVec<[SourceExtent; 1]>;
 
 /// A run of a file's bytes in some layer's data file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

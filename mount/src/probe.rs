@@ -64,8 +64,8 @@ fn data() -> Vec<u8> {
 fn provide(dir: &Path) -> io::Result<(PathBuf, PathBuf)> {
     let node = |kind, mode| Node { kind, mode, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() };
     let extent = SourceExtent { source: Source::Own, logical: 0, offset: 512, len: 512 };
-    let root = NodeKind::Dir(BTreeMap::from([(b"file".to_vec(), NodeId(1))]));
-    let file = NodeKind::File { size: 512, extents: vec![extent] };
+    let root = NodeKind::Dir([(b"file"[..].into(), NodeId(1))].into());
+    let file = NodeKind::File { size: 512, extents: [extent].into() };
     let tree = Tree { nodes: vec![node(root, 0o755), node(file, 0o644)] };
     let device = Device { source: Source::Own, size: 1024, layer: Digest::of(b"probe") };
     let plan = Plan::new(&tree, &[device], [0; 16]).map_err(io::Error::other)?;

@@ -73,8 +73,8 @@ fn privileged_child_that_asks_itself() {
     let _session = Session::mount(&at, Arc::new(Silent), Config::default()).unwrap();
     let mounts = Mounts::open(root, rung, Some(Arc::new(Below(at.clone())))).unwrap();
     let node = |kind| Node { kind, mode: 0o755, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() };
-    let extents = vec![SourceExtent { source: Source::Own, logical: 0, offset: 512, len: 512 }];
-    let names = NodeKind::Dir(BTreeMap::from([(b"file".to_vec(), NodeId(1))]));
+    let extents = [SourceExtent { source: Source::Own, logical: 0, offset: 512, len: 512 }].into();
+    let names = NodeKind::Dir([(b"file"[..].into(), NodeId(1))].into());
     let tree = Tree { nodes: vec![node(names), node(NodeKind::File { size: 512, extents })] };
     let layer = Digest::of(b"layer");
     let view = View { diff_id: layer, variant: Variant::Shared };

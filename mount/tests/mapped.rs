@@ -78,8 +78,8 @@ fn owners(dir: &Path) -> [(u32, u32); 2] {
 fn layer(root: &Path) -> (View, PathBuf, PathBuf) {
     let node = |kind, mode, uid, gid| Node { kind, mode, uid, gid, mtime: Time::default(), xattrs: BTreeMap::new() };
     let extent = SourceExtent { source: Source::Own, logical: 0, offset: 512, len: CONTENT.len() as u64 };
-    let root_node = NodeKind::Dir(BTreeMap::from([(b"file".to_vec(), NodeId(1))]));
-    let file = NodeKind::File { size: CONTENT.len() as u64, extents: vec![extent] };
+    let root_node = NodeKind::Dir([(b"file"[..].into(), NodeId(1))].into());
+    let file = NodeKind::File { size: CONTENT.len() as u64, extents: [extent].into() };
     let tree = Tree { nodes: vec![node(root_node, 0o755, 0, 0), node(file, 0o644, 1000, 100)] };
     let view = View { diff_id: Digest::of(b"layer"), variant: Variant::Shared };
     let mut data = vec![0; 4096];

@@ -79,8 +79,8 @@ fn layer(root: &Path, nr: u32) -> (View, PathBuf, PathBuf) {
     let node = |kind, mode| Node { kind, mode, uid: 0, gid: 0, mtime: Time::default(), xattrs: BTreeMap::new() };
     let content = format!("layer {nr}");
     let extent = SourceExtent { source: Source::Own, logical: 0, offset: 512, len: content.len() as u64 };
-    let names = BTreeMap::from([(b"common".to_vec(), NodeId(1)), (format!("file-{nr}").into_bytes(), NodeId(1))]);
-    let file = NodeKind::File { size: content.len() as u64, extents: vec![extent] };
+    let names = [(b"common"[..].into(), NodeId(1)), (format!("file-{nr}").into_bytes().into(), NodeId(1))].into();
+    let file = NodeKind::File { size: content.len() as u64, extents: [extent].into() };
     let tree = Tree { nodes: vec![node(NodeKind::Dir(names), 0o755), node(file, 0o644)] };
     let view = View { diff_id: Digest::of(content.as_bytes()), variant: Variant::Shared };
     let dir = root.join(format!("layer {nr}"));

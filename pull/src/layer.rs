@@ -196,8 +196,8 @@ impl Sink for Stored {
     fn finish(self, toc: &Toc, index: &Index) -> Result<(), StoreError> {
         let Self { writer, blob, began } = self;
         let facts = Facts {
-            size: toc.size,
-            entries: toc.entries.len() as u64,
+            size: toc.size(),
+            entries: toc.count(),
             blob: blob.digest(),
             blob_size: blob.size(),
             source: blob.host(),

@@ -50,7 +50,7 @@ pub fn is_of(known: &LayerKnowledge, layer: &LayerSpec) -> bool {
         (Err(_), _) | (_, Err(_)) => return false,
     };
     (*blob, *diff_id, index.diff_id()) == (layer.blob, layer.diff_id, layer.diff_id)
-        && (index.size, index.blob_size) == (toc.size, layer.size)
+        && (index.size, index.blob_size) == (toc.size(), layer.size)
 }
 
 /// Keeps no bytes of the layer with this diff ID.

@@ -70,14 +70,14 @@ impl Store {
         let toc = toc::decode(&known.toc).map_err(|source| StoreError::Toc { path: dir.join("toc"), source })?;
         let index =
             index::decode(&known.index).map_err(|source| StoreError::Index { path: dir.join("index"), source })?;
-        fits(&known.diff_id, toc.size, &index)?;
+        fits(&known.diff_id, toc.size(), &index)?;
         if index.blob_size != known.blob_size {
             let Known { blob, blob_size: expected, .. } = known;
             return Err(StoreError::OtherBlob { blob, expected, found: index.blob_size });
         }
         let facts = Facts {
-            size: toc.size,
-            entries: toc.entries.len() as u64,
+            size: toc.size(),
+            entries: toc.count(),
             blob: known.blob,
             blob_size: index.blob_size,
             source: String::new(),

@@ -279,7 +279,7 @@ impl Partial {
         if self.store.read_known(&self.diff_id, "toc").ok().as_ref() != Some(&names) {
             writer::write_new(&self.store.layer_path(&self.diff_id).join("toc"), &names)?;
         }
-        let facts = Facts { entries: toc.entries.len() as u64, millis, ..known.facts };
+        let facts = Facts { entries: toc.count(), millis, ..known.facts };
         let record = LayerRecord {
             whole: true,
             durable: false,

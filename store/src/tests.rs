@@ -42,7 +42,7 @@ fn put(store: &Arc<Store>, bytes: &[u8]) -> Digest {
     for piece in bytes.chunks(300_000) {
         writer.append(piece).unwrap();
     }
-    writer.finish(&Toc { size: bytes.len() as u64, entries: vec![] }, &index(bytes), facts(bytes)).unwrap();
+    writer.finish(&Toc::new(bytes.len() as u64, []), &index(bytes), facts(bytes)).unwrap();
     id
 }
 
@@ -72,7 +72,7 @@ fn a_layer_is_kept_verbatim_with_holes_and_found_again() {
     assert_eq!(store.size(&id), Some(bytes.len() as u64));
     assert!(store.record(&id).unwrap().durable);
     assert_eq!(store.prove(&id).unwrap().finding, Finding::Good);
-    assert_eq!(store.toc(&id).unwrap().size, bytes.len() as u64);
+    assert_eq!(store.toc(&id).unwrap().size(), bytes.len() as u64);
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_layer_on_its_way_is_not_forgotten() {
     let mut writer = store.writer(again).unwrap();
     writer.append(b"again").unwrap();
     store.evict(&other).unwrap();
-    writer.finish(&Toc { size: 5, entries: vec![] }, &index(b"again"), facts(b"again")).unwrap();
+    writer.finish(&Toc::new(5, []), &index(b"again"), facts(b"again")).unwrap();
     assert!(store.whole(&again));
     assert!(!store.layer_path(&other).exists());
 }

@@ -19,7 +19,7 @@ fn a_layer_that_cannot_be_opened_now_is_not_called_damaged() {
     let mut builder = Builder::new();
     builder.push(b"a layer");
     let facts = Facts { size: 7, entries: 0, blob: id, blob_size: 7, source: String::new(), millis: 0 };
-    writer.finish(&Toc { size: 7, entries: vec![] }, &builder.finish(Compression::None, 7), facts).unwrap();
+    writer.finish(&Toc::new(7, []), &builder.finish(Compression::None, 7), facts).unwrap();
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(64), ..limit }).unwrap();
     let mut held = Vec::new();

@@ -37,7 +37,7 @@ fn known(bytes: &[u8]) -> (Known, Index) {
         builder.push(&piece[..len]);
     }
     let index = builder.finish(decoder.compression(), bytes.len() as u64);
-    let toc = toc::encode(&Toc { size: bytes.len() as u64, entries: vec![] });
+    let toc = toc::encode(&Toc::new(bytes.len() as u64, []));
     let (diff_id, blob, blob_size) = (Digest::of(bytes), Digest::of(b"blob"), index.blob_size);
     (Known { diff_id, blob, blob_size, toc, index: index::encode(&index) }, index)
 }
@@ -138,7 +138,7 @@ fn what_does_not_fit_is_refused() {
     let store = open(root.path());
     let other = Known { diff_id: Digest::of(b"other"), ..known.clone() };
     assert!(matches!(store.learn(&other, "a liar"), Err(StoreError::Foreign { .. })));
-    let short = Known { toc: toc::encode(&Toc { size: 512, entries: vec![] }), ..known.clone() };
+    let short = Known { toc: toc::encode(&Toc::new(512, [])), ..known.clone() };
     assert!(matches!(store.learn(&short, "a liar"), Err(StoreError::Foreign { .. })));
     let longer = Known { blob_size: known.blob_size - 1, ..known.clone() };
     assert!(matches!(store.learn(&longer, "who knows"), Err(StoreError::OtherBlob { .. })));
@@ -259,7 +259,7 @@ fn a_layer_that_streams_in_again_as_it_is_evicted_has_its_data() {
     let (known, index) = known(&bytes);
     let store = open(root.path());
     let data = store.layer_path(&known.diff_id).join("data");
-    let toc = Toc { size: bytes.len() as u64, entries: vec![] };
+    let toc = Toc::new(bytes.len() as u64, []);
     let make = || {
         let facts = silk_store::Facts {
             size: bytes.len() as u64,

@@ -1,9 +1,9 @@
 //! Directories: blocks of 512 bytes, each with its entries first and their names behind, sorted bytewise across blocks
 //! as the kernel's binary search wants, `.` and `..` in their place among the others.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::ops::Bound;
 
-use crate::tree::{NodeId, Tree};
+use crate::tree::{Names, NodeId, Tree};
 
 use super::disk::{self, BLOCK, put16, put64};
 
@@ -11,8 +11,6 @@ use super::disk::{self, BLOCK, put16, put64};
 pub(super) const ENTRY: usize = 12;
 /// A block.
 const BLOCK_LEN: usize = BLOCK as usize;
-
-type Names = BTreeMap<Vec<u8>, NodeId>;
 
 /// All names of a directory in the order of their bytes. `own` is the directory, `parent` the one above it.
 fn entries(names: &Names, own: NodeId, parent: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {

@@ -312,8 +312,8 @@ mod tests {
         for block in 0..64 {
             let piece =
                 |logical, block: u64| SourceExtent { source: Source::Own, logical, offset: block * 512, len: 512 };
-            let extents = vec![piece(512, block), piece(2148, 200), piece(4096, 64 - block)];
-            let names = BTreeMap::from([(b"file".to_vec(), NodeId(1))]);
+            let extents = [piece(512, block), piece(2148, 200), piece(4096, 64 - block)].into_iter().collect();
+            let names = [(b"file"[..].into(), NodeId(1))].into();
             let tree = Tree { nodes: vec![node(NodeKind::Dir(names)), node(NodeKind::File { size: 8192, extents })] };
             let plan = plan(&tree, std::slice::from_ref(&device), [0; 16]).unwrap();
             let Contents::Chunks { file, bits, copied, .. } = body(&tree.nodes[1]).unwrap().contents else {

@@ -1,5 +1,7 @@
 //! How large an archive may be before silk refuses it.
 
+use crate::toc::MAX_PACKED;
+
 /// Bounds on what one layer may make the scanner keep. [`Limits::default`] holds the values in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -16,7 +18,7 @@ pub struct Limits {
     pub extents: u64,
     /// Length of a file, holes included: 16 TiB, the longest file of ext4 with blocks of 4 KiB.
     pub file_bytes: u64,
-    /// Bytes of memory for the whole table; a million members take about 200 MB.
+    /// Bytes of memory for the whole table; a million members take about 75 MB.
     pub memory: u64,
 }
 
@@ -29,7 +31,7 @@ impl Default for Limits {
             xattr_bytes: 128 << 10,
             extents: 1 << 20,
             file_bytes: 16 << 40,
-            memory: 1 << 30,
+            memory: MAX_PACKED,
         }
     }
 }

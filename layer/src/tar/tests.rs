@@ -76,21 +76,23 @@ fn scan(parts: &[&[u8]]) -> Result<Toc, TarError> {
 }
 
 /// The only entry of an archive of these parts.
-fn one(parts: &[&[u8]]) -> Entry {
-    let mut toc = scan(&[parts, &[&END]].concat()).unwrap();
-    assert_eq!(toc.entries.len(), 1);
-    toc.entries.remove(0)
+fn one(parts: &[&[u8]]) -> Entry<'static> {
+    let mut entries = entries(&[parts, &[&END]].concat());
+    assert_eq!(entries.len(), 1);
+    entries.remove(0)
+}
+
+fn entries(parts: &[&[u8]]) -> Vec<Entry<'static>> {
+    Box::leak(Box::new(scan(parts).unwrap())).entries().collect()
 }
 
 fn fails(parts: &[&[u8]]) -> TarError {
     scan(parts).unwrap_err()
 }
 
-fn extents(entry: &Entry) -> (u64, Vec<(u64, u64, u64)>) {
+fn extents(entry: &Entry<'_>) -> (u64, Vec<(u64, u64, u64)>) {
     match &entry.kind {
         Kind::File { size, extents } => {
-            // Hardly any file has more than one: there is no room for others.
-            assert!(extents.len() != 1 || extents.capacity() == 1);
             (*size, extents.iter().map(|extent| (extent.logical, extent.offset, extent.len)).collect())
         }
         other => panic!("{other:?}"),
@@ -100,20 +102,20 @@ fn extents(entry: &Entry) -> (u64, Vec<(u64, u64, u64)>) {
 #[test]
 fn plain_headers_are_read() {
     let entry = one(&[&file("etc/passwd", b"hello")]);
-    assert_eq!(entry.path, b"etc/passwd");
+    assert_eq!(entry.path, &b"etc/passwd"[..]);
     assert_eq!((entry.mode, entry.uid, entry.gid, entry.mtime), (0o644, 1000, 50, Time { secs: 9, nanos: 0 }));
     assert_eq!(extents(&entry), (5, vec![(0, 512, 5)]));
     assert_eq!(extents(&one(&[&file("empty", b"")])), (0, vec![]));
     let long = Block::new("name", b'0', 0).set(345, b"some/prefix");
-    assert_eq!(one(&[&long.with(b"")]).path, b"some/prefix/name");
+    assert_eq!(one(&[&long.with(b"")]).path, &b"some/prefix/name"[..]);
     let star = Block::new("name", b'0', 0).set(345, &[b'p'; 131]).set(476, b"0\0").set(508, b"tar\0");
     assert_eq!(one(&[&star.with(b"")]).path, [&[b'p'; 131][..], b"/name"].concat());
     // The GNU format has times there; a prefix only where they make no sense (Go before 1.8).
     let gnu = Block::new("name", b'0', 0).gnu();
-    assert_eq!(one(&[&gnu.clone().set(345, b"00000000011\0").with(b"")]).path, b"name");
-    assert_eq!(one(&[&gnu.set(345, b"prefix").with(b"")]).path, b"prefix/name");
+    assert_eq!(one(&[&gnu.clone().set(345, b"00000000011\0").with(b"")]).path, &b"name"[..]);
+    assert_eq!(one(&[&gnu.set(345, b"prefix").with(b"")]).path, &b"prefix/name"[..]);
     let v7 = Block::new("name", b'0', 0).set(257, &[0; 8]).set(345, b"prefix");
-    assert_eq!(one(&[&v7.with(b"")]).path, b"name");
+    assert_eq!(one(&[&v7.with(b"")]).path, &b"name"[..]);
 }
 
 #[test]
@@ -122,11 +124,11 @@ fn every_type_is_told() {
         let block = Block::new(name, flag, 0).set(157, b"target").set(329, b"0000012\0").set(337, b"0000377\0");
         one(&[&block.with(b"")]).kind
     };
-    let file = Kind::File { size: 0, extents: vec![] };
+    let file = Kind::File { size: 0, extents: [][..].into() };
     assert_eq!((kind(b'0', "a"), kind(0, "a"), kind(b'0', "a/")), (file.clone(), file.clone(), file));
     assert_eq!((kind(b'5', "a"), kind(0, "a/")), (Kind::Dir, Kind::Dir));
-    assert_eq!(kind(b'1', "a"), Kind::Hardlink(b"target".to_vec()));
-    assert_eq!(kind(b'2', "a"), Kind::Symlink(b"target".to_vec()));
+    assert_eq!(kind(b'1', "a"), Kind::Hardlink(b"target".into()));
+    assert_eq!(kind(b'2', "a"), Kind::Symlink(b"target".into()));
     assert_eq!(kind(b'3', "a"), Kind::Char { major: 10, minor: 255 });
     assert_eq!(kind(b'4', "a"), Kind::Block { major: 10, minor: 255 });
     assert_eq!(kind(b'6', "a"), Kind::Fifo);
@@ -140,10 +142,10 @@ fn every_type_is_told() {
 fn types_without_a_body_have_none_whatever_their_size() {
     for flag in [b'1', b'2', b'3', b'4', b'5', b'6'] {
         let toc = scan(&[&Block::new("a", flag, 5000).with(b""), &file("b", b"x"), &END]).unwrap();
-        assert_eq!(toc.entries.len(), 2, "{flag}");
+        assert_eq!(toc.count(), 2, "{flag}");
     }
     let toc = scan(&[&Block::new("dir/", 0, 5000).with(b""), &file("b", b"x"), &END]).unwrap();
-    assert_eq!(toc.entries[0].kind, Kind::Dir);
+    assert_eq!(toc.entries().next().unwrap().kind, Kind::Dir);
 }
 
 #[test]
@@ -186,11 +188,11 @@ fn the_end_may_be_marked_or_not() {
     let a = file("a", b"hello");
     for end in [&END[..], &END[..512], &[], &[END.to_vec(), b"any\0thing".to_vec()].concat()] {
         let toc = scan(&[&a, end]).unwrap();
-        assert_eq!((toc.entries.len(), toc.size), (1, 1024 + end.len() as u64));
+        assert_eq!((toc.count(), toc.size()), (1, 1024 + end.len() as u64));
     }
     // The last padding may be missing, in part or altogether.
-    assert_eq!(scan(&[&a[..517]]).unwrap().entries.len(), 1);
-    assert_eq!(scan(&[&a[..600]]).unwrap().size, 600);
+    assert_eq!(scan(&[&a[..517]]).unwrap().count(), 1);
+    assert_eq!(scan(&[&a[..600]]).unwrap().size(), 600);
     assert_eq!(scan(&[]).unwrap(), Toc::default());
     assert_eq!(fails(&[&a[..516]]), TarError::Truncated { path: "a".into(), missing: 1 });
     assert_eq!(fails(&[&a, &a[..511]]), TarError::TruncatedHeader { offset: 1024 });
@@ -205,12 +207,12 @@ fn gnu_long_names_and_links_apply_to_the_next_member() {
         Block::new("././@LongLink", flag, text.len() as u64 + 1).gnu().with(format!("{text}\0").as_bytes())
     };
     let entry = one(&[&long(b'L', &name), &long(b'K', &link), &Block::new("short", b'2', 0).gnu().with(b"")]);
-    assert_eq!((entry.path, entry.kind), (name.clone().into_bytes(), Kind::Symlink(link.into_bytes())));
-    let toc = scan(&[&long(b'L', &name), &file("a", b""), &file("b", b"")]).unwrap();
-    assert_eq!(toc.entries[1].path, b"b");
+    assert_eq!((entry.path, entry.kind), (name.as_bytes().into(), Kind::Symlink(link.as_bytes().into())));
+    let entries = entries(&[&long(b'L', &name), &file("a", b""), &file("b", b"")]);
+    assert_eq!(*entries[1].path, *b"b");
     // The trailing slash of the long name makes the directory.
     assert_eq!(one(&[&long(b'L', "dir/"), &Block::new("x", 0, 0).with(b"")]).kind, Kind::Dir);
-    assert_eq!(scan(&[&long(b'L', &name)]).unwrap().entries, [], "at the end it says nothing");
+    assert_eq!(scan(&[&long(b'L', &name)]).unwrap().count(), 0, "at the end it says nothing");
 }
 
 #[test]
@@ -228,7 +230,7 @@ fn pax_records_override_the_header() {
         ("comment", b"any"),
     ]);
     let entry = one(&[&header, &Block::new("x", b'2', 0).with(b"")]);
-    assert_eq!((entry.path, entry.kind), (long.into_bytes(), Kind::Symlink(b"\xff\xfe".to_vec())));
+    assert_eq!((entry.path, entry.kind), (long.as_bytes().into(), Kind::Symlink(b"\xff\xfe".into())));
     assert_eq!((entry.uid, entry.gid), (4_000_000_000, u32::MAX));
     assert_eq!(entry.mtime, Time { secs: -2, nanos: 750_000_000 });
     let xattrs = [("user.b", &b""[..]), ("user.a", b"last")].map(|(name, value)| (name.into(), value.to_vec()));
@@ -237,7 +239,7 @@ fn pax_records_override_the_header() {
     assert_eq!(extents(&entry), (3, vec![(0, 1536, 3)]));
     // An empty value is none, and only the last header of its kind counts.
     let entry = one(&[&pax(&[("path", b"a"), ("path", b"")]), &file("x", b"")]);
-    assert_eq!(entry.path, b"x");
+    assert_eq!(entry.path, &b"x"[..]);
     let entry = one(&[&pax(&[("path", b"a")]), &pax(&[("uid", b"7")]), &file("x", b"")]);
     assert_eq!((&entry.path[..], entry.uid), (&b"x"[..], 7));
 }
@@ -302,7 +304,7 @@ fn global_headers_are_read_and_not_applied() {
     let entry = one(&[&global, &file("x", b"")]);
     assert_eq!((&entry.path[..], entry.uid), (&b"x"[..], 1000));
     // It is a member of its own: a local header in front of it is spent on it.
-    assert_eq!(one(&[&pax(&[("path", b"local")]), &global, &file("x", b"")]).path, b"x");
+    assert_eq!(one(&[&pax(&[("path", b"local")]), &global, &file("x", b"")]).path, &b"x"[..]);
 }
 
 /// A PAX sparse member: records, then a plain header with `body`.
@@ -361,7 +363,7 @@ fn pax_sparse_maps_of_every_version_say_the_same() {
     ];
     for (records, body, data) in versions {
         let entry = one(&[&sparse(records, body)]);
-        assert_eq!(entry.path, b"f");
+        assert_eq!(entry.path, &b"f"[..]);
         assert_eq!(extents(&entry), (1000, vec![(10, data, 2), (500, data + 2, 3)]));
     }
     // A version that Go does not know is a plain file.
@@ -408,10 +410,10 @@ fn old_gnu_sparse_files_are_read_with_their_extension_blocks() {
     extension[504] = 1;
     let last = [slot_of((1000, 0)), vec![0; 488]].concat();
     let header = old_gnu(25, &[(0, 1), (2, 1), (4, 1), (6, 1)], true).with(b"");
-    let toc = scan(&[&header, &extension, &last, &[1; 25], &[0; 487], &file("next", b""), &END]).unwrap();
-    let (size, found) = extents(&toc.entries[0]);
+    let entries = entries(&[&header, &extension, &last, &[1; 25], &[0; 487], &file("next", b""), &END]);
+    let (size, found) = extents(&entries[0]);
     assert_eq!((size, found.len(), found[24]), (1000, 25, (640, 1536 + 24, 1)));
-    assert_eq!(toc.entries[1].path, b"next");
+    assert_eq!(*entries[1].path, *b"next");
     // star uses the same flag with another layout.
     let error = fails(&[&Block::new("f", b'S', 0).with(b"")]);
     assert_eq!(error, TarError::Sparse { path: "f".into(), fault: SparseFault::Format });
@@ -495,7 +497,7 @@ fn every_limit_holds() {
     let link = Block::new("l", b'2', 0).set(157, b"abc").with(b"");
     assert_eq!(kind(Limits { path_bytes: 2, ..default }, &[&link]), LimitKind::LinkBytes);
     assert_eq!(kind(Limits { file_bytes: 2, ..default }, &[&a]), LimitKind::FileBytes);
-    assert_eq!(kind(Limits { memory: 250, ..default }, &[&a, &b]), LimitKind::Memory);
+    assert_eq!(kind(Limits { memory: 35, ..default }, &[&a, &b]), LimitKind::Memory);
     let xattr = pax(&[("SCHILY.xattr.user.a", b"1")]);
     assert_eq!(kind(Limits { xattr_bytes: 6, ..default }, &[&xattr, &a]), LimitKind::XattrBytes);
     assert_eq!(kind(Limits { special_bytes: 20, ..default }, &[&xattr]), LimitKind::SpecialBytes);
@@ -549,7 +551,7 @@ proptest! {
     fn any_cutting_into_chunks_gives_the_same_table(cuts in proptest::collection::vec(0_usize..14_000, 0..40)) {
         let archive = everything();
         let whole = scan(&[&archive]).unwrap();
-        prop_assert_eq!(whole.entries.len(), 6);
+        prop_assert_eq!(whole.count(), 6);
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % archive.len()).collect();
         cuts.extend([0, archive.len()]);
         cuts.sort_unstable();

@@ -1,7 +1,6 @@
-//! Byte strings for serde as byte strings: a plain `Vec<u8>` is a sequence to serde, taken number by number. In
-//! postcard both look the same.
+//! Byte strings for serde as byte strings: a sequence of `u8` is taken number by number. In postcard both look the same.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::{Deserializer, Serializer, de};
 
@@ -9,24 +8,28 @@ pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S:
     serializer.serialize_bytes(bytes)
 }
 
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-    deserializer.deserialize_byte_buf(Visitor)
+pub(crate) fn deserialize<'de, D, B>(deserializer: D) -> Result<B, D::Error>
+where
+    D: Deserializer<'de>,
+    B: From<Cow<'de, [u8]>>,
+{
+    deserializer.deserialize_bytes(Visitor).map(B::from)
 }
 
 struct Visitor;
 
-impl de::Visitor<'_> for Visitor {
-    type Value = Vec<u8>;
+impl<'de> de::Visitor<'de> for Visitor {
+    type Value = Cow<'de, [u8]>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("bytes")
     }
 
-    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
-        Ok(bytes.to_vec())
+    fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Cow<'de, [u8]>, E> {
+        Ok(Cow::Borrowed(bytes))
     }
 
-    fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
-        Ok(bytes)
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Cow<'de, [u8]>, E> {
+        Ok(Cow::Owned(bytes.to_vec()))
     }
 }

@@ -21,10 +21,10 @@
 //! Not imitated: directories that containerd makes for the name of a *global* PAX header (as if it were a file), files of
 //! that name which it removes, and the clock: directories that are implied, and not known below, are of 1970, as are whiteouts.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, mem};
 
 use super::{
-    Node, NodeId, NodeKind, ROOT, Source, Tree, acl,
+    Name, Node, NodeId, NodeKind, ROOT, Source, Tree, acl,
     below::{Chain, Merged},
     error::{TreeError, TreeFault, shown},
     naive::Naive,
@@ -32,7 +32,7 @@ use super::{
     path::{Budget, check_name, child, clean, cut, resolve},
     xattrs,
 };
-use crate::toc::{Entry, Kind, Toc};
+use crate::toc::{Entry, Kind, Time, Toc};
 
 /// Inodes that one build may make, those that are replaced again included: twice the scanner's limit on entries, so
 /// that as many directories may be implied. An inode takes some 200 bytes.
@@ -93,7 +93,7 @@ impl Tree {
             Ok(built) => Ok(built.dependence),
             // What a hard link out of the layer leads to may be what makes the rest possible.
             Err(_) if builder.dependence.consults_below => {
-                let base_differs = toc.entries.iter().any(|entry| is_marker(&entry.path));
+                let base_differs = toc.entries().any(|entry| is_marker(&entry.path));
                 Ok(Dependence { base_differs, consults_below: true })
             }
             Err(error) => Err(error),
@@ -125,11 +125,11 @@ struct Builder<'a> {
     chain: Chain,
     /// The parent of the last entry: its path as the archive spells it, its node, and the count of `removals` up to
     /// which that holds. Entries of one directory follow one another in archives.
-    last_parent: Option<(&'a [u8], NodeId, u64)>,
+    last_parent: Option<(Vec<u8>, NodeId, u64)>,
     /// How many directories and symbolic links have been removed.
     removals: u64,
-    /// Directory entries, whose times are set at the end.
-    dirs: Vec<&'a Entry>,
+    /// Paths and times of directory entries: they are set at the end.
+    dirs: Vec<(Vec<u8>, Time)>,
     /// Own copies of inodes from below that hard links lead to.
     copies: HashMap<(u32, NodeId), NodeId>,
     naive: Option<Naive>,
@@ -144,15 +144,20 @@ impl<'a> Builder<'a> {
             Below::Above(layers) => (layers, false),
         };
         // Anywhere in the path: what follows the marker may cancel out by its text. A marker too many costs only work.
-        let is_marker = |entry: &Entry| entry.path.split(|byte| *byte == b'/').any(|name| name == OPAQUE_MARKER);
-        let has_markers = || toc.entries.iter().any(is_marker);
+        let is_marker = |entry: Entry<'_>| entry.path.split(|byte| *byte == b'/').any(|name| name == OPAQUE_MARKER);
+        let has_markers = || toc.entries().any(is_marker);
+        // Hardly more are made.
+        let inodes = toc.count().min(MAX_INODES.into()) as usize + 1;
+        let (mut nodes, mut marks) = (Vec::with_capacity(inodes), Vec::with_capacity(inodes));
+        nodes.push(Node::fresh_dir());
+        marks.push(Mark::default());
         Self {
             layers,
             is_base,
             probing: false,
-            nodes: vec![Node::fresh_dir()],
-            marks: vec![Mark::default()],
-            budget: Budget((STEPS_PER_ENTRY * toc.entries.len() as u64).clamp(MIN_STEPS, MAX_STEPS)),
+            nodes,
+            marks,
+            budget: Budget((STEPS_PER_ENTRY * toc.count()).clamp(MIN_STEPS, MAX_STEPS)),
             chain: Chain::default(),
             last_parent: None,
             removals: 0,
@@ -164,20 +169,20 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn run(&mut self, toc: &'a Toc) -> Result<Built, TreeError> {
-        for entry in &toc.entries {
-            self.apply(entry).map_err(|fault| TreeError { path: shown(&entry.path), fault })?;
+    fn run(&mut self, toc: &Toc) -> Result<Built, TreeError> {
+        for entry in toc.entries() {
+            self.apply(&entry).map_err(|fault| TreeError { path: shown(&entry.path), fault })?;
         }
-        for entry in std::mem::take(&mut self.dirs) {
-            self.set_dir_time(entry).map_err(|fault| TreeError { path: shown(&entry.path), fault })?;
+        for (path, mtime) in mem::take(&mut self.dirs) {
+            self.set_dir_time(&path, mtime).map_err(|fault| TreeError { path: shown(&path), fault })?;
         }
         Ok(self.compact())
     }
 
-    fn apply(&mut self, entry: &'a Entry) -> Result<(), TreeFault> {
+    fn apply(&mut self, entry: &Entry<'_>) -> Result<(), TreeFault> {
         let spelled = cut(&entry.path);
-        let known = spelled.and_then(|(dir, name)| match self.last_parent {
-            Some((last, id, removals)) if last == dir && removals == self.removals => Some((id, name)),
+        let known = spelled.and_then(|(dir, name)| match &self.last_parent {
+            Some((last, id, removals)) if last == dir && *removals == self.removals => Some((*id, name)),
             _ => None,
         });
         let (parent, name) = match known {
@@ -191,7 +196,7 @@ impl<'a> Builder<'a> {
                     return Ok(());
                 };
                 let parent = self.parent(parents)?;
-                self.last_parent = spelled.map(|(dir, _)| (dir, parent, self.removals));
+                self.last_parent = spelled.map(|(dir, _)| (dir.to_vec(), parent, self.removals));
                 (parent, name)
             }
         };
@@ -204,7 +209,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The directory at `path`, made where it is missing.
-    fn parent(&mut self, path: Vec<&'a [u8]>) -> Result<NodeId, TreeFault> {
+    fn parent(&mut self, path: Vec<&[u8]>) -> Result<NodeId, TreeFault> {
         let is_gap = |id: NodeId| self.marks[id.0 as usize].whiteout;
         let walk = resolve(&self.nodes, path, is_gap, &mut self.budget)?.no_leaf()?;
         match walk.end() {
@@ -267,7 +272,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn whiteout(&mut self, parent: NodeId, name: &[u8], entry: &Entry) -> Result<(), TreeFault> {
+    fn whiteout(&mut self, parent: NodeId, name: &[u8], entry: &Entry<'_>) -> Result<(), TreeFault> {
         if matches!(name, b"" | b"." | b"..") {
             return Err(TreeFault::WhiteoutName);
         }
@@ -289,7 +294,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Unpacks an entry that is no marker.
-    fn place(&mut self, parent: NodeId, name: &[u8], entry: &'a Entry) -> Result<(), TreeFault> {
+    fn place(&mut self, parent: NodeId, name: &[u8], entry: &Entry<'_>) -> Result<(), TreeFault> {
         let existing = child(&self.nodes, parent, name);
         let id = match existing.filter(|id| entry.kind == Kind::Dir && self.is_dir(*id)) {
             Some(id) => id,
@@ -309,7 +314,7 @@ impl<'a> Builder<'a> {
         };
         self.nodes[id.0 as usize].stamp(entry)?;
         if entry.kind == Kind::Dir {
-            self.dirs.push(entry);
+            self.dirs.push((entry.path.to_vec(), bounded(entry.mtime)));
         }
         if let Some(naive) = &mut self.naive {
             naive.unpacked(parent, name);
@@ -373,11 +378,11 @@ impl<'a> Builder<'a> {
     }
 
     /// Sets a directory entry's time on whatever its path leads to in the end.
-    fn set_dir_time(&mut self, entry: &Entry) -> Result<(), TreeFault> {
-        match resolve(&self.nodes, clean(&entry.path)?, |_| false, &mut self.budget) {
+    fn set_dir_time(&mut self, path: &[u8], mtime: Time) -> Result<(), TreeFault> {
+        match resolve(&self.nodes, clean(path)?, |_| false, &mut self.budget) {
             Ok(walk) => {
                 if let Some(id) = walk.end() {
-                    self.nodes[id.0 as usize].mtime = bounded(entry.mtime);
+                    self.nodes[id.0 as usize].mtime = mtime;
                 }
                 Ok(())
             }
@@ -422,7 +427,7 @@ impl<'a> Builder<'a> {
 
     fn name(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
         if let NodeKind::Dir(children) = &mut self.nodes[parent.0 as usize].kind {
-            children.insert(name.to_vec(), id);
+            children.insert(Name::from_slice(name), id);
         }
     }
 
@@ -440,15 +445,15 @@ impl<'a> Builder<'a> {
     fn compact(&mut self) -> Built {
         const UNSEEN: u32 = u32::MAX;
         let mut numbers = vec![UNSEEN; self.nodes.len()];
-        let mut order = Vec::new();
+        let mut next = 0;
         let mut stack = vec![ROOT];
         while let Some(id) = stack.pop() {
             let number = &mut numbers[id.0 as usize];
             if *number != UNSEEN {
                 continue;
             }
-            *number = order.len() as u32;
-            order.push(id);
+            *number = next;
+            next += 1;
             let mark = self.marks[id.0 as usize];
             self.dependence.consults_below |= mark.implied;
             self.used_below |= mark.inherits;
@@ -456,15 +461,30 @@ impl<'a> Builder<'a> {
                 stack.extend(children.values().rev());
             }
         }
-        let mut take = |id: NodeId| {
-            let mut node = std::mem::replace(&mut self.nodes[id.0 as usize], Node::fresh(NodeKind::Fifo));
-            if let NodeKind::Dir(children) = &mut node.kind {
-                children.values_mut().for_each(|id| id.0 = numbers[id.0 as usize]);
-            }
-            node
-        };
-        let tree = Tree { nodes: order.into_iter().map(&mut take).collect() };
+        // Garbage goes behind.
+        for (number, garbage) in numbers.iter_mut().filter(|number| **number == UNSEEN).zip(next..) {
+            *number = garbage;
+        }
+        renumber(&mut self.nodes, numbers);
+        self.nodes.truncate(next as usize);
+        let tree = Tree { nodes: mem::take(&mut self.nodes) };
         Built { tree, dependence: self.dependence, used_below: self.used_below }
+    }
+}
+
+/// Puts each node at its number. In place: a second list would be the most memory that a build takes.
+fn renumber(nodes: &mut [Node], mut numbers: Vec<u32>) {
+    for node in &mut *nodes {
+        if let NodeKind::Dir(children) = &mut node.kind {
+            children.values_mut().for_each(|id| id.0 = numbers[id.0 as usize]);
+        }
+    }
+    for at in 0..nodes.len() {
+        while numbers[at] as usize != at {
+            let to = numbers[at] as usize;
+            nodes.swap(at, to);
+            numbers.swap(at, to);
+        }
     }
 }
 

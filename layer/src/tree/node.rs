@@ -21,7 +21,7 @@ impl Node {
     }
 
     /// What an entry other than a hard link makes, before [`Node::stamp`].
-    pub(super) fn of(kind: &Kind) -> Result<Self, TreeFault> {
+    pub(super) fn of(kind: &Kind<'_>) -> Result<Self, TreeFault> {
         let kind = match kind {
             Kind::File { size, extents } => {
                 let own = extents.iter().map(|extent| SourceExtent {
@@ -34,7 +34,7 @@ impl Node {
             }
             Kind::Dir => NodeKind::Dir(BTreeMap::new()),
             Kind::Symlink(target) if target.is_empty() => return Err(TreeFault::EmptyTarget),
-            Kind::Symlink(target) => NodeKind::Symlink(target.clone()),
+            Kind::Symlink(target) => NodeKind::Symlink(target.to_vec()),
             Kind::Char { major, minor } => NodeKind::Char(*major, *minor),
             Kind::Block { major, minor } => NodeKind::Block(*major, *minor),
             // A hard link has no inode of its own; the caller has followed it.
@@ -44,7 +44,7 @@ impl Node {
     }
 
     /// Gives an inode what an entry's header says: chown, attributes, chmod (which symbolic links do not have), time.
-    pub(super) fn stamp(&mut self, entry: &Entry) -> Result<(), TreeFault> {
+    pub(super) fn stamp(&mut self, entry: &Entry<'_>) -> Result<(), TreeFault> {
         self.chown(entry);
         for (name, value) in &entry.xattrs {
             xattrs::set(self, name, value)
@@ -58,7 +58,7 @@ impl Node {
     }
 
     /// chown(2), which takes file capabilities away from everything but directories.
-    pub(super) fn chown(&mut self, entry: &Entry) {
+    pub(super) fn chown(&mut self, entry: &Entry<'_>) {
         if entry.uid != UNCHANGED {
             self.uid = entry.uid;
         }

@@ -1,6 +1,6 @@
 //! Trees of small tables: each test is one rule of `build.rs`.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
 use proptest::prelude::*;
 
@@ -9,28 +9,33 @@ use crate::toc::{Entry, Extent, Kind, Toc};
 
 /// An entry from a line: `path` of a file, `path/` of a directory, `path -> target`, `path = hard link's target`,
 /// `path c` and `path b` of devices, each with owner 1, mode 0644 or 0755 and time 9.
-fn entry(line: &str) -> Entry {
+fn entry(line: &str) -> Entry<'static> {
+    let bytes = |text: &str| Cow::Owned(text.as_bytes().to_vec());
     let (path, kind, mode) = if let Some((path, target)) = line.split_once(" -> ") {
-        (path, Kind::Symlink(target.into()), 0o777)
+        (path, Kind::Symlink(bytes(target)), 0o777)
     } else if let Some((path, target)) = line.split_once(" = ") {
-        (path, Kind::Hardlink(target.into()), 0o644)
+        (path, Kind::Hardlink(bytes(target)), 0o644)
     } else if let Some(path) = line.strip_suffix(" c") {
         (path, Kind::Char { major: 0, minor: 0 }, 0o644)
     } else if line.ends_with('/') {
         (line, Kind::Dir, 0o755)
     } else {
-        (line, Kind::File { size: 3, extents: vec![Extent { logical: 0, offset: 512, len: 3 }] }, 0o644)
+        (line, Kind::File { size: 3, extents: [Extent { logical: 0, offset: 512, len: 3 }].into() }, 0o644)
     };
     let mtime = Time { secs: 9, nanos: 0 };
-    Entry { path: path.into(), kind, mode, uid: 1, gid: 1, mtime, xattrs: Vec::new() }
+    Entry { path: bytes(path), kind, mode, uid: 1, gid: 1, mtime, xattrs: Vec::new() }
 }
 
-fn toc(lines: &[&str]) -> Toc {
-    Toc { size: 1 << 20, entries: lines.iter().map(|line| entry(line)).collect() }
+fn entries(lines: &[&str]) -> Vec<Entry<'static>> {
+    lines.iter().map(|line| entry(line)).collect()
+}
+
+fn toc(entries: &[Entry<'_>]) -> Toc {
+    Toc::new(1 << 20, entries)
 }
 
 fn build(lines: &[&str], below: Below<'_>) -> Result<Built, TreeError> {
-    Tree::build(&toc(lines), below)
+    Tree::build(&toc(&entries(lines)), below)
 }
 
 fn base(lines: &[&str]) -> Tree {
@@ -92,12 +97,12 @@ fn later_entries_replace_earlier_ones_and_directories_merge() {
     assert_eq!(show(&base(&["a/", "a/x", "a"])), "a");
     assert_eq!(show(&base(&["a", "a/", "a/x"])), "a/ a/x");
     assert_eq!(show(&base(&["a/", "a/x", "a -> b", "b/"])), "a>b b/");
-    let mut merged = toc(&["a/", "a/x", "a/"]);
-    merged.entries[0].xattrs = vec![(b"user.a".to_vec(), b"1".to_vec()), (b"user.b".to_vec(), b"1".to_vec())];
-    merged.entries[2].xattrs = vec![(b"user.b".to_vec(), b"2".to_vec())];
-    merged.entries[2].mode = 0o1700;
-    merged.entries[2].mtime.secs = 11;
-    let tree = Tree::build(&merged, Below::Base).unwrap().tree;
+    let mut merged = entries(&["a/", "a/x", "a/"]);
+    merged[0].xattrs = vec![(b"user.a".to_vec(), b"1".to_vec()), (b"user.b".to_vec(), b"1".to_vec())];
+    merged[2].xattrs = vec![(b"user.b".to_vec(), b"2".to_vec())];
+    merged[2].mode = 0o1700;
+    merged[2].mtime.secs = 11;
+    let tree = Tree::build(&toc(&merged), Below::Base).unwrap().tree;
     let dir = find(&tree, "a");
     assert_eq!((dir.mode, dir.mtime.secs), (0o1700, 11));
     assert_eq!((&dir.xattrs[&b"user.a"[..]][..], &dir.xattrs[&b"user.b"[..]][..]), (&b"1"[..], &b"2"[..]));
@@ -150,12 +155,12 @@ fn a_whiteout_hides_a_name_as_long_as_255_bytes() {
 
 #[test]
 fn hard_links_share_an_inode_and_their_header_applies_to_it() {
-    let mut linked = toc(&["a", "l -> a", "d/b = a", "c = ./l"]);
-    linked.entries[0].xattrs = vec![(b"security.capability".to_vec(), [vec![0, 0, 0, 2], vec![0; 16]].concat())];
-    linked.entries[2].mode = 0o4711;
-    linked.entries[2].uid = 5;
-    linked.entries[2].mtime.secs = 12;
-    let tree = Tree::build(&linked, Below::Base).unwrap().tree;
+    let mut linked = entries(&["a", "l -> a", "d/b = a", "c = ./l"]);
+    linked[0].xattrs = vec![(b"security.capability".to_vec(), [vec![0, 0, 0, 2], vec![0; 16]].concat())];
+    linked[2].mode = 0o4711;
+    linked[2].uid = 5;
+    linked[2].mtime.secs = 12;
+    let tree = Tree::build(&toc(&linked), Below::Base).unwrap().tree;
     assert_eq!(show(&tree), "a c>a d/ d/b l>a");
     assert_eq!(tree.inodes(), 4);
     let file = find(&tree, "a");
@@ -216,12 +221,12 @@ fn in_a_base_whiteouts_remove_what_the_layer_has_made_so_far() {
 #[test]
 fn implied_directories_take_after_the_nearest_layer_that_has_them() {
     let attrs = |lines: &[&str], uid| {
-        let mut toc = toc(lines);
-        for entry in &mut toc.entries {
+        let mut layer = entries(lines);
+        for entry in &mut layer {
             (entry.uid, entry.mode) = (uid, 0o2750);
             entry.xattrs = vec![(b"user.x".to_vec(), b"1".to_vec()), (b"trusted.y".to_vec(), b"1".to_vec())];
         }
-        Tree::build(&toc, Below::Above(&[])).unwrap().tree
+        Tree::build(&toc(&layer), Below::Above(&[])).unwrap().tree
     };
     let bottom = attrs(&["a/", "a/b/", "c/"], 10);
     let top = attrs(&["a/", "c -> d", "d/", "f"], 20);
@@ -243,9 +248,9 @@ fn implied_directories_take_after_the_nearest_layer_that_has_them() {
 
 #[test]
 fn a_directory_implied_in_a_setgid_directory_has_its_group() {
-    let mut layer = toc(&["a/", "a/b/x"]);
-    (layer.entries[0].mode, layer.entries[0].gid) = (0o2775, 50);
-    let tree = Tree::build(&layer, Below::Base).unwrap().tree;
+    let mut layer = entries(&["a/", "a/b/x"]);
+    (layer[0].mode, layer[0].gid) = (0o2775, 50);
+    let tree = Tree::build(&toc(&layer), Below::Base).unwrap().tree;
     assert_eq!((find(&tree, "a/b").gid, find(&tree, "a/b").mode, find(&tree, "a/b/x").gid), (50, 0o755, 1));
 }
 
@@ -277,7 +282,7 @@ fn hard_links_lead_into_the_layers_below() {
 #[test]
 fn dependence_is_told_without_the_layers_below() {
     let of = |lines: &[&str]| {
-        let found = Tree::dependence(&toc(lines)).unwrap();
+        let found = Tree::dependence(&toc(&entries(lines))).unwrap();
         (found.base_differs, found.consults_below)
     };
     assert_eq!(of(&["a/", "a/x", "b"]), (false, false));
@@ -285,7 +290,7 @@ fn dependence_is_told_without_the_layers_below() {
     assert_eq!(of(&["a/x", "a"]), (false, false));
     assert_eq!(of(&["a = b"]), (false, true));
     assert_eq!(of(&["a = b", "a/x", ".wh.c"]), (true, true), "b may be a link to a directory");
-    assert!(Tree::dependence(&toc(&["a", "a/x"])).is_err());
+    assert!(Tree::dependence(&toc(&entries(&["a", "a/x"]))).is_err());
     assert_eq!(of(&[".wh.a"]), (true, false));
     assert_eq!(of(&["a/.wh..wh..opq"]), (true, true));
 }
@@ -294,33 +299,33 @@ fn dependence_is_told_without_the_layers_below() {
 fn times_are_bounded_and_those_of_directories_set_at_the_end_by_path() {
     let last = i64::MAX / 1_000_000_000;
     for (secs, nanos, kept) in [(-1, 5, false), (0, 0, true), (last, 854_775_807, true), (last, 854_775_808, false)] {
-        let mut layer = toc(&["a", "d/"]);
-        layer.entries.iter_mut().for_each(|entry| entry.mtime = Time { secs, nanos });
-        let tree = Tree::build(&layer, Below::Base).unwrap().tree;
+        let mut layer = entries(&["a", "d/"]);
+        layer.iter_mut().for_each(|entry| entry.mtime = Time { secs, nanos });
+        let tree = Tree::build(&toc(&layer), Below::Base).unwrap().tree;
         let expected = if kept { Time { secs, nanos } } else { Time::default() };
         assert_eq!((find(&tree, "a").mtime, find(&tree, "d").mtime), (expected, expected), "{secs}.{nanos}");
     }
     // A directory that a link has replaced hands its time to where the link leads.
-    let mut layer = toc(&["a/", "b", "a -> b", "gone/", "gone -> nowhere"]);
-    layer.entries[0].mtime.secs = 77;
-    assert_eq!(find(&Tree::build(&layer, Below::Base).unwrap().tree, "b").mtime.secs, 77);
+    let mut layer = entries(&["a/", "b", "a -> b", "gone/", "gone -> nowhere"]);
+    layer[0].mtime.secs = 77;
+    assert_eq!(find(&Tree::build(&toc(&layer), Below::Base).unwrap().tree, "b").mtime.secs, 77);
 }
 
 #[test]
 fn an_owner_of_all_ones_is_left_as_it_is() {
-    let mut layer = toc(&["a/", "a/", "b"]);
-    layer.entries[1].uid = u32::MAX;
-    layer.entries[2].gid = u32::MAX;
-    let tree = Tree::build(&layer, Below::Base).unwrap().tree;
+    let mut layer = entries(&["a/", "a/", "b"]);
+    layer[1].uid = u32::MAX;
+    layer[2].gid = u32::MAX;
+    let tree = Tree::build(&toc(&layer), Below::Base).unwrap().tree;
     assert_eq!((find(&tree, "a").uid, find(&tree, "b").gid), (1, 0));
 }
 
 #[test]
 fn attributes_that_linux_would_not_take_are_left_out_or_errors() {
     let tree = |line: &str, name: &str, value: &[u8]| {
-        let mut layer = toc(&[line]);
-        layer.entries[0].xattrs = vec![(name.into(), value.to_vec())];
-        Tree::build(&layer, Below::Above(&[])).map(|built| built.tree.nodes[1].xattrs.len())
+        let mut layer = entries(&[line]);
+        layer[0].xattrs = vec![(name.into(), value.to_vec())];
+        Tree::build(&toc(&layer), Below::Above(&[])).map(|built| built.tree.nodes[1].xattrs.len())
     };
     for kept in ["user.a", "security.selinux", "user.overlay.opaque"] {
         assert_eq!(tree("f", kept, b"v").unwrap(), 1, "{kept}");
@@ -353,9 +358,9 @@ fn acl(tags: &[(u8, u8)]) -> Vec<u8> {
 
 /// What becomes of an access list.
 fn listed(line: &str, name: &str, list: &[u8]) -> Result<Option<Vec<u8>>, TreeFault> {
-    let mut layer = toc(&[line]);
-    layer.entries[0].xattrs = vec![(name.as_bytes().to_vec(), list.to_vec())];
-    let mut tree = Tree::build(&layer, Below::Base).map_err(|error| error.fault)?.tree;
+    let mut layer = entries(&[line]);
+    layer[0].xattrs = vec![(name.as_bytes().to_vec(), list.to_vec())];
+    let mut tree = Tree::build(&toc(&layer), Below::Base).map_err(|error| error.fault)?.tree;
     Ok(tree.nodes.pop().unwrap().xattrs.pop_first().map(|(_, value)| value))
 }
 
@@ -401,9 +406,9 @@ fn access_lists_are_checked_as_the_kernel_does() {
 #[test]
 fn a_default_access_list_is_passed_on() {
     let list = acl(&[(1, 7), (2, 6), (4, 5), (16, 7), (32, 1)]);
-    let mut layer = toc(&["d/", "d/f", "d/e/", "d/made/f", "d/s -> f"]);
-    layer.entries[0].xattrs = vec![(b"system.posix_acl_default".to_vec(), list.clone())];
-    let tree = Tree::build(&layer, Below::Base).unwrap().tree;
+    let mut layer = entries(&["d/", "d/f", "d/e/", "d/made/f", "d/s -> f"]);
+    layer[0].xattrs = vec![(b"system.posix_acl_default".to_vec(), list.clone())];
+    let tree = Tree::build(&toc(&layer), Below::Base).unwrap().tree;
     let access = |path| find(&tree, path).xattrs.get(&b"system.posix_acl_access"[..]).cloned();
     let default = |path| find(&tree, path).xattrs.get(&b"system.posix_acl_default"[..]).cloned();
     assert_eq!((access("d"), default("d")), (None, Some(list.clone())));
@@ -419,10 +424,10 @@ fn a_default_access_list_is_passed_on() {
 #[test]
 fn an_access_list_follows_the_mode_as_with_chmod() {
     let of = |list: Vec<u8>| {
-        let mut layer = toc(&["f"]);
-        layer.entries[0].mode = 0o640;
-        layer.entries[0].xattrs = vec![(b"system.posix_acl_access".to_vec(), list)];
-        let mut node = Tree::build(&layer, Below::Base).unwrap().tree.nodes.pop().unwrap();
+        let mut layer = entries(&["f"]);
+        layer[0].mode = 0o640;
+        layer[0].xattrs = vec![(b"system.posix_acl_access".to_vec(), list)];
+        let mut node = Tree::build(&toc(&layer), Below::Base).unwrap().tree.nodes.pop().unwrap();
         node.xattrs.pop_first().map(|(_, value)| value)
     };
     let list = |mask| {
@@ -437,7 +442,7 @@ fn an_access_list_follows_the_mode_as_with_chmod() {
 fn hostile_archives_end() {
     let some = |count: u32, make: &dyn Fn(u32) -> String| {
         let lines: Vec<String> = (0..count).map(make).collect();
-        toc(&lines.iter().map(String::as_str).collect::<Vec<_>>())
+        toc(&entries(&lines.iter().map(String::as_str).collect::<Vec<_>>()))
     };
     let many = |make: &dyn Fn(u32) -> String| some(200_000, make);
     // A large tree, and as many markers that would each walk it.
@@ -485,13 +490,14 @@ fn lines() -> impl Strategy<Value = Vec<String>> {
 
 /// The table of those lines that can be unpacked after those in front of them, and its tree.
 fn build_some(lines: &[String], below: Below<'_>) -> (Toc, Built) {
-    let mut kept = toc(&[]);
+    let mut kept = Vec::new();
     for line in lines {
-        kept.entries.push(entry(line));
-        if Tree::build(&kept, below).is_err() {
-            kept.entries.pop();
+        kept.push(entry(line));
+        if Tree::build(&toc(&kept), below).is_err() {
+            kept.pop();
         }
     }
+    let kept = toc(&kept);
     let built = Tree::build(&kept, below).unwrap();
     (kept, built)
 }

@@ -111,7 +111,7 @@ fn what_cannot_be_held_is_an_error_that_names_the_path() {
     let path = || "/dir/file".to_owned();
     let extent = |logical, offset, len| SourceExtent { source: Source::Own, logical, offset, len };
     let with = |size, extents: &[SourceExtent]| {
-        error(&|make, file| make.node(file).kind = NodeKind::File { size, extents: extents.to_vec() })
+        error(&|make, file| make.node(file).kind = NodeKind::File { size, extents: extents.into() })
     };
     assert_eq!(with(10, &[extent(0, 0, 11)]), ErofsError::Extent { path: path() });
     assert_eq!(with(10, &[extent(5, 0, 5), extent(0, 0, 5)]), ErofsError::Extent { path: path() });

@@ -36,7 +36,7 @@ impl Make {
 
     pub fn link(&mut self, dir: NodeId, name: &[u8], id: NodeId) {
         let NodeKind::Dir(names) = &mut self.node(dir).kind else { panic!("no directory") };
-        names.insert(name.to_vec(), id);
+        names.insert(name.into(), id);
     }
 
     pub fn special(&mut self, dir: NodeId, name: &[u8], kind: NodeKind) -> NodeId {

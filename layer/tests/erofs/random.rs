@@ -3,7 +3,7 @@
 use proptest::{collection::vec, prelude::*, sample::Index};
 use silk_layer::{
     toc::Time,
-    tree::{NodeId, NodeKind, SourceExtent},
+    tree::{Extents, NodeId, NodeKind, SourceExtent},
 };
 
 use crate::make::{Make, SOURCES};
@@ -60,7 +60,7 @@ pub fn build(entries: Entries) -> Make {
     let (mut dirs, mut files) = (vec![NodeId(0)], Vec::new());
     for (dir, name, what, attributes) in entries {
         let dir = *dir.get(&dirs);
-        if matches!(&make.node(dir).kind, NodeKind::Dir(names) if names.contains_key(&name)) {
+        if matches!(&make.node(dir).kind, NodeKind::Dir(names) if names.contains_key(&name[..])) {
             continue;
         }
         let id = match what {
@@ -75,7 +75,7 @@ pub fn build(entries: Entries) -> Make {
             }
             What::File(tail, pieces) => {
                 let mut at = 0;
-                let mut extents = Vec::new();
+                let mut extents = Extents::new();
                 for (gap, offset, len, source) in pieces {
                     let logical = at + gap;
                     extents.push(SourceExtent { source: *source.get(&SOURCES), logical, offset, len });

@@ -49,13 +49,13 @@ fn compare(make: &Make, image: &Image) {
         contents(make, image, (&reader, &inode), id);
         if let NodeKind::Dir(names) = &node.kind {
             let listed = listing(&reader, &inode, parent);
-            assert!(names.keys().eq(listed.iter().map(|(name, _, _)| name)));
+            assert!(names.keys().map(|name| &name[..]).eq(listed.iter().map(|(name, _, _)| &name[..])));
             for (name, nid, kind) in listed {
                 assert_eq!(reader.find(&inode, &name).unwrap(), Some(nid));
                 assert_eq!(reader.inode(&mut Window::new(64), nid).unwrap().kind, kind);
-                open.push((names[&name], nid, inode.nid));
+                open.push((names[&name[..]], nid, inode.nid));
                 let other = [name.as_slice(), b"\x01"].concat();
-                assert_eq!(reader.find(&inode, &other).unwrap().is_some(), names.contains_key(&other));
+                assert_eq!(reader.find(&inode, &other).unwrap().is_some(), names.contains_key(&other[..]));
             }
         }
     }

@@ -23,7 +23,7 @@ fn privileged_many_containers_at_once_make_each_image_once() {
     assert_eq!(chain_ids(&chain).len(), 2);
 }
 
-/// A table of contents and its tree take some 500 bytes an entry.
+/// A table of contents and its tree take up to 400 bytes an entry.
 #[test]
 fn privileged_of_many_large_images_at_once_one_is_in_memory() {
     let mut layers = Layers::new();

@@ -13,6 +13,7 @@ use std::{
 };
 
 use rustix::mount::{UnmountFlags, unmount};
+use silk_layer::toc::Toc;
 use silk_model::{Class, Digest};
 use silk_mount::{LayerFiles, Mounts, Rung, RungChoice, Trace, Trees, Variant, View, ViewError, Views};
 
@@ -197,7 +198,9 @@ fn privileged_names_that_lied_are_gone_from_views_of_other_layers() {
     let top = layers.add(&Tar::new().file("etc/added", "added"));
     let truth = layers.known.lock().unwrap()[&base].clone();
     let mut lie = truth.clone();
-    lie.0.entries.iter_mut().filter(|entry| entry.path.starts_with(b"etc")).for_each(|etc| etc.mode = 0o777);
+    let mut entries: Vec<_> = truth.0.entries().collect();
+    entries.iter_mut().filter(|entry| entry.path.starts_with(b"etc")).for_each(|etc| etc.mode = 0o777);
+    lie.0 = Toc::new(truth.0.size(), &entries);
     layers.known.lock().unwrap().insert(base, lie);
     let mode = |merged: &Path| fs::metadata(merged.join("etc")).unwrap().mode() & 0o7777;
     assert_eq!(mode(&layers.overlay(&views, &[base, top], "lie")), 0o777);

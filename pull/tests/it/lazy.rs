@@ -3,7 +3,10 @@
 use std::{fs, process::Command, time::Duration};
 
 use crate::node::Node;
-use silk_layer::{index, toc};
+use silk_layer::{
+    index,
+    toc::{self, Entry, Toc},
+};
 use silk_model::{Class, Digest};
 use silk_store::Known;
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed, noise, tar};
@@ -155,11 +158,12 @@ async fn a_flipped_byte_of_the_blob_is_never_served() {
 }
 
 /// What a peer made up.
-fn altered(known: &Known, change: impl FnOnce(&mut toc::Toc, &mut index::Index)) -> Known {
-    let mut toc = toc::decode(&known.toc).unwrap();
+fn altered(known: &Known, change: impl FnOnce(&mut Vec<Entry<'_>>, &mut index::Index)) -> Known {
+    let toc = toc::decode(&known.toc).unwrap();
+    let mut entries = toc.entries().collect();
     let mut index = index::decode(&known.index).unwrap();
-    change(&mut toc, &mut index);
-    Known { toc: toc::encode(&toc), index: index::encode(&index), ..known.clone() }
+    change(&mut entries, &mut index);
+    Known { toc: toc::encode(&Toc::new(toc.size(), &entries)), index: index::encode(&index), ..known.clone() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,12 +217,12 @@ async fn names_that_lie_are_replaced_when_the_layer_is_whole() {
     let tar = tar(&[("true", &text(8, 3_000_000))]);
     let (teacher, pushed) = taught(&registry, &tar, Compression::Gzip).await;
     let id = pushed.layers[0].diff_id;
-    let lie = altered(&teacher.store.known(&id).unwrap(), |toc, _| toc.entries[0].path = b"lie".to_vec());
+    let lie = altered(&teacher.store.known(&id).unwrap(), |entries, _| entries[0].path = b"lie".into());
     let node = Node::new();
     node.store.learn(&lie, "a liar").unwrap();
     node.pull(&pushed).await.unwrap();
     node.whole(&id).await;
-    assert_eq!(node.store.toc(&id).unwrap().entries[0].path, b"true");
+    assert_eq!(*node.store.toc(&id).unwrap().entries().next().unwrap().path, *b"true");
     assert_eq!(node.renewed(), [(id, true)]);
 }
 

@@ -10,7 +10,7 @@ use std::{
 use silk_layer::{
     index,
     profile::{FADES_AFTER, GRAIN, Profile, Seen, decode, encode},
-    toc,
+    toc::{self, Entry, Toc},
 };
 use silk_share::{Backend, Key};
 use silk_store::Known;
@@ -32,10 +32,11 @@ async fn taught(registry: &Fake, name: &str, layers: &[(&[u8], Compression)]) ->
 }
 
 /// What somebody made up; hashes and seals are right.
-fn altered(known: &Known, change: impl FnOnce(&mut toc::Toc, &mut index::Index)) -> Known {
-    let (mut toc, mut index) = (toc::decode(&known.toc).unwrap(), index::decode(&known.index).unwrap());
-    change(&mut toc, &mut index);
-    Known { toc: toc::encode(&toc), index: index::encode(&index), ..known.clone() }
+fn altered(known: &Known, change: impl FnOnce(&mut Vec<Entry<'_>>, &mut index::Index)) -> Known {
+    let (toc, mut index) = (toc::decode(&known.toc).unwrap(), index::decode(&known.index).unwrap());
+    let mut entries = toc.entries().collect();
+    change(&mut entries, &mut index);
+    Known { toc: toc::encode(&Toc::new(toc.size(), &entries)), index: index::encode(&index), ..known.clone() }
 }
 
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
@@ -134,9 +135,9 @@ async fn names_that_make_no_tree_cost_a_stream_and_not_the_pull() {
         let peer = Peer::new();
         for known in &known {
             let lies = known.diff_id == liar;
-            peer.say(&altered(known, |toc, _| {
+            peer.say(&altered(known, |entries, _| {
                 if lies {
-                    toc.entries[0].path = b"../up".to_vec()
+                    entries[0].path = b"../up".into()
                 }
             }));
         }
@@ -146,8 +147,8 @@ async fn names_that_make_no_tree_cost_a_stream_and_not_the_pull() {
         for (layer, tar) in pushed.layers.iter().zip(&tars) {
             node.whole(&layer.diff_id).await;
             assert_eq!(node.data(&layer.diff_id), *tar);
-            let names = &node.store.toc(&layer.diff_id).unwrap().entries[0].path;
-            assert_eq!(names, b"noise");
+            let toc = node.store.toc(&layer.diff_id).unwrap();
+            assert_eq!(*toc.entries().next().unwrap().path, *b"noise");
         }
         let blob = pushed.layers.iter().find(|layer| layer.diff_id == liar).unwrap().blob_digest;
         eventually("the liar is found", || !peer.removed().is_empty()).await;
@@ -243,7 +244,7 @@ async fn a_place_that_cannot_be_asked_loses_no_profile() {
 }
 
 /// A lie: what is wrong, and how.
-type Lie = (&'static str, fn(&mut toc::Toc, &mut index::Index));
+type Lie = (&'static str, fn(&mut Vec<Entry<'_>>, &mut index::Index));
 
 /// A span in the middle, with an entry.
 fn middle(index: &index::Index) -> usize {
@@ -279,9 +280,9 @@ const LIES: [Lie; 11] = [
             (entry.bits, entry.window) = (0, vec![]);
         }
     }),
-    ("a path", |toc, _| toc.entries[0].path = b"other".to_vec()),
-    ("an extent", |toc, _| toc.entries[0].kind = silk_layer::toc::Kind::File { size: 1 << 40, extents: vec![] }),
-    ("a million files", |toc, _| toc.entries = vec![toc.entries[0].clone(); 1_000_000]),
+    ("a path", |entries, _| entries[0].path = b"other".into()),
+    ("an extent", |entries, _| entries[0].kind = silk_layer::toc::Kind::File { size: 1 << 40, extents: [][..].into() }),
+    ("a million files", |entries, _| *entries = vec![entries[0].clone(); 1_000_000]),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

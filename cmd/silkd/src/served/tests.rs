@@ -25,7 +25,7 @@ fn whole_layer(store: &Arc<Store>) -> (Digest, Vec<u8>) {
         builder.push(&piece[..len]);
     }
     let index = builder.finish(decoder.compression(), bytes.len() as u64);
-    let names = toc::Toc { size: bytes.len() as u64, entries: vec![] };
+    let names = toc::Toc::new(bytes.len() as u64, []);
     let id = Digest::of(&bytes);
     let (encoded, blob, blob_size) = (index::encode(&index), Digest::of(b"blob"), index.blob_size);
     store.learn(&Known { diff_id: id, blob, blob_size, toc: toc::encode(&names), index: encoded }, "a peer").unwrap();
@@ -87,8 +87,8 @@ fn write_image(path: &Path, byte: u8) {
     let node = |kind, mode| Node { kind, mode, uid: 0, gid: 0, mtime: toc::Time::default(), xattrs: BTreeMap::new() };
     // Where no block begins.
     let extent = SourceExtent { source: Whose::Own, logical: 0, offset: 3, len: 4000 };
-    let root = NodeKind::Dir(BTreeMap::from([(b"file".to_vec(), NodeId(1))]));
-    let file = NodeKind::File { size: 4000, extents: vec![extent] };
+    let root = NodeKind::Dir([(b"file"[..].into(), NodeId(1))].into());
+    let file = NodeKind::File { size: 4000, extents: [extent].into() };
     let tree = Tree { nodes: vec![node(root, 0o755), node(file, 0o644)] };
     let device = Device { source: Whose::Own, size: 8192, layer: Digest::of(b"layer") };
     let plan = Plan::new(&tree, &[device], [0; 16]).unwrap();
