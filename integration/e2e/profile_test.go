@@ -75,7 +75,33 @@ func TestStartsAreLearnedAndFetchedFirst(t *testing.T) {
 		}
 		return err
 	})
+	newVersion(t, registry, fleet, teacher, options, runnable(t, large, noiseLayer("news", 65, 1<<20)))
 	exported(t, teacher, ref)
+}
+
+// newVersion is an image of the same repository that nobody has started: it is started by the profile of the one before.
+func newVersion(t *testing.T, registry *hub.Hub, fleet *node.Redis, teacher *node.Node, options node.Options, app image.Image) {
+	ref := registry.Add("app", "2", app.Bundle())
+	if err := teacher.PullCRI(node.Context(t, "k8s.io"), ref); err != nil {
+		t.Fatal(err)
+	}
+	teacher.Eventually("the fleet knows the new version", func() error { return fleet.Knows(teacher, ref) })
+	n := withPods(t, registry, options)
+	registry.SetRate(1 << 20)
+	defer registry.SetRate(0)
+	if err := n.PullCRI(node.Context(t, "k8s.io"), ref); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually("what the version before touched comes", func() error {
+		profile, _, _, err := arrived(n, ref)
+		if err == nil && profile < 2<<20 {
+			err = fmt.Errorf("%d bytes", profile)
+		}
+		return err
+	})
+	if said, err := n.Silk("profile", "show", ref); err == nil {
+		t.Errorf("nobody has started it, and it has a profile of its own: %s", said)
+	}
 }
 
 // The kernel keeps a trace that nobody reads, and all of them make the reads of every container dearer: a silkd that stops

@@ -33,6 +33,7 @@ mod reads;
 mod scheduler;
 mod warm;
 
+pub(crate) use ahead::Whose;
 pub use layer::{Answer, Arrived, Lazy, ReadError};
 pub use reads::Watch;
 use reads::Watches;

@@ -43,7 +43,7 @@ pub struct LayerKnowledge {
 pub enum Key {
     /// The layer with this blob.
     Layer(Digest),
-    /// The start profiles of the image with this manifest.
+    /// The start profiles of the image with this manifest, or of what else has a digest.
     Profile(Digest),
 }
 
@@ -188,7 +188,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Layer(blob) => write!(f, "the index of layer {blob}"),
-            Self::Profile(manifest) => write!(f, "the start profile of image {manifest}"),
+            Self::Profile(manifest) => write!(f, "the start profile of {manifest}"),
         }
     }
 }

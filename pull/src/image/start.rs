@@ -9,12 +9,15 @@ use silk_model::{
     Digest,
     metrics::{Hit, Lie, METRICS},
 };
-use silk_registry::Repository;
+use silk_registry::{Reference, Repository};
 use silk_share::{Found, Image, Join};
 use silk_store::StoreError;
 
 use super::Puller;
-use crate::{ImageSpec, lazy::Starting};
+use crate::{
+    ImageSpec,
+    lazy::{Starting, Whose},
+};
 
 impl Puller {
     /// Fetches what starts of the image touch, in the background. `found` is what others know, if they were asked.
@@ -31,18 +34,43 @@ impl Puller {
             let theirs = found.as_ref().map(|found| puller.believed(&image, found)).unwrap_or_default();
             let mut profile = puller.kept(&spec.manifest).await;
             profile.join(&theirs);
-            let mut starting = starting;
-            // A pull does not wait for all who may know one.
-            if profile.starts.is_empty() && !puller.seams.share.is_alone() {
-                // Others' background does not wait for a slow peer.
+            let (mut starting, mut whose) = (starting, Whose::Own);
+            if profile.starts.is_empty() {
+                // Others' background does not wait for a slow peer, nor does a pull for all who may know one.
                 drop(starting);
-                profile = puller.ask_profile(&image).await;
+                let (asked, sibling) =
+                    tokio::join!(puller.ask_profile(&image), puller.sibling_profile(&spec.reference));
+                (profile, whose) = match asked.starts.is_empty() && !sibling.starts.is_empty() {
+                    true => (sibling, Whose::Siblings),
+                    false => (asked, whose),
+                };
                 starting = puller.lazies.starting();
             }
-            METRICS.profiles.of(if profile.starts.is_empty() { Hit::Miss } else { Hit::Hit }).one();
-            puller.lazies.fetch_start(&profile, &spec.diff_ids(), starting, Arc::clone(&puller.seams.show)).await;
-            puller.keep(spec.manifest, move |kept| kept.join(&profile)).await;
+            let known = whose == Whose::Own && !profile.starts.is_empty();
+            METRICS.profiles.of(if known { Hit::Hit } else { Hit::Miss }).one();
+            let show = Arc::clone(&puller.seams.show);
+            puller.lazies.fetch_start(&profile, &spec.diff_ids(), starting, show, whose).await;
+            if known {
+                puller.keep(spec.manifest, move |kept| kept.join(&profile)).await;
+            }
         });
+    }
+
+    /// The profile of the image of the same repository that was started last, here or elsewhere: of a new version of an image most layers
+    /// are the old one's, and its starts touch in them what they touched before.
+    async fn sibling_profile(self: &Arc<Self>, reference: &str) -> Profile {
+        let Some(image) = repository_of(reference) else { return Profile::default() };
+        let theirs = self.ask_profile(&image).await;
+        // Not both: what is kept here may be of an older version.
+        if theirs.starts.is_empty() { self.kept(&image.manifest).await } else { theirs }
+    }
+
+    /// Whatever of the repository is started next without being known starts by this profile.
+    async fn tell_siblings(self: &Arc<Self>, reference: &str, profile: Profile) {
+        let Some(image) = repository_of(reference) else { return };
+        let told = encode(&profile).into();
+        self.keep(image.manifest, |kept| *kept = profile).await;
+        self.seams.share.publish_profile(&image, told);
     }
 
     /// What others know of an image's starts.
@@ -88,6 +116,7 @@ impl Puller {
             kept.learn(&seen);
         });
         if let Some(profile) = learned.await {
+            self.tell_siblings(reference, profile.clone()).await;
             self.seams.share.join_profile(&image, &joining(profile, joined));
         }
     }
@@ -105,6 +134,7 @@ impl Puller {
         let puller = Arc::clone(self);
         let manifest = *manifest;
         let kept = blocking(move || puller.profiles.change(&manifest, |kept| kept.join(&profile))).await?;
+        self.tell_siblings(reference, kept.clone()).await;
         let image = Image { repository: self.repository(reference).await.ok(), manifest };
         self.seams.share.join_profile(&image, &joining(kept.clone(), Vec::new()));
         Ok(kept)
@@ -122,6 +152,8 @@ impl Puller {
             Ok(known)
         });
         let known = known.await?;
+        // It may be a copy of this one, and is learned again with the next start.
+        self.tell_siblings(reference, Profile::default()).await;
         let image = Image { repository: self.repository(reference).await.ok(), manifest };
         self.seams.share.publish_profile(&image, encode(&Profile::default()).into());
         Ok(known)
@@ -152,6 +184,14 @@ impl Puller {
         let kept = blocking(move || puller.profiles.change(&manifest, change)).await;
         kept.inspect_err(|error| tracing::warn!(%error, "a start profile is not kept")).ok()
     }
+}
+
+/// Stands for a repository among images: what the digest is of is no manifest. Where the image lies is left out, since nothing refers to
+/// what is not there.
+fn repository_of(reference: &str) -> Option<Image> {
+    let reference: Reference = reference.parse().ok()?;
+    let name = format!("repository {}/{}", reference.host(), reference.path());
+    Some(Image { repository: None, manifest: Digest::of(name.as_bytes()) })
 }
 
 /// Joins `profile` with what is known elsewhere, but for what it has taken in already: of that it may have forgotten a part.

@@ -319,3 +319,13 @@ impl Node {
         panic!("{diff_id} does not become whole");
     }
 }
+
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..6000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("this did not happen within a minute: {what}");
+}

@@ -2,8 +2,11 @@
 
 use std::{ops::Range, sync::atomic::Ordering, time::Duration};
 
-use crate::node::Node;
-use silk_layer::profile::{GRAIN, Profile, Seen};
+use crate::{
+    node::{Node, eventually},
+    peer::Peer,
+};
+use silk_layer::profile::{GRAIN, Profile, Seen, decode};
 use silk_model::Digest;
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed, noise, tar};
 
@@ -71,6 +74,49 @@ async fn a_start_is_fetched_before_all_else() {
     for (arrived, tar) in arrived.iter().zip(&tars) {
         assert_eq!(arrived.profile + arrived.background, tar.len() as u64);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_version_of_an_image_starts_as_the_last_one_did() {
+    let registry = Fake::start().await;
+    let [base, old, new] = [1, 2, 3].map(|seed| tar(&[("noise", &noise(seed, 24_000_000))]));
+    let push = |name, layers: [&[u8]; 2]| {
+        let image = layers.iter().fold(ImageSpec::new(), |image, tar| image.layer(*tar, Compression::Plain));
+        registry.push_image(name, &image)
+    };
+    let (old, new) = (push("library/app:1", [&base, &old]), push("library/app:2", [&base, &new]));
+    let small = tar(&[("small", &noise(4, 3_000_000))]);
+    let newer = push("library/app:3", [&base, &small]);
+    let stranger = push("library/other:2", [&base, &small]);
+    let teacher = Node::new();
+    let peer = Peer::new();
+    for image in [&old, &new, &newer, &stranger] {
+        teacher.pull(image).await.unwrap();
+        image.layers.iter().for_each(|layer| peer.say(&teacher.store.known(&layer.diff_id).unwrap()));
+    }
+    let starter = Node::sharing(vec![peer.clone()]);
+    let shared = &old.layers[0];
+    let touches = vec![(old.layers[1].diff_id, 0..1), (shared.diff_id, 20_000_000..20_000_001)];
+    let seen = Seen { entrypoint: "app".into(), touches, ..Seen::default() };
+    starter.puller.learn_start(&old.manifest_digest, &old.reference, seen).await;
+    let name = old.reference.strip_suffix(":1").unwrap();
+    let repository = Digest::of(format!("repository {name}").as_bytes());
+    let told = || peer.profile(&repository).is_some_and(|profile| !decode(&profile).unwrap().starts.is_empty());
+    eventually("the repository's is told", told).await;
+    // What it names lies behind what the background begins with.
+    registry.fault("GET .*/blobs/", Fault::Slow(20_000_000), ALWAYS);
+    for (image, by_profile, news) in [(&new, true, 0), (&newer, true, small.len()), (&stranger, false, 0)] {
+        let node = Node::sharing_with(vec![peer.clone()], |config| config.ranges_at_once = 1);
+        node.pull(image).await.unwrap();
+        let [lazy, top] = [0, 1].map(|nr| node.lazies.get(&image.layers[nr].diff_id).unwrap());
+        node.whole(&shared.diff_id).await;
+        assert_eq!(lazy.arrived().profile > 0, by_profile);
+        node.whole(&image.layers[1].diff_id).await;
+        assert_eq!(top.arrived().profile, news as u64, "a small layer that is new comes first, and whole");
+        assert_eq!(node.puller.profile(&image.manifest_digest).await.unwrap(), Profile::default(), "not its own");
+    }
+    starter.puller.drop_profile(&old.manifest_digest, &old.reference).await.unwrap();
+    eventually("it is dropped there, too", || !told()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

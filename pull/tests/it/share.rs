@@ -17,7 +17,7 @@ use silk_store::Known;
 use silk_testkit::{Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed, PushedLayer, noise, tar};
 
 use crate::{
-    node::{Misnamed, Node},
+    node::{Misnamed, Node, eventually},
     peer::Peer,
 };
 
@@ -37,16 +37,6 @@ fn altered(known: &Known, change: impl FnOnce(&mut Vec<Entry<'_>>, &mut index::I
     let mut entries = toc.entries().collect();
     change(&mut entries, &mut index);
     Known { toc: toc::encode(&Toc::new(toc.size(), &entries)), index: index::encode(&index), ..known.clone() }
-}
-
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..6000 {
-        if condition() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("this did not happen within a minute: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
