@@ -80,7 +80,7 @@ func TestColumns(t *testing.T) {
 	for _, c := range all {
 		names = append(names, c.name)
 	}
-	if got := strings.Join(names, " "); got != "overlayfs overlayfs-tuned erofs silk silk-redis silk-referrers silk-redis-profile silk-referrers-profile stargz" {
+	if got := strings.Join(names, " "); got != "overlayfs overlayfs-tuned erofs silk silk-redis silk-referrers silk-redis-profile silk-redis-sibling silk-referrers-profile stargz" {
 		t.Errorf("all columns are %s", got)
 	}
 	if some, err := pickColumns("silk,overlayfs", ""); err != nil || len(some) != 2 || some[0].name != "silk" {

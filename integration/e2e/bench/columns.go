@@ -24,6 +24,8 @@ type column struct {
 	fleet string
 	// profile makes that other node start a container too, so that what a start touches is known; without, it is kept from being known.
 	profile bool
+	// sibling makes it start one of an earlier build of the image, which has another last layer.
+	sibling bool
 }
 
 func (c column) silk() bool { return c.snapshotter == "silk" }
@@ -41,6 +43,8 @@ var columns = []column{
 	{name: "silk-referrers", snapshotter: "silk", fleet: "referrers", says: "the same, told through OCI referrers"},
 	{name: "silk-redis-profile", snapshotter: "silk", fleet: "redis", profile: true,
 		says: "silk-redis, and the other node has started a container of it"},
+	{name: "silk-redis-sibling", snapshotter: "silk", fleet: "redis", sibling: true,
+		says: "silk-redis, and the other node has started a container of an earlier build, which has another last layer"},
 	{name: "silk-referrers-profile", snapshotter: "silk", fleet: "referrers", profile: true,
 		says: "silk-referrers, and the other node has started a container of it"},
 }

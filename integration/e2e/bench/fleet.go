@@ -53,16 +53,33 @@ func (f *fleet) settings(publish bool) string {
 
 // join prepares the fleet for another node, and returns the node's settings. A start on an earlier one may have taught what it touched:
 // where that is not to be known it is forgotten, or was never published.
-func (f *fleet) join(s subject) (settings string, err error) {
-	if f.redis != nil && !f.profile {
-		_, err = f.redis.Do("DEL", profileKey(s))
+func (b *bench) join(s subject, c column) (settings string, err error) {
+	f := b.fleet(c)
+	own, shared := profileKey(s), b.repositoryKey(s, c)
+	switch {
+	case f.redis == nil || c.profile:
+	case c.sibling:
+		if _, err = f.redis.Do("DEL", own); err == nil {
+			_, err = f.redis.Do("COPY", kept(shared), shared, "REPLACE")
+		}
+	default:
+		_, err = f.redis.Do("DEL", own, shared)
 	}
-	return f.settings(f.profile), err
+	return f.settings(c.profile), err
 }
 
 func profileKey(s subject) string {
 	return "silk:1:profile:" + strings.TrimPrefix(image.Digest(s.bundle.Root.Body), "sha256:")
 }
+
+// repositoryKey is that of the repository's last profile (docs/formats/share.md).
+func (b *bench) repositoryKey(s subject, c column) string {
+	name := "repository " + b.origin.Host + "/" + repository(s, c)
+	return "silk:1:profile:" + strings.TrimPrefix(image.Digest([]byte(name)), "sha256:")
+}
+
+// kept is where a value stays that measured nodes replace.
+func kept(key string) string { return "kept:" + key }
 
 // teach has another node pull an image once, and waits until the fleet knows what it learned.
 func (b *bench) teach(s subject, c column) error {
@@ -78,9 +95,20 @@ func (b *bench) teach(s subject, c column) error {
 			t.Fatal(err)
 		}
 		n.Eventually("the teacher's image is whole", func() error { return whole(n, ref) })
-		if c.profile {
+		started := ref
+		if c.sibling {
+			rebuilt, err := s.bundle.Rebuilt()
+			if err != nil {
+				t.Fatal(err)
+			}
+			started = b.origin.Add(repository(s, c), "earlier", rebuilt)
+			if err := pull(ctx, n, started, c.snapshotter); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c.profile || c.sibling {
 			// It runs until the fleet knows what its start touched.
-			end, err := run(ctx, n, ref, c.snapshotter, "teacher")
+			end, err := run(ctx, n, started, c.snapshotter, "teacher")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -91,6 +119,13 @@ func (b *bench) teach(s subject, c column) error {
 			})
 		}
 		n.Eventually("the fleet knows the image", func() error { return b.known(f, n, s) })
+		if c.sibling {
+			key := b.repositoryKey(s, c)
+			n.Eventually("the fleet knows the earlier build's start", func() error { return exists(f.redis, key) })
+			if _, err := f.redis.Do("COPY", key, kept(key)); err != nil {
+				t.Fatal(err)
+			}
+		}
 	})
 	if failed != nil {
 		return fmt.Errorf("teaching %s for %s: %w", s.name, c.name, failed)
@@ -107,16 +142,20 @@ func whole(n *node.Node, ref string) error {
 	return err
 }
 
+func exists(redis *node.Redis, key string) error {
+	if known, err := redis.Do("EXISTS", key); err != nil || known != "1" {
+		return fmt.Errorf("%s: %q, %v", key, known, err)
+	}
+	return nil
+}
+
 // known says what the fleet does not know yet.
 func (b *bench) known(f *fleet, n *node.Node, s subject) error {
 	if f.redis != nil {
 		if err := f.redis.Knows(n, reference(b.origin, s, f.column)); err != nil || !f.profile {
 			return err
 		}
-		if known, err := f.redis.Do("EXISTS", profileKey(s)); err != nil || known != "1" {
-			return fmt.Errorf("the profile: %q, %v", known, err)
-		}
-		return nil
+		return exists(f.redis, profileKey(s))
 	}
 	var told bytes.Buffer
 	for _, referrer := range b.origin.Referrers(repository(s, f.column), image.Digest(s.bundle.Root.Body)) {

@@ -96,7 +96,7 @@ func (b *bench) emptyNode(t scope.Scope, c column, measurement string, subjects 
 	var settings string
 	for _, s := range subjects {
 		var err error
-		if settings, err = b.fleet(c).join(s); err != nil {
+		if settings, err = b.join(s, c); err != nil {
 			t.Fatal(err)
 		}
 	}
