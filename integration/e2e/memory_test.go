@@ -74,8 +74,83 @@ func TestMemoryOfALargePull(t *testing.T) {
 	}
 }
 
+// An image of 200,000 small files in one layer, as node_modules of a large application: the node that it streams in to, and the next one, which
+// mounts it by the names that it is told.
+func TestMemoryOfManyFiles(t *testing.T) {
+	layer, err := fileLayer(filepath.Join(t.TempDir(), "layer"), func(archive *tar.Writer) error {
+		return manyFiles(archive, 200_000)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry := hub.Start(t)
+	fleet := node.StartRedis(t)
+	ref := registry.Add("many", "1", image.Image{Layers: []image.Layer{layer}}.Bundle())
+	for _, name := range []string{"streamed", "known"} {
+		t.Run(name, func(t *testing.T) {
+			n := node.Start(t, node.Options{Generation: node.Second, Extra: fleet.Config()})
+			if _, err := n.Pull(n.Context(), ref, "silk"); err != nil {
+				t.Fatal(err)
+			}
+			n.Eventually("it is whole", func() error { return whole(n, ref) })
+			n.Eventually("the fleet knows it", func() error { return fleet.Knows(n, ref) })
+			peak, err := n.Silkd.PeakMemory()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("peak memory %d MiB", peak>>20)
+			if peak > memoryBudget {
+				t.Errorf("silkd's peak memory is %d MiB, more than %d", peak>>20, memoryBudget>>20)
+			}
+		})
+	}
+}
+
+// manyFiles writes packages of 18 files of 20 bytes, each in two folders, with paths as pnpm makes them.
+func manyFiles(archive *tar.Writer, count int) error {
+	body := []byte("module.exports = {};")
+	for nr := 0; nr < count; nr++ {
+		folder := fmt.Sprintf("app/node_modules/.pnpm/package-%d@1.2.3/node_modules/package-%d/lib/", nr/18, nr/18)
+		if nr%18 == 0 {
+			if err := archive.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: folder, Mode: 0o755}); err != nil {
+				return err
+			}
+		}
+		header := tar.Header{Name: fmt.Sprintf("%smodule-%02d.d.ts", folder, nr%18), Mode: 0o644, Size: int64(len(body))}
+		if err := archive.WriteHeader(&header); err != nil {
+			return err
+		}
+		if _, err := archive.Write(body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // largeLayer writes a layer of files of 100 kB that compress to about a half.
-func largeLayer(path string, seed int64, files int) (layer image.Layer, err error) {
+func largeLayer(path string, seed int64, files int) (image.Layer, error) {
+	return fileLayer(path, func(archive *tar.Writer) error {
+		random := rand.New(rand.NewSource(seed))
+		body := make([]byte, 100_000)
+		for i := range files {
+			random.Read(body)
+			for j := range body {
+				body[j] = 'a' + body[j]&15
+			}
+			header := tar.Header{Name: fmt.Sprintf("dir-%d/file-%d-%d", i/100, seed, i), Mode: 0o644, Size: int64(len(body))}
+			if err := archive.WriteHeader(&header); err != nil {
+				return err
+			}
+			if _, err := archive.Write(body); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// fileLayer writes a gzip layer to a file, with what `fill` puts into its tar.
+func fileLayer(path string, fill func(*tar.Writer) error) (layer image.Layer, err error) {
 	out, err := os.Create(path)
 	if err != nil {
 		return layer, err
@@ -88,20 +163,8 @@ func largeLayer(path string, seed int64, files int) (layer image.Layer, err erro
 		return layer, err
 	}
 	archive := tar.NewWriter(io.MultiWriter(zipped, diff))
-	random := rand.New(rand.NewSource(seed))
-	body := make([]byte, 100_000)
-	for i := range files {
-		random.Read(body)
-		for j := range body {
-			body[j] = 'a' + body[j]&15
-		}
-		header := tar.Header{Name: fmt.Sprintf("dir-%d/file-%d-%d", i/100, seed, i), Mode: 0o644, Size: int64(len(body))}
-		if err := archive.WriteHeader(&header); err != nil {
-			return layer, err
-		}
-		if _, err := archive.Write(body); err != nil {
-			return layer, err
-		}
+	if err := fill(archive); err != nil {
+		return layer, err
 	}
 	for _, closer := range []func() error{archive.Close, zipped.Close, buffered.Flush} {
 		if err := closer(); err != nil {
