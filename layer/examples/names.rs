@@ -1,7 +1,8 @@
 //! What the names of a layer take: `names layer.tar`, an uncompressed tar.
 //!
 //! Its table of contents is made as while the layer streams in, and then its metadata image as when it is mounted. One line for each step:
-//! milliseconds, and the most memory that the step had (`VmHWM`, in MB; what the process had before is in it).
+//! milliseconds, and the most memory that the process had (`VmHWM`, in MB) since the last step began: `scan` and `image`, which hold others,
+//! tell their milliseconds alone by that.
 
 use std::{
     fs::{self, File},

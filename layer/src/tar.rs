@@ -27,7 +27,7 @@ pub use limits::Limits;
 
 use smallvec::SmallVec;
 
-use crate::toc::{Entry, Extent, Kind, Time, Toc};
+use crate::toc::{Entry, Extent, Kind, MAX_PACKED, Time, Toc};
 pub(crate) use error::shown;
 use header::{BLOCK, Format, Header};
 use pax::Pax;
@@ -41,6 +41,8 @@ use sparse::{Map1x0, MapOldGnu, Segment};
 pub struct Scanner {
     limits: Limits,
     toc: Toc,
+    /// Bytes of memory of all entries as they are handed out.
+    memory: u64,
     /// Bytes seen so far.
     pos: u64,
     block: [u8; BLOCK],
@@ -105,6 +107,7 @@ impl Scanner {
         Self {
             limits,
             toc: Toc::default(),
+            memory: 0,
             pos: 0,
             block: [0; BLOCK],
             filled: 0,
@@ -406,8 +409,10 @@ impl Scanner {
     fn admit(&mut self, partial: Partial) -> Result<(), TarError> {
         let Partial { entry, body, pad, .. } = partial;
         self.check(&entry.path, self.toc.count() + 1, self.limits.entries, LimitKind::Entries)?;
+        self.memory += footprint(&entry);
+        self.check(&entry.path, self.memory, self.limits.memory, LimitKind::Memory)?;
         self.toc.push(&entry);
-        self.check(&entry.path, self.toc.packed_len(), self.limits.memory, LimitKind::Memory)?;
+        self.check(&entry.path, self.toc.packed_len(), MAX_PACKED, LimitKind::Memory)?;
         self.state = State::Skip { body, pad };
         Ok(())
     }
@@ -428,6 +433,18 @@ impl Partial {
 
 fn sparse_error(path: &[u8], fault: SparseFault) -> TarError {
     TarError::Sparse { path: shown(path), fault }
+}
+
+/// Bytes of memory an entry takes, its own structure and what it points to.
+fn footprint(entry: &Entry<'_>) -> u64 {
+    let kind = match &entry.kind {
+        Kind::File { extents, .. } => extents.len() * size_of::<Extent>(),
+        Kind::Symlink(target) | Kind::Hardlink(target) => target.len(),
+        _ => 0,
+    };
+    let pair = size_of::<(Vec<u8>, Vec<u8>)>();
+    let xattrs: usize = entry.xattrs.iter().map(|(name, value)| pair + name.len() + value.len()).sum();
+    (size_of::<Entry<'_>>() + entry.path.len() + kind + xattrs) as u64
 }
 
 /// Types that have no body whatever their size field says.

@@ -4,10 +4,11 @@
 //! directories that are implied) is worked out by [`crate::tree`]. All offsets are bytes into the layer's
 //! uncompressed tar, which is its data file on disk.
 
+mod bounded;
 pub(crate) mod bytes;
 mod codec;
 
-pub use codec::{HEADER_LEN, MAGIC, MAX_PACKED, MAX_UNFOLDED, TocError, VERSION, check, decode, encode};
+pub use codec::{HEADER_LEN, MAGIC, MAX_ENTRIES, MAX_PACKED, MAX_UNFOLDED, TocError, VERSION, check, decode, encode};
 
 use std::{borrow::Cow, fmt, mem};
 
@@ -106,6 +107,7 @@ pub struct Entry<'t> {
     /// Modification time as the archive gives it.
     pub mtime: Time,
     /// Extended attributes by full name (`security.capability`), in the archive's order, none left out.
+    #[serde(deserialize_with = "bounded::xattrs")]
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -126,6 +128,7 @@ pub enum Kind<'t> {
         /// Length of the file as its readers see it.
         size: u64,
         /// Where its bytes are, sorted by `logical`, not overlapping. Usually one; several for sparse files.
+        #[serde(deserialize_with = "bounded::extents")]
         extents: SmallVec<[Extent; 1]>,
     },
     /// A directory.

@@ -1,11 +1,11 @@
 //! How large an archive may be before silk refuses it.
 
-use crate::toc::MAX_PACKED;
+use crate::toc::MAX_ENTRIES;
 
 /// Bounds on what one layer may make the scanner keep. [`Limits::default`] holds the values in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Members in a layer. All of `/usr` of a developer's machine holds 135,000.
+    /// Members in a layer.
     pub entries: u64,
     /// Bytes in one PAX header, GNU long name or sparse map: Go's `maxSpecialFileSize`, which is libarchive's too.
     pub special_bytes: u64,
@@ -18,20 +18,21 @@ pub struct Limits {
     pub extents: u64,
     /// Length of a file, holes included: 16 TiB, the longest file of ext4 with blocks of 4 KiB.
     pub file_bytes: u64,
-    /// Bytes of memory for the whole table; a million members take about 75 MB.
+    /// Bytes of memory for a list of all members, with all that they have; a million take about 250 MB. Kept they take a third of it, but what
+    /// is made of them may take as much.
     pub memory: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            entries: 4_000_000,
+            entries: MAX_ENTRIES,
             special_bytes: 1 << 20,
             path_bytes: 4095,
             xattr_bytes: 128 << 10,
             extents: 1 << 20,
             file_bytes: 16 << 40,
-            memory: MAX_PACKED,
+            memory: 1 << 30,
         }
     }
 }

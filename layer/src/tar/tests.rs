@@ -497,7 +497,7 @@ fn every_limit_holds() {
     let link = Block::new("l", b'2', 0).set(157, b"abc").with(b"");
     assert_eq!(kind(Limits { path_bytes: 2, ..default }, &[&link]), LimitKind::LinkBytes);
     assert_eq!(kind(Limits { file_bytes: 2, ..default }, &[&a]), LimitKind::FileBytes);
-    assert_eq!(kind(Limits { memory: 35, ..default }, &[&a, &b]), LimitKind::Memory);
+    assert_eq!(kind(Limits { memory: 250, ..default }, &[&a, &b]), LimitKind::Memory);
     let xattr = pax(&[("SCHILY.xattr.user.a", b"1")]);
     assert_eq!(kind(Limits { xattr_bytes: 6, ..default }, &[&xattr, &a]), LimitKind::XattrBytes);
     assert_eq!(kind(Limits { special_bytes: 20, ..default }, &[&xattr]), LimitKind::SpecialBytes);

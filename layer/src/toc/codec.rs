@@ -26,6 +26,9 @@ pub const MAX_UNFOLDED: u64 = 1 << 30;
 /// The most bytes of it that the entries may take: all but two numbers of 64 bits.
 pub const MAX_PACKED: u64 = MAX_UNFOLDED - 20;
 
+/// The most entries of a table: all of `/usr` of a developer's machine holds 135,000.
+pub const MAX_ENTRIES: u64 = 4_000_000;
+
 /// zstd's default: 5 times smaller than postcard, 150 MB/s with serialising; more effort is not worth it for files of
 /// this size (100 KB for a layer of Debian).
 const LEVEL: i32 = 3;
@@ -120,6 +123,9 @@ pub fn decode(file: &[u8]) -> Result<Toc, TocError> {
     let (size, rest) = postcard::take_from_bytes(&packed).map_err(TocError::Encoding)?;
     let (count, mut rest) = postcard::take_from_bytes::<u64>(rest).map_err(TocError::Encoding)?;
     let head = packed.len() - rest.len();
+    if count > MAX_ENTRIES {
+        return Err(TocError::Impossible { index: MAX_ENTRIES, what: "no scanner takes so many" });
+    }
     for index in 0..count {
         let entry;
         (entry, rest) = postcard::take_from_bytes(rest).map_err(TocError::Encoding)?;
@@ -189,7 +195,10 @@ fn check_entry(entry: &Entry<'_>, tar: u64) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::toc::Time;
+    use crate::toc::{
+        Time,
+        bounded::{MAX_EXTENTS, MAX_XATTRS},
+    };
 
     fn sample() -> Toc {
         let entry = |path: &'static [u8], kind| Entry {
@@ -271,7 +280,21 @@ mod tests {
         assert!(matches!(decode(&forged(&bomb, u64::MAX)), Err(TocError::Unfolded { .. })));
         // A count of entries beyond all memory.
         let count = [0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
-        assert!(matches!(decode(&forged(&count, count.len() as u64)), Err(TocError::Encoding(_))));
+        assert!(matches!(decode(&forged(&count, count.len() as u64)), Err(TocError::Impossible { .. })));
+        // Lists within one entry that fold to nothing: of a directory's attributes, of a file's extents.
+        let many = |head: &[u8], each: &[u8], count: usize| {
+            let len: u64 = count as u64;
+            let len = postcard::to_stdvec(&len).unwrap();
+            let plain = [head, &len[..], &each.repeat(count), &[0; 8]].concat();
+            decode(&forged(&plain, plain.len() as u64))
+        };
+        let dir = [1, 1, 1, b'd', 1, 0, 0, 0, 0, 0];
+        let file = [1, 1, 1, b'f', 0, 1];
+        for (head, each, most) in [(&dir[..], &[0, 0][..], MAX_XATTRS), (&file[..], &[0, 0, 1][..], MAX_EXTENTS)] {
+            let refused = many(head, each, most + 1);
+            assert!(matches!(refused, Err(TocError::Encoding(postcard::Error::SerdeDeCustom))), "{refused:?}");
+        }
+        assert!(!matches!(many(&dir, &[0, 0], MAX_XATTRS), Err(TocError::Encoding(postcard::Error::SerdeDeCustom))));
         let mut outside = sample();
         outside.set_size(515);
         assert!(matches!(decode(&encode(&outside)), Err(TocError::Impossible { index: 0, .. })));

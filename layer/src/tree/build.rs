@@ -467,6 +467,10 @@ impl<'a> Builder<'a> {
         }
         renumber(&mut self.nodes, numbers);
         self.nodes.truncate(next as usize);
+        if self.nodes.capacity() / 2 > self.nodes.len() {
+            // A tree may stay while those above it are built.
+            self.nodes.shrink_to_fit();
+        }
         let tree = Tree { nodes: mem::take(&mut self.nodes) };
         Built { tree, dependence: self.dependence, used_below: self.used_below }
     }
