@@ -21,7 +21,7 @@ use crate::{
 pub struct Image {
     /// Where it lies; none when its registry is not to be asked.
     pub repository: Option<Repository>,
-    /// The digest of its manifest: of one platform's, not of an index.
+    /// The digest of its manifest: of one platform's, not of an index. Without a repository, of whatever it stands for.
     pub manifest: Digest,
 }
 
@@ -43,7 +43,7 @@ pub struct LayerKnowledge {
 pub enum Key {
     /// The layer with this blob.
     Layer(Digest),
-    /// The start profiles of the image with this manifest, or of what else has a digest.
+    /// The start profiles of the image with this manifest, or of whatever the caller lets a digest stand for.
     Profile(Digest),
 }
 

@@ -1,4 +1,4 @@
-//! What containers' starts touch (docs/formats/profile.md), kept by the image's manifest; the images whose profiles were not
+//! What containers' starts touch (docs/formats/profile.md), kept by the image's manifest, and the last of a repository by that; those whose profiles were not
 //! changed for the longest time give way.
 
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use silk_model::Digest;
 
 use crate::{StoreError, record::now};
 
-/// Manifest digest to seconds since 1970 (8 bytes, little endian) and the encoded profile.
+/// Manifest digest, or what stands for a repository, to seconds since 1970 (8 bytes, little endian) and the encoded profile.
 const PROFILES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("profiles");
 
-/// Images that are remembered. At the usual 2 to 10 KB each this stays within what is reserved for the database.
+/// Images and repositories that are remembered. At the usual 2 to 10 KB each this stays within what is reserved for the database.
 const MAX: u64 = 1024;
 
 /// The profiles of this node.

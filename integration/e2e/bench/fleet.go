@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -74,7 +75,9 @@ func profileKey(s subject) string {
 
 // repositoryKey is that of the repository's last profile (docs/formats/share.md).
 func (b *bench) repositoryKey(s subject, c column) string {
-	name := "repository " + b.origin.Host + "/" + repository(s, c)
+	// As Rust calls it.
+	processor := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
+	name := "repository " + processor + " " + b.origin.Host + "/" + repository(s, c)
 	return "silk:1:profile:" + strings.TrimPrefix(image.Digest([]byte(name)), "sha256:")
 }
 

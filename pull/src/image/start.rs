@@ -1,7 +1,7 @@
 //! Start profiles of images: taken in from others, fetched by, learned from starts, told to others. Nothing here is waited for
 //! by a pull, and nothing that fails here makes one fail.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use silk_layer::profile::{Profile, ProfileError, Seen, VERSION, decode, encode};
@@ -12,12 +12,17 @@ use silk_model::{
 use silk_registry::{Reference, Repository};
 use silk_share::{Found, Image, Join};
 use silk_store::StoreError;
+use tokio::time::timeout;
 
 use super::Puller;
 use crate::{
     ImageSpec,
     lazy::{Starting, Whose},
 };
+
+/// The background waits so long for what others know of starts: Redis and registries nearby answer within it, and what it begins in their place (six
+/// ranges of 4 MiB, which no start can stop) takes four times as long at 1 Gbit/s.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Puller {
     /// Fetches what starts of the image touch, in the background. `found` is what others know, if they were asked.
@@ -36,15 +41,26 @@ impl Puller {
             profile.join(&theirs);
             let (mut starting, mut whose) = (starting, Whose::Own);
             if profile.starts.is_empty() {
-                // Others' background does not wait for a slow peer, nor does a pull for all who may know one.
-                drop(starting);
-                let (asked, sibling) =
-                    tokio::join!(puller.ask_profile(&image), puller.sibling_profile(&spec.reference));
-                (profile, whose) = match asked.starts.is_empty() && !sibling.starts.is_empty() {
-                    true => (sibling, Whose::Siblings),
-                    false => (asked, whose),
-                };
-                starting = puller.lazies.starting();
+                let mut sibling = puller.kept_of_repository(&spec).await;
+                // A pull does not wait for all who may know one.
+                if !puller.seams.share.is_alone() {
+                    let asked = async { tokio::join!(puller.ask_profile(&image), puller.told_of_repository(&spec)) };
+                    let mut asked = pin!(asked);
+                    let told;
+                    (profile, told) = match timeout(PATIENCE, &mut asked).await {
+                        Ok(told) => told,
+                        Err(_) => {
+                            drop(starting);
+                            let told = asked.await;
+                            starting = puller.lazies.starting();
+                            told
+                        }
+                    };
+                    sibling = told.or(sibling);
+                }
+                if let Some(sibling) = sibling.filter(|_| profile.starts.is_empty()) {
+                    (profile, whose) = (sibling, Whose::Siblings);
+                }
             }
             let known = whose == Whose::Own && !profile.starts.is_empty();
             METRICS.profiles.of(if known { Hit::Hit } else { Hit::Miss }).one();
@@ -56,21 +72,30 @@ impl Puller {
         });
     }
 
-    /// The profile of the image of the same repository that was started last, here or elsewhere: of a new version of an image most layers
-    /// are the old one's, and its starts touch in them what they touched before.
-    async fn sibling_profile(self: &Arc<Self>, reference: &str) -> Profile {
-        let Some(image) = repository_of(reference) else { return Profile::default() };
-        let theirs = self.ask_profile(&image).await;
-        // Not both: what is kept here may be of an older version.
-        if theirs.starts.is_empty() { self.kept(&image.manifest).await } else { theirs }
+    /// The profile that an image of the same repository got last on this node, if it says anything of this one's layers: of a new version of
+    /// an image most layers are the old one's, and its starts touch in them what they touched before.
+    async fn kept_of_repository(self: &Arc<Self>, spec: &ImageSpec) -> Option<Profile> {
+        let profile = self.kept(&repository_of(&spec.reference)?.manifest).await;
+        Some(profile).filter(|profile| names(profile, spec))
+    }
+
+    /// The same, as other nodes tell it.
+    async fn told_of_repository(&self, spec: &ImageSpec) -> Option<Profile> {
+        let profile = self.ask_profile(&repository_of(&spec.reference)?).await;
+        Some(profile).filter(|profile| names(profile, spec))
     }
 
     /// Whatever of the repository is started next without being known starts by this profile.
-    async fn tell_siblings(self: &Arc<Self>, reference: &str, profile: Profile) {
+    async fn tell_repository(self: &Arc<Self>, reference: &str, profile: Profile) {
         let Some(image) = repository_of(reference) else { return };
-        let told = encode(&profile).into();
+        let told = Bytes::from(encode(&profile));
         self.keep(image.manifest, |kept| *kept = profile).await;
-        self.seams.share.publish_profile(&image, told);
+        let replace = move |there: &[Found<Bytes>]| {
+            // A newer silk knows more than this one can tell.
+            let is_newer = |found: &Found<Bytes>| decode(&found.value).is_err_and(|error| is_newer(&error));
+            (!there.iter().any(is_newer)).then(|| told.clone())
+        };
+        self.seams.share.join_profile(&image, &(Arc::new(replace) as Join));
     }
 
     /// What others know of an image's starts.
@@ -116,8 +141,8 @@ impl Puller {
             kept.learn(&seen);
         });
         if let Some(profile) = learned.await {
-            self.tell_siblings(reference, profile.clone()).await;
-            self.seams.share.join_profile(&image, &joining(profile, joined));
+            self.seams.share.join_profile(&image, &joining(profile.clone(), joined));
+            self.tell_repository(reference, profile).await;
         }
     }
 
@@ -134,7 +159,6 @@ impl Puller {
         let puller = Arc::clone(self);
         let manifest = *manifest;
         let kept = blocking(move || puller.profiles.change(&manifest, |kept| kept.join(&profile))).await?;
-        self.tell_siblings(reference, kept.clone()).await;
         let image = Image { repository: self.repository(reference).await.ok(), manifest };
         self.seams.share.join_profile(&image, &joining(kept.clone(), Vec::new()));
         Ok(kept)
@@ -152,8 +176,10 @@ impl Puller {
             Ok(known)
         });
         let known = known.await?;
-        // It may be a copy of this one, and is learned again with the next start.
-        self.tell_siblings(reference, Profile::default()).await;
+        if known {
+            // It may be a copy of this one, and is learned again with the next start.
+            self.tell_repository(reference, Profile::default()).await;
+        }
         let image = Image { repository: self.repository(reference).await.ok(), manifest };
         self.seams.share.publish_profile(&image, encode(&Profile::default()).into());
         Ok(known)
@@ -186,12 +212,17 @@ impl Puller {
     }
 }
 
-/// Stands for a repository among images: what the digest is of is no manifest. Where the image lies is left out, since nothing refers to
-/// what is not there.
+/// Stands for a repository among images, on nodes of this kind of processor: images for others have other layers. What the digest is of is no
+/// manifest, so nothing could refer to it: its registry is not to be asked.
 fn repository_of(reference: &str) -> Option<Image> {
     let reference: Reference = reference.parse().ok()?;
-    let name = format!("repository {}/{}", reference.host(), reference.path());
+    let name = format!("repository {} {}/{}", std::env::consts::ARCH, reference.host(), reference.path());
     Some(Image { repository: None, manifest: Digest::of(name.as_bytes()) })
+}
+
+/// Does it say anything of this image's layers?
+fn names(profile: &Profile, spec: &ImageSpec) -> bool {
+    profile.runs().any(|run| spec.layers.iter().any(|layer| layer.diff_id == run.layer))
 }
 
 /// Joins `profile` with what is known elsewhere, but for what it has taken in already: of that it may have forgotten a part.
