@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Entries of the layers whose images are made together, if it is more than one. A table of contents and its tree take up to 400 bytes an
-/// entry (`layer/examples/names.rs`, with paths of 100 bytes), so this is 38 MiB. It is chosen so that a Node service's two large layers (99,780 entries), go together.
+/// entry (`layer/examples/names.rs`, with paths of 100 bytes), so this is 38 MB. It is chosen so that a Node service's two large layers (99,780 entries), go together.
 const ENTRIES: u64 = 100_000;
 
 /// Bounds what is made at once.

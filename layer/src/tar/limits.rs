@@ -18,8 +18,7 @@ pub struct Limits {
     pub extents: u64,
     /// Length of a file, holes included: 16 TiB, the longest file of ext4 with blocks of 4 KiB.
     pub file_bytes: u64,
-    /// Bytes of memory for a list of all members, with all that they have; a million take about 250 MB. Kept they take a third of it, but what
-    /// is made of them may take as much.
+    /// Bytes of memory for a list of all members, with all that they have. The table itself is smaller, but what is made of it may take as much.
     pub memory: u64,
 }
 

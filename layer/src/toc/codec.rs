@@ -20,7 +20,7 @@ pub const VERSION: u32 = 1;
 /// Bytes of the fixed header.
 pub const HEADER_LEN: usize = 64;
 
-/// The most bytes of postcard that a payload may unfold to: 1 GiB, some twelve million ordinary entries.
+/// The most bytes of postcard that a payload may unfold to. An honest table is far from it: [`MAX_ENTRIES`].
 pub const MAX_UNFOLDED: u64 = 1 << 30;
 
 /// The most bytes of it that the entries may take: all but two numbers of 64 bits.

@@ -28,15 +28,11 @@ func (b Bundle) Entries() (layers [][]Entry, err error) {
 }
 
 func readEntries(blob Blob) (entries []Entry, err error) {
-	file, err := blob.Open()
+	plain, file, err := blob.decompressed()
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	plain, err := decompress(bufio.NewReader(file))
-	if err != nil {
-		return nil, err
-	}
 	reader := tar.NewReader(plain)
 	for {
 		header, err := reader.Next()
@@ -47,6 +43,23 @@ func readEntries(blob Blob) (entries []Entry, err error) {
 		}
 		entries = append(entries, Entry{Name: header.Name, Type: header.Typeflag})
 	}
+}
+
+// decompressed reads a blob's content; what it reads from is to be closed.
+func (b Blob) decompressed() (io.Reader, io.Closer, error) {
+	if b.Open == nil {
+		return nil, nil, fmt.Errorf("a blob is missing")
+	}
+	file, err := b.Open()
+	if err != nil {
+		return nil, nil, err
+	}
+	plain, err := decompress(bufio.NewReader(file))
+	if err != nil {
+		file.Close()
+		return nil, nil, err
+	}
+	return plain, file, nil
 }
 
 func decompress(blob *bufio.Reader) (io.Reader, error) {

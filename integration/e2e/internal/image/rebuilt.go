@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -55,17 +54,10 @@ func (b Bundle) Rebuilt() (rebuilt Bundle, err error) {
 
 // readAll is a blob's content, decompressed.
 func readAll(blob Blob) ([]byte, error) {
-	if blob.Open == nil {
-		return nil, fmt.Errorf("a blob is missing")
-	}
-	file, err := blob.Open()
+	plain, file, err := blob.decompressed()
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	plain, err := decompress(bufio.NewReader(file))
-	if err != nil {
-		return nil, err
-	}
 	return io.ReadAll(plain)
 }
