@@ -2,6 +2,8 @@
 # Sourced by every script under hack/: strict mode, where things are, how to say what happens.
 # Nothing here depends on a machine: what is learned (repositories, certificates) is asked of the machine's own configuration.
 set -euo pipefail
+# In command substitutions, too.
+shopt -s inherit_errexit
 umask 022
 
 SILK_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

@@ -9,21 +9,30 @@ apt_get() {
 
 # Installs the packages that are missing. Services of theirs are not started: silk starts its own, in scratch directories.
 install_packages() {
-    local missing=() p policy=/usr/sbin/policy-rc.d made=
+    local missing=() p
     for p in "$@"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     need_root
     say "installing ${missing[*]}"
-    if [ ! -e "$policy" ]; then
-        made=1
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
+    quietly "apt-get update" apt_get update
+    (
+        without_services
+        quietly "apt-get install" apt_get install --no-install-recommends "${missing[@]}"
+    )
+}
+
+# Until this subshell ends, however it does, the machine starts no service that is installed, unless it has a policy of its own.
+without_services() {
+    policy=/usr/sbin/policy-rc.d
+    local ours='# of silk, while it installs packages'
+    # One of ours that is there already was left by a run that was killed.
+    if [ ! -e "$policy" ] || grep -qxF "$ours" "$policy"; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\n%s\nexit 101\n' "$ours" >"$policy"
         chmod 755 "$policy"
     fi
-    quietly "apt-get update" apt_get update
-    quietly "apt-get install" apt_get install --no-install-recommends "${missing[@]}"
-    [ -z "$made" ] || rm -f "$policy"
 }
 
 # gcc and libc6-dev: linking, and the C in some crates. patchelf: lib/sid.sh. jq, python3, shellcheck: the checks.

@@ -33,7 +33,8 @@ sid_lists() {
     [ -n "$uri" ] || die "apt knows no Debian repository here: run apt-get update"
     mkdir -p "$SID/apt/lists/partial" "$SID/apt/cache/archives/partial"
     printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$uri" "$RELEASE" >"$SID/apt/sources.list"
-    quietly "fetching Debian $RELEASE's package list" sid_apt apt-get update
+    # Without the option apt-get is content with a list that it could not fetch.
+    quietly "fetching Debian $RELEASE's package list" sid_apt apt-get --error-on=any update
     touch "$SID/apt/updated"
 }
 
@@ -58,21 +59,25 @@ sid_closure() {
 }
 
 # sid_unpack NAME SKIP PACKAGE...: unpacks the packages and all that they need into a tree, and prints its path.
-# The tree is named after the first package's version; when it is there already nothing is done.
+# The tree is named after the first package's version; when it is there already nothing is done. A tree that is not complete is made anew:
+# so each step says by itself that it failed, also where a caller goes on without (bash's -e does not hold there).
 sid_unpack() {
-    local name=$1 skip=$2 tree debs deb
+    local name=$1 skip=$2 version tree list debs deb
     shift 2
     sid_lists
-    tree=$SID/$name-$(sid_version "$1" | tr -c 'A-Za-z0-9.\n' _)
+    version=$(sid_version "$1") || die "cannot ask for the version of $1 in Debian $RELEASE"
+    [ -n "$version" ] || die "Debian $RELEASE has no package $1"
+    tree=$SID/$name-$(tr -c 'A-Za-z0-9.\n' _ <<<"$version")
     if [ ! -e "$tree/.complete" ]; then
         say "unpacking $name from Debian $RELEASE ($*)"
         rm -rf "$tree"
         mkdir -p "$tree/.debs"
-        mapfile -t debs < <(sid_closure "$skip" "$@")
-        (cd "$tree/.debs" && quietly "downloading $*" sid_apt apt-get download "${debs[@]}")
-        for deb in "$tree"/.debs/*.deb; do dpkg-deb -x "$deb" "$tree"; done
+        list=$(sid_closure "$skip" "$@") || die "cannot tell what $* of Debian $RELEASE need"
+        mapfile -t debs <<<"$list"
+        (cd "$tree/.debs" && quietly "downloading $*" sid_apt apt-get download "${debs[@]}") || exit
+        for deb in "$tree"/.debs/*.deb; do dpkg-deb -x "$deb" "$tree" || die "cannot unpack $deb"; done
         rm -rf "$tree/.debs"
-        sid_fit "$tree"
+        sid_fit "$tree" || die "cannot make the programs of $tree run here"
         touch "$tree/.complete"
     fi
     printf '%s\n' "$tree"

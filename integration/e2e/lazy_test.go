@@ -102,17 +102,26 @@ func lazily(t *testing.T, n *node.Node, ctx context.Context, s specimen, want tr
 	}
 }
 
+// whole tells why an image is not served by silkd, or which of its layers is not all here.
 func whole(n *node.Node, ref string) error {
 	status, err := n.Status()
 	if err != nil {
 		return err
 	}
+	served := false
 	for _, image := range status.Images {
+		if image.Reference != ref {
+			continue
+		}
 		for _, layer := range image.Layers {
-			if image.Reference == ref && layer.State != "whole" {
+			if served = true; layer.State != "whole" {
 				return fmt.Errorf("layer %s is %s: %s", layer.DiffID, layer.State, layer.Error)
 			}
 		}
+	}
+	if !served {
+		state, message := n.ImageState(ref)
+		return fmt.Errorf("silkd has no layer of %s: it is %q: %s", ref, state, message)
 	}
 	return nil
 }

@@ -62,6 +62,7 @@ func TestMemoryOfALargePull(t *testing.T) {
 				t.Fatal(err)
 			}
 			took := time.Since(start).Round(100 * time.Millisecond)
+			ready(t, n, ref)
 			peak, err := n.Silkd.PeakMemory()
 			if err != nil {
 				t.Fatal(err)
