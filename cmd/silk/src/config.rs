@@ -29,9 +29,14 @@ pub fn load<T: DeserializeOwned + Default>(named: Option<&Path>) -> Result<T, Fa
 }
 
 /// A client for the image's registry, without TLS if told so.
-pub fn registry(mut config: silk_registry::Config, image: &Reference, plain_http: bool) -> Result<Registry, Failure> {
+pub fn registry(
+    named: Option<&Path>,
+    mut config: silk_registry::Config,
+    image: &Reference,
+    plain_http: bool,
+) -> Result<Registry, Failure> {
     if plain_http {
         config.plain_http.push(image.host().to_owned());
     }
-    Ok(Registry::new(config)?)
+    Registry::new(config).map_err(|cause| Failure::Config { path: path(named), cause: Box::new(cause).into() })
 }

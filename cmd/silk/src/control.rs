@@ -11,7 +11,7 @@ use silk_api::{
 };
 use silk_model::Digest;
 use silk_registry::Reference;
-use tonic::{Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 use crate::failure::{Daemon, Failure};
 
@@ -99,11 +99,14 @@ impl Control {
         self.call(&format!("drop the start profile of {image}"), ANSWER, self.client().drop_profile(request)).await
     }
 
-    /// Starts to prove one layer, or all.
-    pub async fn fsck(&self, diff_id: Option<Digest>) -> Result<Reports<'_>, Failure> {
-        let request = FsckRequest { diff_id: diff_id.map(|d| d.to_string()).unwrap_or_default() };
+    /// Starts to prove one layer, named by its diff ID or the first digits of that, or all where `layer` is empty.
+    pub async fn fsck(&self, layer: &str) -> Result<Reports<'_>, Failure> {
+        let request = FsckRequest { diff_id: layer.to_owned() };
         // The answer's head comes with the first report, which takes as long as reading a layer.
-        let reports = self.client().fsck(request).await.map_err(|status| self.failure("prove layers", &status))?;
+        let reports = self.client().fsck(request).await.map_err(|status| match status.code() {
+            Code::InvalidArgument => Failure::NoSuchLayer(status.message().to_owned()),
+            _ => self.failure("prove layers", &status),
+        })?;
         Ok(Reports { control: self, stream: reports.into_inner() })
     }
 }

@@ -191,13 +191,8 @@ pub enum Failure {
         all: usize,
     },
     /// No layer has this digest, or several have.
-    #[error("{found} layers that silkd knows have a diff ID that starts with {prefix}; silk status shows them")]
-    NoSuchLayer {
-        /// What was asked for.
-        prefix: String,
-        /// How many there are.
-        found: usize,
-    },
+    #[error("{0}; silk fsck without a layer proves and names all")]
+    NoSuchLayer(String),
     /// Ctrl-C or SIGTERM.
     #[error("interrupted")]
     Interrupted(Signal),
@@ -218,6 +213,9 @@ pub enum ConfigFault {
     /// It is no such file.
     #[error("{0}")]
     Parse(#[from] Box<toml::de::Error>),
+    /// Its `[registry]` cannot be used.
+    #[error("{0}")]
+    Registry(#[from] Box<silk_registry::Error>),
     /// Its `[share]` contradicts itself.
     #[error("{0}")]
     Share(#[from] silk_share::ShareError),
@@ -271,7 +269,7 @@ impl Failure {
             _ if self.is_unread() => 141.into(),
             Self::Config { .. }
             | Self::Namespace(_)
-            | Self::NoSuchLayer { .. }
+            | Self::NoSuchLayer(_)
             | Self::NoPlatform { .. }
             | Self::NoBackend { .. } => 2.into(),
             Self::Unreachable { .. } | Self::NoSnapshotter(_) | Self::Late { .. } => 3.into(),

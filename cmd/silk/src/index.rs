@@ -93,7 +93,7 @@ async fn index(globals: &Globals, arguments: &Arguments) -> Result<String, Failu
     if share.is_alone() {
         return Err(Failure::NoBackend { config: config::path(named) });
     }
-    let repository = config::registry(registry, reference, *plain_http)?.repository(reference).await?;
+    let repository = config::registry(named, registry, reference, *plain_http)?.repository(reference).await?;
     let wanted = platform.clone().unwrap_or_else(Platform::of_this_machine);
     let image = image::resolve(reference, &repository, &Nowhere, &wanted).await?;
     let layers = layers(&image)?;

@@ -68,7 +68,8 @@ pub struct Arguments {
 pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure> {
     let began = Instant::now();
     let config: ConfigFile = config::load(globals.config.as_deref())?;
-    let registry = config::registry(config.registry, &arguments.image, arguments.plain_http)?;
+    let registry =
+        config::registry(globals.config.as_deref(), config.registry, &arguments.image, arguments.plain_http)?;
     let node = lease::create(Node::new(&globals.containerd, &globals.namespace)?).await?;
     let pull = Pull { globals, arguments, registry, node };
     let outcome = tokio::select! {

@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// `/etc/silk/config.toml`. All fields have defaults; unknown ones are errors.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -92,9 +93,64 @@ impl Config {
     /// Reads the file; one that is not there is the defaults only where nobody named it.
     pub fn load(path: &Path, named: bool) -> anyhow::Result<Self> {
         match std::fs::read_to_string(path) {
-            Ok(text) => toml::from_str(&text).with_context(|| format!("{} cannot be used", path.display())),
+            Ok(text) => Self::parse(&text).with_context(|| format!("{} cannot be used", path.display())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && !named => Ok(Self::default()),
             Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = toml::from_str(text)?;
+        log_filter(&config.log)?;
+        let Self { pull, store, mount, .. } = &config;
+        ensure!(pull.first_contact_millis > 0, "pull.first_contact_millis is 0: no registry answers in no time");
+        ensure!(
+            store.keep_free_percent < 100,
+            "store.keep_free_percent is {}: it has to be less than 100",
+            store.keep_free_percent
+        );
+        ensure!(
+            mount.open_files <= MOST_OPEN_FILES,
+            "mount.open_files is {}: the most is {MOST_OPEN_FILES}",
+            mount.open_files
+        );
+        Ok(config)
+    }
+}
+
+/// Linux' own limit of one process' descriptors, unless it was raised (`fs.nr_open`). There is room for as many from the start.
+const MOST_OPEN_FILES: usize = 1 << 20;
+
+/// The filter of `log`. A word that is no level would be taken for the name of a module, and silence all others.
+pub fn log_filter(log: &str) -> anyhow::Result<EnvFilter> {
+    let words: Vec<_> = log.split(',').map(str::trim).collect();
+    for word in words.iter().filter(|word| !word.is_empty() && !word.contains(['=', '['])) {
+        if word.parse::<LevelFilter>().is_err() {
+            bail!(
+                "`log = {log:?}`: {word:?} is no level (error, warn, info, debug, trace, off), and a module needs one: {word}=debug"
+            );
+        }
+    }
+    // The filter's own parser takes no spaces.
+    EnvFilter::try_new(words.join(",")).with_context(|| format!("`log = {log:?}` is no log filter"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_silence_the_log_or_stop_silkd_is_refused_in_words() {
+        let said = |text: &str| format!("{:#}", Config::parse(text).unwrap_err());
+        assert!(said("log = 'warning'").contains("\"warning\" is no level"));
+        assert!(said("log = 'info,silk_pull'").contains("silk_pull=debug"));
+        assert!(said("[pull]\nfirst_contact_millis = 0").contains("pull.first_contact_millis"));
+        assert!(said("[store]\nkeep_free_percent = 100").contains("store.keep_free_percent is 100"));
+        assert!(said("[mount]\nopen_files = 9000000").contains("mount.open_files"));
+        for good in
+            ["", "log = 'WARN'", "log = 'info, silk_registry=debug'", "log = 'silk_pull[layer]=trace'", "log = 'off'"]
+        {
+            Config::parse(good).unwrap();
         }
     }
 }

@@ -11,7 +11,7 @@ use silk_model::Digest;
 use silk_mount::{Rung, Variant};
 use silk_pull::{Arrived, ImageStatus, LayerStatus};
 use silk_share::{BackendStatus, State};
-use silk_store::Finding;
+use silk_store::{Finding, Store};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
@@ -108,6 +108,24 @@ fn backend(status: BackendStatus) -> Backend {
     let (trouble_seconds, trouble) = trouble.map(|(at, what)| (seconds(at), what)).unwrap_or_default();
     let seconds = seconds(since);
     Backend { name, up, seconds, why, hits, misses, refused, published, dropped, trouble, trouble_seconds }
+}
+
+/// The layer whose diff ID is, or starts with, `name`; of those that have data, whether an image uses them or not.
+fn named(store: &Store, name: &str) -> Result<Digest, Status> {
+    if let Ok(digest) = name.parse() {
+        return Ok(digest);
+    }
+    let hex = name.strip_prefix("sha256:").unwrap_or(name);
+    let all = store.list().into_iter().filter(|(_, record)| record.whole).map(|(id, _)| id);
+    // Fewer digits than this are a slip.
+    let found: Vec<Digest> = all.filter(|id| hex.len() >= 4 && id.hex().starts_with(hex)).collect();
+    match found[..] {
+        [one] => Ok(one),
+        _ => Err(Status::invalid_argument(format!(
+            "{} whole layers have a diff ID that starts with {name}",
+            found.len()
+        ))),
+    }
 }
 
 /// Does it arrive, or did it fail to?
@@ -231,7 +249,7 @@ impl Control for Service {
         let all = request.get_ref().diff_id.is_empty();
         let ids: Vec<Digest> = match request.get_ref().diff_id.as_str() {
             "" => store.list().into_iter().filter(|(_, r)| r.whole).map(|(id, _)| id).collect(),
-            one => vec![one.parse().map_err(|e: silk_model::DigestError| Status::invalid_argument(e.to_string()))?],
+            one => vec![named(store, one)?],
         };
         let (to, reports) = tokio::sync::mpsc::channel(1);
         let janitor = Arc::clone(&self.0.janitor);

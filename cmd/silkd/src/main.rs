@@ -65,8 +65,7 @@ fn main() -> anyhow::Result<()> {
     let mut config = Config::load(&path, named)?;
     config.root = arguments.root.unwrap_or(config.root);
     config.address = arguments.address.unwrap_or(config.address);
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
-        .with_context(|| format!("`log = {:?}` is no log filter", config.log))?;
+    let filter = config::log_filter(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("silk-async")
         .enable_all()

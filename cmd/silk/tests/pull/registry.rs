@@ -18,7 +18,7 @@ pub struct Registry {
 pub async fn start() -> Option<Registry> {
     for program in ["/usr/bin/docker-registry", "/usr/bin/skopeo"] {
         if !Path::new(program).exists() {
-            println!("skipped: there is no {program}");
+            crate::node::cannot(&format!("there is no {program}"));
             return None;
         }
     }
