@@ -2,8 +2,9 @@
 //!
 //! A refusal (404, 401, wrong bytes) rules a host out for this request and the next one is tried at once. A passing
 //! fault is tried once more on the same host, since most are a single cut connection; the second in a row moves on to
-//! the next host. A host that cannot be connected to, or that says 429 or 416, is left at once if there is another.
-//! The wait doubles with each failure in a row; moving on to a host not yet tried costs none.
+//! the next host. A host that cannot be connected to, that does not answer, or that says 429, 416 or that it is in trouble
+//! itself (5xx), is left at once if there is another. The wait doubles with each failure in a row; moving on to a host not
+//! yet tried costs none. No request is given up while a host has not been asked at all.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -35,14 +36,25 @@ pub(crate) struct Attempts {
     policy: Policy,
     /// Indices of the hosts, in the order in which they are tried.
     order: Vec<usize>,
-    /// Those ruled out, by position in `order`.
-    ruled_out: Vec<bool>,
+    /// What is known of them, by position in `order`.
+    known: Vec<Known>,
     at: usize,
     failures_here: u32,
     failures: u32,
     since: Option<Instant>,
     /// Of the ruled-out host that is the last in the configured order: the registry itself, usually.
     refusal: Option<(usize, Error)>,
+}
+
+/// What a request knows of a host; whoever comes first is gone on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Known {
+    /// Not asked since bytes came last.
+    Nothing,
+    Failed,
+    /// It did not answer: as long as others do, however badly, asking it again would only cost the time.
+    Silent,
+    RuledOut,
 }
 
 impl Policy {
@@ -58,8 +70,8 @@ impl Policy {
 impl Attempts {
     /// `order` must not be empty.
     pub(crate) fn new(policy: Policy, order: Vec<usize>) -> Self {
-        let ruled_out = vec![false; order.len()];
-        Self { policy, order, ruled_out, at: 0, failures_here: 0, failures: 0, since: None, refusal: None }
+        let known = vec![Known::Nothing; order.len()];
+        Self { policy, order, known, at: 0, failures_here: 0, failures: 0, since: None, refusal: None }
     }
 
     /// The host to use now.
@@ -70,6 +82,9 @@ impl Attempts {
     /// Bytes came: what failed before counts no more.
     pub(crate) fn progressed(&mut self) {
         (self.failures, self.failures_here, self.since) = (0, 0, None);
+        for known in self.known.iter_mut().filter(|known| **known == Known::Failed) {
+            *known = Known::Nothing;
+        }
     }
 
     /// How long to wait before the next attempt, or the error that ends the request.
@@ -80,39 +95,50 @@ impl Attempts {
         if error.class() != Class::Transient {
             return self.refused(error);
         }
+        self.known[self.at] = if matches!(error, Error::NoAnswer { .. }) { Known::Silent } else { Known::Failed };
         let after = now.saturating_duration_since(since);
-        if self.failures >= self.policy.attempts || after >= self.policy.give_up_after {
-            return Err(Error::GaveUp { attempts: self.failures, after, last: Box::new(error) });
-        }
-        let asked = retry_after(&error).unwrap_or_default().min(MAX_RETRY_AFTER);
-        if (self.failures_here > 1 || leaves_at_once(&error)) && self.move_on() == Some(Moved::Forward) {
+        let is_over = self.failures >= self.policy.attempts || after >= self.policy.give_up_after;
+        let leaves = self.failures_here > 1 || leaves_at_once(&error);
+        if (leaves || is_over) && self.has_untried() {
+            self.move_on();
             return Ok(Duration::ZERO);
         }
+        if is_over {
+            return Err(Error::GaveUp { attempts: self.failures, after, last: Box::new(error) });
+        }
+        if leaves {
+            self.move_on();
+        }
+        let asked = retry_after(&error).unwrap_or_default().min(MAX_RETRY_AFTER);
         Ok(self.backoff().max(asked).min(self.policy.give_up_after.saturating_sub(after)))
     }
 
     fn refused(&mut self, error: Error) -> Result<Duration, Error> {
-        self.ruled_out[self.at] = true;
+        self.known[self.at] = Known::RuledOut;
         let host = self.host();
         if self.refusal.as_ref().is_none_or(|(of, _)| *of < host) {
             self.refusal = Some((host, error));
         }
         match self.move_on() {
-            Some(_) => Ok(Duration::ZERO),
-            None => Err(self.refusal.take().expect("set above or before").1),
+            true => Ok(Duration::ZERO),
+            false => Err(self.refusal.take().expect("set above or before").1),
         }
     }
 
-    /// To the next host that is not ruled out, and is another one than now if there is one.
-    fn move_on(&mut self) -> Option<Moved> {
+    fn has_untried(&self) -> bool {
+        self.known.contains(&Known::Nothing)
+    }
+
+    /// To the next of the hosts of which the best is known, which may be the one of now; false if all are ruled out.
+    fn move_on(&mut self) -> bool {
         let count = self.order.len();
-        let next = (1..=count).map(|step| (self.at + step) % count).find(|&at| !self.ruled_out[at])?;
-        if next == self.at {
-            return Some(Moved::Around);
+        let others_first = (1..=count).map(|step| (self.at + step) % count);
+        let left = others_first.filter(|&at| self.known[at] != Known::RuledOut);
+        let Some(next) = left.min_by_key(|&at| self.known[at]) else { return false };
+        if next != self.at {
+            (self.at, self.failures_here) = (next, 0);
         }
-        let moved = if next > self.at { Moved::Forward } else { Moved::Around };
-        (self.at, self.failures_here) = (next, 0);
-        Some(moved)
+        true
     }
 
     /// Doubling, a quarter up or down.
@@ -124,19 +150,12 @@ impl Attempts {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Moved {
-    /// To a host that this round has not tried.
-    Forward,
-    /// Back to one that failed before.
-    Around,
-}
-
+/// Whether trying again at once would most likely meet the same.
 fn leaves_at_once(error: &Error) -> bool {
     match error {
         Error::Unreachable { cause, .. } => cause.is_connect(),
-        Error::Status { status, .. } => *status == StatusCode::TOO_MANY_REQUESTS,
-        Error::RangeRefused { .. } => true,
+        Error::Status { status, .. } => *status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error(),
+        Error::RangeRefused { .. } | Error::NoAnswer { .. } => true,
         _ => false,
     }
 }
@@ -236,6 +255,59 @@ mod tests {
         two.failed(cut(), now).unwrap();
         two.failed(cut(), now).unwrap();
         assert_eq!(two.host(), 1, "a ruled-out host is not tried again");
+    }
+
+    #[test]
+    fn no_host_is_left_unasked() {
+        let silent = || Error::NoAnswer { asked: asked(), after: Duration::from_secs(40) };
+        let (mut four, now) = attempts(4);
+        for host in 1..4 {
+            assert_eq!(four.failed(status(502, None), now).unwrap(), Duration::ZERO);
+            assert_eq!(four.host(), host);
+        }
+        assert!(four.failed(status(503, None), now).unwrap() > Duration::ZERO, "all were asked");
+
+        let (mut four, start) = attempts(4);
+        let mut now = start;
+        for host in 1..4 {
+            now += Duration::from_secs(150);
+            assert_eq!(four.failed(silent(), now).unwrap(), Duration::ZERO, "though the time is over");
+            assert_eq!(four.host(), host);
+        }
+        assert!(matches!(four.failed(silent(), now), Err(Error::GaveUp { attempts: 4, .. })));
+
+        // Six failures are as many as may be: the hosts that are left get one try each.
+        let (mut five, now) = attempts(5);
+        let mut hosts = Vec::new();
+        while five.failed(cut(), now).is_ok() {
+            hosts.push(five.host());
+        }
+        assert_eq!(hosts, [0, 1, 1, 2, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_silent_host_is_not_gone_back_to_while_another_answers() {
+        let (mut two, now) = attempts(2);
+        two.failed(Error::NoAnswer { asked: asked(), after: Duration::from_secs(40) }, now).unwrap();
+        for _ in 0..2 {
+            two.failed(status(503, None), now).unwrap();
+            two.progressed();
+            two.failed(cut(), now).unwrap();
+            two.failed(cut(), now).unwrap();
+            assert_eq!(two.host(), 1);
+        }
+        two.failed(missing("registry"), now).unwrap();
+        assert_eq!(two.host(), 0, "it is all that is left");
+    }
+
+    #[test]
+    fn progress_makes_all_hosts_untried() {
+        let (mut two, now) = attempts(2);
+        two.failed(status(503, None), now).unwrap();
+        two.progressed();
+        assert_eq!(two.failed(status(503, None), now).unwrap(), Duration::ZERO);
+        assert_eq!(two.host(), 0);
+        assert!(two.failed(status(503, None), now).unwrap() > Duration::ZERO);
     }
 
     #[test]

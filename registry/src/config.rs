@@ -36,7 +36,7 @@ pub struct Config {
     /// credentials.
     pub credential_helper_timeout_secs: u64,
     /// Failures in a row, on all mirrors together, before a request is given up. A received byte starts the count
-    /// anew.
+    /// anew. Each mirror, and the registry itself, is asked once whatever this and `give_up_after_secs` say.
     pub attempts: u32,
     /// Seconds without progress before a request is given up even if attempts are left.
     pub give_up_after_secs: u64,

@@ -47,7 +47,7 @@ use answer::{answered, location};
 const MAX_REDIRECTS: usize = 5;
 /// Bytes a second below which an upload counts as standing still.
 const MIN_UPLOAD: usize = 128 << 10;
-/// A host that could not be connected to is tried after the others for this long.
+/// A host that could not be connected to, or did not answer, is tried after the others for this long.
 const REST: Duration = Duration::from_secs(30);
 /// A host without the referrers API is asked for it again after this long: so a registry that was upgraded is seen within the
 /// time of a rollout, and one that stays old is asked six times an hour by a node, with a request of a few milliseconds.
@@ -67,6 +67,7 @@ pub(crate) struct Endpoint {
     credentials: Arc<Credentials>,
     /// TLS was tried and is not spoken here.
     fell_back: AtomicBool,
+    /// Set when a connection or an answer does not come, cleared when one does.
     rests_until: Mutex<Option<Instant>>,
     /// It was asked for referrers, and did not know what that is: not asked again until then.
     lacks_referrers_until: Mutex<Option<Instant>>,
@@ -194,7 +195,7 @@ impl Endpoint {
         Asked { host, what: call.what.clone() }
     }
 
-    /// Whether connecting failed a short while ago.
+    /// Whether it could not be connected to, or did not answer, a short while ago.
     pub(crate) fn rests(&self) -> bool {
         is_before(&self.rests_until)
     }
@@ -212,6 +213,16 @@ impl Endpoint {
     pub(crate) fn set_lacks_referrers(&self) {
         *self.lacks_referrers_until.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Instant::now() + NO_REFERRERS);
+    }
+
+    /// One request finds out whether a host that has rested is back: it may wait for that as long as for any answer, and the
+    /// others need not.
+    fn tries_rested(&self) {
+        let now = Instant::now();
+        let mut until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if until.is_some_and(|until| until <= now) {
+            *until = Some(now + self.head_timeout);
+        }
     }
 
     fn set_rests(&self, rests: bool) {
@@ -369,15 +380,23 @@ impl Endpoint {
         asked: &Asked,
     ) -> Result<Response, Error> {
         let after = self.head_timeout + sending;
+        let is_own = asked.host == self.host.authority;
+        if is_own {
+            self.tries_rested();
+        }
         let sent = match timeout(after, request.send()).await {
             Err(_) => Err(Error::NoAnswer { asked: asked.clone(), after }),
             Ok(Err(error)) => Err(Error::Unreachable { asked: asked.clone(), cause: Transport::new(error) }),
             Ok(Ok(response)) => Ok(response),
         };
         METRICS.registry_requests.of(answered(&sent)).one();
-        if asked.host == self.host.authority {
-            let connects = !matches!(&sent, Err(Error::Unreachable { cause, .. }) if cause.is_connect());
-            self.set_rests(!connects);
+        if is_own {
+            // A connection that broke is none of these: the next one may hold.
+            self.set_rests(match &sent {
+                Err(Error::Unreachable { cause, .. }) => cause.is_connect(),
+                Err(error) => matches!(error, Error::NoAnswer { .. }),
+                Ok(_) => false,
+            });
         }
         sent
     }

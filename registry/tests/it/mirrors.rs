@@ -130,6 +130,63 @@ async fn a_mirror_that_is_down_is_left_alone_for_a_while() {
     assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 2), "and comes back");
 }
 
+/// `registry.test` with so many mirrors before it, all with the same blob.
+async fn start_many(count: usize) -> (Vec<Fake>, Fake, World, silk_model::Digest, bytes::Bytes) {
+    let own = Fake::start().await;
+    let content = pattern(SIZE as usize);
+    let digest = own.put_blob(content.clone());
+    let (mut mirrors, mut toml) = (Vec::new(), format!("server = '{}'\n", own.url()));
+    for _ in 0..count {
+        let mirror = Fake::start().await;
+        mirror.mirror(&own);
+        toml.push_str(&format!("[host.'{}']\n", mirror.url()));
+        mirrors.push(mirror);
+    }
+    let world = World::new(&[]);
+    world.hosts("registry.test", &toml);
+    (mirrors, own, world, digest, content)
+}
+
+#[tokio::test]
+async fn mirrors_in_trouble_are_asked_once_and_the_registry_before_giving_up() {
+    let (mirrors, own, mut world, digest, content) = start_many(3).await;
+    world.config.attempts = 2;
+    for (mirror, code) in mirrors.iter().zip([502, 503, 500]) {
+        mirror.fault_status(".", code, ALWAYS);
+    }
+    let blob = world.repository("registry.test/library/app").await.blob(digest, SIZE);
+    assert_eq!(read(&blob, 0..SIZE).await.unwrap(), content);
+    assert!(mirrors.iter().all(|mirror| mirror.requests().len() == 1));
+    assert_eq!(own.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn mirrors_that_hang_are_left_at_once_and_rest() {
+    let (mirrors, own, mut world, digest, content) = start_many(2).await;
+    (world.config.connect_timeout_secs, world.config.response_timeout_secs) = (1, 1);
+    // Over before the second mirror has not answered.
+    world.config.give_up_after_secs = 1;
+    mirrors.iter().for_each(|mirror| mirror.fault(".", Fault::NoAnswer, ALWAYS));
+    let registry = world.registry();
+    let repository = registry.repository(&"registry.test/library/app".parse().unwrap()).await.unwrap();
+    assert_eq!(read(&repository.blob(digest, SIZE), 0..SIZE).await.unwrap(), content);
+    assert_eq!(read(&repository.blob(digest, SIZE), 0..9).await.unwrap(), content[..9], "another blob");
+    assert!(mirrors.iter().all(|mirror| mirror.requests().len() == 1));
+    assert_eq!(own.requests().len(), 2);
+
+    // One request finds out that a mirror still hangs; those that come meanwhile do not wait for it.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    let blob = repository.blob(digest, SIZE);
+    let first = tokio::spawn(async move { read(&blob, 0..9).await });
+    mirrors[0].wait_for_stalls(2).await;
+    mirrors[1].heal();
+    assert_eq!(read(&repository.blob(digest, SIZE), 0..9).await.unwrap(), content[..9]);
+    assert_eq!((mirrors[0].requests().len(), mirrors[1].requests().len()), (2, 2));
+    assert_eq!(first.await.unwrap().unwrap(), content[..9]);
+}
+
 #[tokio::test]
 async fn a_probe_leaves_the_registry_its_share_of_the_time() {
     let two = start("").await;
