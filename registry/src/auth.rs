@@ -1,8 +1,8 @@
 //! Authorization of requests to one host: basic, or a bearer token a repository, renewed as it expires.
 //!
 //! The first request goes without; a 401's challenge says what is wanted. Its answer is kept per scope until shortly before
-//! it expires, then renewed without asking the registry again. Concurrent requests of a scope renew once. Protocol:
-//! distribution's "Token Authentication Specification" and its OAuth2 variant.
+//! it expires, then renewed without asking the registry again. Concurrent requests of a scope renew once, as long as the
+//! token server answers. Protocol: distribution's "Token Authentication Specification" and its OAuth2 variant.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,10 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::header::HeaderValue;
 use serde::Deserialize;
-use tokio::time::Instant;
+use tokio::{
+    sync::MutexGuard,
+    time::{Instant, timeout},
+};
 use url::Url;
 
 use crate::{
@@ -36,6 +39,10 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// Scopes remembered for a host before those not in use are dropped.
 const MAX_SCOPES: usize = 1024;
 
+/// How long a request waits for another one's renewal before it sees to one itself: some round trips to any token server, and
+/// little beside the time that one that hangs may take. Where a credential helper takes longer, both have its answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What one host has granted us.
 pub(crate) struct Auth {
     credentials: Arc<Credentials>,
@@ -45,8 +52,13 @@ pub(crate) struct Auth {
     serial: AtomicU64,
 }
 
+/// What is granted for a scope.
 #[derive(Default)]
-struct Slot(tokio::sync::Mutex<Option<Grant>>);
+struct Slot {
+    grant: Mutex<Option<Grant>>,
+    /// Held by the request that renews it.
+    renewing: tokio::sync::Mutex<()>,
+}
 
 #[derive(Clone)]
 struct Grant {
@@ -129,14 +141,16 @@ impl Auth {
         server: &impl TokenServer,
     ) -> Result<Option<Authorization>, Error> {
         let slot = self.slot(scope);
-        let mut grant = slot.0.lock().await;
-        let Some(known) = grant.as_ref() else { return Ok(None) };
-        if known.expires.is_none_or(|expires| Instant::now() < expires) {
-            return Ok(Some(known.authorization.clone()));
+        if let Some(known) = slot.known().filter(Grant::is_valid) {
+            return Ok(Some(known.authorization));
         }
-        let challenge = known.challenge.clone();
-        *grant = self.grant(scope, challenge, server).await?;
-        Ok(grant.as_ref().map(Grant::fresh))
+        let _turn = slot.turn().await;
+        // Another request may just have renewed it.
+        let Some(known) = slot.known() else { return Ok(None) };
+        if known.is_valid() {
+            return Ok(Some(known.authorization));
+        }
+        Ok(slot.set(self.grant(scope, known.challenge, server).await?))
     }
 
     /// The answer to a refusal that `refused` met, without a challenge to that of the last one; none if nothing can be
@@ -149,16 +163,16 @@ impl Auth {
         server: &impl TokenServer,
     ) -> Result<Option<Authorization>, Error> {
         let slot = self.slot(scope);
-        let mut grant = slot.0.lock().await;
-        if let Some(known) = grant.as_ref()
+        let _turn = slot.turn().await;
+        let known = slot.known();
+        if let Some(known) = &known
             && refused.is_none_or(|refused| refused.serial < known.authorization.serial)
         {
             return Ok(Some(known.authorization.clone()));
         }
-        let last = grant.take().map(|known| known.challenge);
-        let Some(challenge) = challenge.or(last) else { return Ok(None) };
-        *grant = self.grant(scope, challenge, server).await?;
-        Ok(grant.as_ref().map(Grant::fresh))
+        slot.set(None);
+        let Some(challenge) = challenge.or(known.map(|known| known.challenge)) else { return Ok(None) };
+        Ok(slot.set(self.grant(scope, challenge, server).await?))
     }
 
     /// The words for a refusal when nothing was answered.
@@ -199,7 +213,29 @@ impl Auth {
     }
 }
 
+impl Slot {
+    /// The right to renew, if those who have it are done in time.
+    async fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        timeout(PATIENCE, self.renewing.lock()).await.ok()
+    }
+
+    fn known(&self) -> Option<Grant> {
+        self.grant.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps a grant, for the request that asked for it first.
+    fn set(&self, grant: Option<Grant>) -> Option<Authorization> {
+        let fresh = grant.as_ref().map(Grant::fresh);
+        *self.grant.lock().unwrap_or_else(PoisonError::into_inner) = grant;
+        fresh
+    }
+}
+
 impl Grant {
+    fn is_valid(&self) -> bool {
+        self.expires.is_none_or(|expires| Instant::now() < expires)
+    }
+
     fn fresh(&self) -> Authorization {
         Authorization { is_fresh: true, ..self.authorization.clone() }
     }

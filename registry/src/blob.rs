@@ -2,7 +2,7 @@
 //!
 //! A registry often redirects a blob's request to storage, with a signature that expires. The address is kept and shared by
 //! all readers, so that a range costs one round trip and not two; it is asked for anew when it fails. Only one reader at
-//! a time asks a host for it.
+//! a time asks a host for it, as long as that host answers: behind one that hangs nobody queues up.
 
 use std::{
     fmt,
@@ -11,10 +11,12 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use reqwest::{Method, Response, StatusCode, header};
 use silk_model::Digest;
+use tokio::time::timeout;
 use tracing::debug;
 use url::Url;
 
@@ -29,6 +31,10 @@ use crate::{
 mod stream;
 
 pub use stream::BlobStream;
+
+/// How long a reader waits for another one's question where a blob is, before it asks itself: several round trips to any
+/// registry, so that those that answer are asked once, and little beside the time that one that hangs may take.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A blob of a repository. Cheap to clone; clones share the redirect, the choice of mirror and what is known of ranges.
 #[derive(Clone)]
@@ -52,7 +58,9 @@ struct Shared {
 /// What is known of one host's copy.
 #[derive(Default)]
 struct Source {
-    route: tokio::sync::Mutex<Route>,
+    route: Mutex<Route>,
+    /// Held by the reader that asks for the route.
+    asking: tokio::sync::Mutex<()>,
     ranges: AtomicU8,
 }
 
@@ -169,17 +177,11 @@ impl Blob {
         let (endpoint, source) = (&shared.repository.endpoints[index], &shared.sources[index]);
         let call = shared.repository.call(Method::GET, format!("blobs/{}", shared.digest), self.what());
         let call = Call { range, ..call };
-        let mut route = source.route.lock().await;
-        if let Route::Elsewhere(url) = &*route {
-            let url = url.clone();
-            drop(route);
+        if let Route::Elsewhere(url) = source.route() {
             match endpoint.ask_at(&url, &call).await {
                 Ok(answer) => return Ok(self.served(endpoint, answer)),
                 Err(error) => {
-                    route = source.route.lock().await;
-                    if *route == Route::Elsewhere(url) {
-                        *route = Route::Unknown;
-                    }
+                    source.forget(url);
                     if !may_be_expiry(&error) {
                         return Err(error);
                     }
@@ -187,29 +189,23 @@ impl Blob {
                 }
             }
         }
-        match &*route {
-            Route::Unknown => {
-                let answer = endpoint.ask(&call).await?;
-                *route = answer.redirected_to.clone().map_or(Route::Direct, Route::Elsewhere);
-                drop(route);
-                Ok(self.served(endpoint, answer))
+        let asking = match source.route() {
+            Route::Unknown => timeout(PATIENCE, source.asking.lock()).await.ok(),
+            _ => None,
+        };
+        // Another reader may just have asked.
+        let answer = match source.route() {
+            Route::Elsewhere(url) => {
+                drop(asking);
+                endpoint.ask_at(&url, &call).await?
             }
             Route::Direct => {
-                drop(route);
-                let answer = endpoint.ask(&call).await?;
-                if let Some(url) = &answer.redirected_to {
-                    *source.route.lock().await = Route::Elsewhere(url.clone());
-                }
-                Ok(self.served(endpoint, answer))
+                drop(asking);
+                source.learn(endpoint.ask(&call).await?)
             }
-            // Another reader has just asked for it.
-            Route::Elsewhere(url) => {
-                let url = url.clone();
-                drop(route);
-                let answer = endpoint.ask_at(&url, &call).await?;
-                Ok(self.served(endpoint, answer))
-            }
-        }
+            Route::Unknown => source.learn(endpoint.ask(&call).await?),
+        };
+        Ok(self.served(endpoint, answer))
     }
 
     fn served(&self, endpoint: &Endpoint, answer: Answer) -> (Response, String) {
@@ -266,6 +262,27 @@ impl Blob {
             source.ranges.store(SUPPORTED, Ordering::Relaxed);
         }
         Ok(Body { content: coding::Body::new(response, None), host, skip: 0, due })
+    }
+}
+
+impl Source {
+    fn route(&self) -> Route {
+        self.route.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the route from the host's own answer.
+    fn learn(&self, answer: Answer) -> Answer {
+        let route = answer.redirected_to.clone().map_or(Route::Direct, Route::Elsewhere);
+        *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
+        answer
+    }
+
+    /// Unless it was replaced meanwhile.
+    fn forget(&self, url: Url) {
+        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        if *route == Route::Elsewhere(url) {
+            *route = Route::Unknown;
+        }
     }
 }
 

@@ -191,6 +191,25 @@ async fn many_readers_share_one_token_and_its_renewal() {
 }
 
 #[tokio::test]
+async fn requests_do_not_queue_up_at_a_token_server_that_hangs() {
+    let (fake, pushed, mut world) = start(Access::anonymous_token()).await;
+    world.config.response_timeout_secs = 3600;
+    fake.fault("/token", Fault::NoAnswer, 3);
+    let repository = world.repository(&pushed.reference).await;
+    let ask = || {
+        let repository = repository.clone();
+        tokio::spawn(async move { get(&repository).await })
+    };
+    let requests = [ask(), ask(), ask()];
+    let all = tokio::time::timeout(Duration::from_secs(60), fake.wait_for_stalls(3)).await;
+    all.expect("each asks for a token by itself");
+    get(&repository).await.expect("it answers again");
+    get(&repository).await.unwrap();
+    assert_eq!(fake.count("/token"), 4, "what was granted meanwhile is kept");
+    requests.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn a_token_that_expires_in_the_middle_of_a_blob_is_renewed() {
     let (fake, pushed, world) = start(Access::anonymous_token()).await;
     let content = pattern(500_000);

@@ -188,6 +188,23 @@ async fn mirrors_that_hang_are_left_at_once_and_rest() {
 }
 
 #[tokio::test]
+async fn readers_do_not_queue_up_at_a_mirror_that_hangs() {
+    let (mirrors, _own, mut world, digest, _) = start_many(1).await;
+    world.config.response_timeout_secs = 3600;
+    mirrors[0].fault(".", Fault::NoAnswer, ALWAYS);
+    let blob = world.repository("registry.test/library/app").await.blob(digest, SIZE);
+    let readers: Vec<_> = (0..6)
+        .map(|i| {
+            let blob = blob.clone();
+            tokio::spawn(async move { read(&blob, i * 1000..(i + 1) * 1000).await })
+        })
+        .collect();
+    let all = tokio::time::timeout(Duration::from_secs(60), mirrors[0].wait_for_stalls(6)).await;
+    all.expect("each asks the mirror, and is free to leave it by itself");
+    readers.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn a_probe_leaves_the_registry_its_share_of_the_time() {
     let two = start("").await;
     two.mirror.fault("HEAD", Fault::NoAnswer, ALWAYS);
