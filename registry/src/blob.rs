@@ -9,7 +9,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod stream;
+mod trust;
 
 pub use stream::BlobStream;
 
@@ -62,6 +63,8 @@ struct Source {
     /// Held by the reader that asks for the route.
     asking: tokio::sync::Mutex<()>,
     ranges: AtomicU8,
+    /// Bytes came since somebody found that some are wrong.
+    sent: AtomicBool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

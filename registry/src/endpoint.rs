@@ -21,7 +21,7 @@ use reqwest::{
     header::{self, HeaderMap, HeaderName, HeaderValue},
     redirect,
 };
-use silk_model::{Use, metrics::METRICS};
+use silk_model::{Digest, Use, metrics::METRICS};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
@@ -40,6 +40,7 @@ use crate::{
 
 mod access;
 mod answer;
+mod wrong;
 
 use answer::{answered, location};
 
@@ -71,6 +72,7 @@ pub(crate) struct Endpoint {
     rests_until: Mutex<Option<Instant>>,
     /// It was asked for referrers, and did not know what that is: not asked again until then.
     lacks_referrers_until: Mutex<Option<Instant>>,
+    wrong: wrong::Wrong,
     head_timeout: Duration,
     stall_timeout: Duration,
     /// One for each blob body that is being received.
@@ -152,6 +154,7 @@ impl Endpoint {
             fell_back: AtomicBool::new(false),
             rests_until: Mutex::default(),
             lacks_referrers_until: Mutex::default(),
+            wrong: wrong::Wrong::default(),
             head_timeout: connect_timeout + config.response_timeout(),
             stall_timeout: config.stall_timeout(),
             permits: Arc::new(Semaphore::new(connections)),
@@ -213,6 +216,15 @@ impl Endpoint {
     pub(crate) fn set_lacks_referrers(&self) {
         *self.lacks_referrers_until.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Instant::now() + NO_REFERRERS);
+    }
+
+    /// When it was found last that it has sent wrong bytes of this blob.
+    pub(crate) fn sent_wrong(&self, blob: &Digest) -> Option<Instant> {
+        self.wrong.since(blob)
+    }
+
+    pub(crate) fn set_sent_wrong(&self, blob: Digest) {
+        self.wrong.remember(blob);
     }
 
     /// One request finds out whether a host that has rested is back: it may wait for that as long as for any answer, and the

@@ -284,7 +284,7 @@ pub(crate) enum Needs {
 }
 
 impl Needs {
-    fn met_by(self, capabilities: Capabilities) -> bool {
+    pub(crate) fn met_by(self, capabilities: Capabilities) -> bool {
         match self {
             Self::Pull => capabilities.pull,
             Self::Resolve => capabilities.pull && capabilities.resolve,
@@ -321,6 +321,14 @@ impl Inner {
                 Err(Error::NoHost { registry: self.registry.clone(), needs })
             }
         }
+    }
+
+    /// Indices of the hosts that may be asked for a blob: `first` first, and after all others those that sent wrong bytes of it,
+    /// by when that was found.
+    pub(crate) fn blob_order(&self, digest: &Digest, first: usize) -> Result<Vec<usize>, Error> {
+        let mut order = self.order(Needs::Pull, Some(first))?;
+        order.sort_by_key(|&index| self.endpoints[index].sent_wrong(digest));
+        Ok(order)
     }
 }
 

@@ -4,7 +4,7 @@
 //! count of failures anew. A stream holds one of its host's permits from its first request to its end, also while it
 //! waits for its next attempt: giving it back would let readers that started later overtake one that others wait for.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range, sync::atomic::Ordering};
 
 use bytes::Bytes;
 use reqwest::StatusCode;
@@ -16,12 +16,12 @@ use tokio::{
 use tracing::warn;
 
 use super::{Blob, Body};
-use crate::{Asked, Error, attempts::Attempts, repository::Needs};
+use crate::{Asked, Error, attempts::Attempts};
 
 /// Bytes of a blob, in order.
 #[derive(Debug)]
 pub struct BlobStream {
-    blob: Blob,
+    pub(super) blob: Blob,
     left: Range<u64>,
     body: Option<Body>,
     /// Of which host.
@@ -30,11 +30,14 @@ pub struct BlobStream {
     /// The next attempt is not to begin before.
     not_before: Option<Instant>,
     urgent: bool,
+    /// The hosts that bytes came from.
+    pub(super) sent: BTreeSet<usize>,
 }
 
 impl BlobStream {
     pub(super) fn new(blob: Blob, range: Range<u64>) -> Self {
-        Self { blob, left: range, body: None, permit: None, attempts: None, not_before: None, urgent: false }
+        let (body, permit, attempts, not_before) = (None, None, None, None);
+        Self { blob, left: range, body, permit, attempts, not_before, urgent: false, sent: BTreeSet::new() }
     }
 
     /// Somebody waits for these bytes: where all permits of a host are taken, it has some for such.
@@ -76,8 +79,7 @@ impl BlobStream {
     fn attempts(&mut self) -> Result<&mut Attempts, Error> {
         if self.attempts.is_none() {
             let shared = &*self.blob.inner;
-            let current = shared.current.load(std::sync::atomic::Ordering::Relaxed);
-            let order = shared.repository.order(Needs::Pull, Some(current))?;
+            let order = shared.repository.blob_order(&shared.digest, shared.current.load(Ordering::Relaxed))?;
             self.attempts = Some(Attempts::new(shared.repository.policy, order));
         }
         Ok(self.attempts.as_mut().expect("set above"))
@@ -112,7 +114,7 @@ impl BlobStream {
             Ok(Ok(Some(bytes))) => bytes,
         };
         METRICS.registry_received.add(bytes.len() as u64);
-        self.blob.inner.received.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        self.blob.inner.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let skipped = body.skip.min(bytes.len() as u64);
         body.skip -= skipped;
         let _ = bytes.split_to(skipped as usize);
@@ -132,6 +134,9 @@ impl BlobStream {
             && let Some(attempts) = &mut self.attempts
         {
             attempts.progressed();
+            let host = attempts.host();
+            self.sent.insert(host);
+            self.blob.inner.sources[host].sent.store(true, Ordering::Relaxed);
         }
         Ok((!bytes.is_empty()).then_some(bytes))
     }

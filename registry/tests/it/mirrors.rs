@@ -188,6 +188,56 @@ async fn mirrors_that_hang_are_left_at_once_and_rest() {
 }
 
 #[tokio::test]
+async fn a_host_that_sent_wrong_bytes_of_a_blob_is_asked_for_it_last() {
+    let (mirrors, own, world, digest, content) = start_many(1).await;
+    let mirror = &mirrors[0];
+    mirror.fault("blobs", Fault::Flip(3), ALWAYS);
+    let registry = world.registry();
+    let open =
+        async |reference: &str| registry.repository(&reference.parse().unwrap()).await.unwrap().blob(digest, SIZE);
+    let blob = open("registry.test/library/app").await;
+    assert!(blob.distrust(), "nobody has sent anything yet");
+    assert_ne!(read(&blob, 0..SIZE).await.unwrap(), content);
+    assert!(blob.distrust(), "the registry itself is left");
+    assert_eq!(read(&blob, 0..SIZE).await.unwrap(), content);
+    let later = open("registry.test/library/app").await;
+    assert_eq!(read(&later, 0..9).await.unwrap(), content[..9]);
+    let elsewhere = open("registry.test/other").await;
+    assert_eq!(read(&elsewhere, 0..9).await.unwrap(), content[..9]);
+    assert_eq!((mirror.requests().len(), own.requests().len()), (1, 3));
+    let sibling = own.put_blob(content.slice(1..));
+    mirror.mirror(&own);
+    let sibling =
+        registry.repository(&"registry.test/library/app".parse().unwrap()).await.unwrap().blob(sibling, SIZE - 1);
+    read(&sibling, 0..9).await.unwrap();
+    assert_eq!(mirror.requests().len(), 2, "other blobs of it may be good");
+
+    // It is not forgotten, only the last resort.
+    own.fault_status("blobs", 404, ALWAYS);
+    assert_eq!(read(&later, 10..20).await.unwrap(), content[10..20]);
+    assert_eq!(mirror.requests().len(), 3);
+    own.heal();
+    assert!(!blob.distrust(), "by this handle the registry has sent bytes since");
+    assert_eq!(read(&open("registry.test/library/app").await, 10..20).await.unwrap(), content[10..20]);
+    assert_eq!(mirror.requests().len(), 4, "both were blamed: the one that was longer ago comes first");
+}
+
+#[tokio::test]
+async fn the_host_of_the_wrong_stream_is_blamed() {
+    let (mirrors, own, world, digest, content) = start_many(2).await;
+    mirrors[1].fault("blobs", Fault::Flip(200_000), ALWAYS);
+    let blob = world.repository("registry.test/library/app").await.blob(digest, SIZE);
+    let mut good = blob.read(0..100_000);
+    assert_eq!(crate::world::rest(&mut good).await.unwrap(), content[..100_000]);
+    mirrors[0].fault_status("blobs", 500, 1);
+    let mut wrong = blob.read(100_000..SIZE);
+    assert_ne!(crate::world::rest(&mut wrong).await.unwrap(), content[100_000..]);
+    assert!(wrong.distrust());
+    assert_eq!(read(&blob, 100_000..SIZE).await.unwrap(), content[100_000..]);
+    assert_eq!((mirrors[1].requests().len(), own.requests().len()), (1, 0));
+}
+
+#[tokio::test]
 async fn readers_do_not_queue_up_at_a_mirror_that_hangs() {
     let (mirrors, _own, mut world, digest, _) = start_many(1).await;
     world.config.response_timeout_secs = 3600;
