@@ -155,7 +155,7 @@ fn leaves_at_once(error: &Error) -> bool {
     match error {
         Error::Unreachable { cause, .. } => cause.is_connect(),
         Error::Status { status, .. } => *status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error(),
-        Error::RangeRefused { .. } | Error::NoAnswer { .. } => true,
+        Error::RangeRefused { .. } | Error::NoAnswer { .. } | Error::NoCredentials { .. } => true,
         _ => false,
     }
 }

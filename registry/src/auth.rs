@@ -26,7 +26,7 @@ use url::Url;
 use crate::{
     Asked, Error,
     challenge::Challenge,
-    credentials::{Credential, Credentials, Found},
+    credentials::{Credential, Credentials, Found, Hint},
 };
 
 /// The life of a token whose server names none, or an impossible one (token specification, `expires_in`).
@@ -71,8 +71,8 @@ struct Grant {
 #[derive(Clone)]
 pub(crate) struct Authorization {
     pub header: HeaderValue,
-    /// For the message if it is refused.
-    pub hint: String,
+    /// If it is refused.
+    pub hint: Hint,
     /// Granted for the request it is first used for.
     pub is_fresh: bool,
     serial: u64,
@@ -83,8 +83,8 @@ pub(crate) struct TokenRequest {
     pub url: Url,
     pub asked: Asked,
     pub kind: TokenRequestKind,
-    /// For the message if the server refuses.
-    pub hint: String,
+    /// If the server refuses.
+    pub hint: Hint,
 }
 
 pub(crate) enum TokenRequestKind {
@@ -150,33 +150,42 @@ impl Auth {
         if known.is_valid() {
             return Ok(Some(known.authorization));
         }
-        Ok(slot.set(self.grant(scope, known.challenge, server).await?))
+        match self.grant(scope, known.challenge, server).await? {
+            Ok(grant) => Ok(Some(slot.keep(grant))),
+            Err(_) => {
+                // It may not be needed any more: the registry will say.
+                slot.forget();
+                Ok(None)
+            }
+        }
     }
 
-    /// The answer to a refusal that `refused` met, without a challenge to that of the last one; none if nothing can be
-    /// answered that was not refused already.
+    /// The answer to a refusal that `refused` met, without a challenge to that of the last one; if nothing can be
+    /// answered that was not refused already, what that may come of.
     pub(crate) async fn answer(
         &self,
         scope: Scope<'_>,
         challenge: Option<Challenge>,
         refused: Option<&Authorization>,
         server: &impl TokenServer,
-    ) -> Result<Option<Authorization>, Error> {
+    ) -> Result<Result<Authorization, Hint>, Error> {
         let slot = self.slot(scope);
         let _turn = slot.turn().await;
         let known = slot.known();
         if let Some(known) = &known
             && refused.is_none_or(|refused| refused.serial < known.authorization.serial)
         {
-            return Ok(Some(known.authorization.clone()));
+            return Ok(Ok(known.authorization.clone()));
         }
-        slot.set(None);
-        let Some(challenge) = challenge.or(known.map(|known| known.challenge)) else { return Ok(None) };
-        Ok(slot.set(self.grant(scope, challenge, server).await?))
+        slot.forget();
+        match challenge.or(known.map(|known| known.challenge)) {
+            Some(challenge) => Ok(self.grant(scope, challenge, server).await?.map(|grant| slot.keep(grant))),
+            None => Ok(Err(self.hint().await)),
+        }
     }
 
-    /// The words for a refusal when nothing was answered.
-    pub(crate) async fn hint(&self) -> String {
+    /// What a refusal may come of that nothing was answered to.
+    pub(crate) async fn hint(&self) -> Hint {
         self.credentials.lookup(&self.host).await.hint
     }
 
@@ -193,12 +202,12 @@ impl Auth {
         scope: Scope<'_>,
         challenge: Challenge,
         server: &impl TokenServer,
-    ) -> Result<Option<Grant>, Error> {
+    ) -> Result<Result<Grant, Hint>, Error> {
         let found = self.credentials.lookup(&self.host).await;
         let (header, life) = match &challenge {
             Challenge::Basic => match basic(found.credential.as_ref()) {
                 Some(header) => (header, None),
-                None => return Ok(None),
+                None => return Ok(Err(found.hint)),
             },
             Challenge::Bearer { .. } => {
                 let request = token_request(scope, &challenge, &found, server.is_tls())?;
@@ -209,7 +218,7 @@ impl Auth {
         };
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let authorization = Authorization { header, hint: found.hint, is_fresh: false, serial };
-        Ok(Some(Grant { challenge, authorization, expires: life.map(|life| Instant::now() + life) }))
+        Ok(Ok(Grant { challenge, authorization, expires: life.map(|life| Instant::now() + life) }))
     }
 }
 
@@ -224,10 +233,14 @@ impl Slot {
     }
 
     /// Keeps a grant, for the request that asked for it first.
-    fn set(&self, grant: Option<Grant>) -> Option<Authorization> {
-        let fresh = grant.as_ref().map(Grant::fresh);
-        *self.grant.lock().unwrap_or_else(PoisonError::into_inner) = grant;
+    fn keep(&self, grant: Grant) -> Authorization {
+        let fresh = grant.fresh();
+        *self.grant.lock().unwrap_or_else(PoisonError::into_inner) = Some(grant);
         fresh
+    }
+
+    fn forget(&self) {
+        *self.grant.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -274,7 +287,10 @@ fn token_request(scope: Scope<'_>, challenge: &Challenge, found: &Found, tls: bo
     // A registry reached by TLS has no business to send our secret over the open network.
     let open = tls && url.scheme() == "http" && !crate::hosts::is_loopback(&asked.host);
     let (credential, hint) = match open {
-        true => (None, format!("its token server {} has no TLS, so silk sends it no credentials", asked.host)),
+        true => {
+            let why = format!("its token server {} has no TLS, so silk sends it no credentials", asked.host);
+            (None, Hint::LookAt(why))
+        }
         false => (found.credential.as_ref(), found.hint.clone()),
     };
     let kind = match credential {
@@ -340,7 +356,7 @@ mod tests {
     fn request(realm: &str, credential: Option<Credential>, tls: bool) -> Result<TokenRequest, Error> {
         let challenge =
             Challenge::Bearer { realm: realm.into(), service: Some("s".into()), scopes: vec!["aws".into()] };
-        let found = Found { credential, hint: "hint".into() };
+        let found = Found { credential, hint: Hint::LookAt("hint".into()) };
         let scope = Scope { repository: "a/b", actions: Actions::Pull };
         token_request(scope, &challenge, &found, tls)
     }

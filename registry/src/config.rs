@@ -33,7 +33,7 @@ pub struct Config {
     /// one.
     pub stall_timeout_secs: u64,
     /// Seconds a `docker-credential-*` program may run before it is killed and the registry is tried without
-    /// credentials.
+    /// credentials. If that needs some, the request fails for a passing reason, and the program runs again with the next attempt.
     pub credential_helper_timeout_secs: u64,
     /// Failures in a row, on all mirrors together, before a request is given up. A received byte starts the count
     /// anew. Each mirror, and the registry itself, is asked once whatever this and `give_up_after_secs` say.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use reqwest::StatusCode;
 use serde::Deserialize;
 use tokio::{
     fs::File,
@@ -23,6 +24,8 @@ use tokio::{
     time::timeout,
 };
 use tracing::warn;
+
+use crate::{Asked, Error, Said};
 
 /// The largest config.json or helper answer that is read; many times any honest one.
 const MAX_BYTES: u64 = 1 << 20;
@@ -63,11 +66,20 @@ pub(crate) enum Credential {
     IdentityToken(String),
 }
 
-/// The outcome of a lookup, with the words that help if the registry refuses it.
+/// The outcome of a lookup, with what to say if the registry refuses it.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub credential: Option<Credential>,
-    pub hint: String,
+    pub hint: Hint,
+}
+
+/// What a refusal may come of.
+#[derive(Debug, Clone)]
+pub(crate) enum Hint {
+    /// What to look at.
+    LookAt(String),
+    /// Nobody knows whether there is a credential, and the next lookup may find out.
+    NotFoundOut(Arc<Fault>),
 }
 
 /// Go, which docker reads it with, takes null for any of these, as what is not there.
@@ -96,7 +108,7 @@ struct Answer {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Fault {
+pub(crate) enum Fault {
     #[error("{} cannot be read: {cause}", path.display())]
     Read { path: PathBuf, cause: io::Error },
     #[error("{} is not a docker config.json (line {line})", path.display())]
@@ -131,12 +143,17 @@ impl Credentials {
         let path = self.path.display();
         match self.find(host).await {
             Ok(Some(credential)) => {
-                Found { credential: Some(credential), hint: format!("check the credentials in {path}") }
+                let hint = Hint::LookAt(format!("check the credentials in {path}"));
+                Found { credential: Some(credential), hint }
             }
-            Ok(None) => Found { credential: None, hint: format!("there are no credentials for {host} in {path}") },
+            Ok(None) => {
+                let hint = Hint::LookAt(format!("there are no credentials for {host} in {path}"));
+                Found { credential: None, hint }
+            }
             Err(fault) => {
                 warn!("no credentials for {host}: {fault}");
-                Found { credential: None, hint: fault.to_string() }
+                let hint = if fault.may_pass() { Hint::NotFoundOut(fault) } else { Hint::LookAt(fault.to_string()) };
+                Found { credential: None, hint }
             }
         }
     }
@@ -217,6 +234,45 @@ impl Credentials {
             let _ = sender.send(Some(outcome));
         });
         receiver
+    }
+}
+
+// === impl Hint ===
+
+impl Hint {
+    /// The error of a refusal.
+    pub(crate) fn refusal(self, asked: Asked, status: StatusCode, said: Said) -> Error {
+        match self {
+            Self::LookAt(hint) => Error::Denied { asked, status, said, hint },
+            Self::NotFoundOut(fault) => Error::NoCredentials { asked, status, said, fault: fault.to_string() },
+        }
+    }
+
+    /// The same with these words before it, where there is something to look at.
+    pub(crate) fn after(self, words: &str) -> Self {
+        match self {
+            Self::LookAt(hint) => Self::LookAt(format!("{words}; {hint}")),
+            not_found_out => not_found_out,
+        }
+    }
+}
+
+impl Fault {
+    /// Whether another try may not meet it: a cloud's helper asks the cloud, and is replaced while it is upgraded.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Read { .. } | Self::Run { .. } | Self::Failed { .. } | Self::Slow { .. } => true,
+            Self::Json { .. } | Self::Auth { .. } | Self::Answer { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LookAt(hint) => f.write_str(hint),
+            Self::NotFoundOut(fault) => fault.fmt(f),
+        }
     }
 }
 

@@ -71,6 +71,18 @@ pub enum Error {
         /// What to look at.
         hint: String,
     },
+    /// 401 or 403, and nobody knows whether there are credentials.
+    #[error("registry {} wants credentials for {}: {status}{said}, and whether there are any could not be found out: {fault}", asked.host, asked.what)]
+    NoCredentials {
+        /// Whom, what.
+        asked: Asked,
+        /// 401 or 403.
+        status: StatusCode,
+        /// The registry's own words.
+        said: Said,
+        /// Which helper or file, and what is wrong with it.
+        fault: String,
+    },
     /// 404 or 410.
     #[error("registry {} has no {}: {status}{said}", asked.host, asked.what)]
     NotFound {
@@ -272,6 +284,8 @@ impl Error {
             }
             // The size is the manifest's: it is the host that does not have all of the blob, or not yet.
             Self::RangeRefused { .. } => Class::Transient,
+            // The refusal may be no more than what the missing credentials made it.
+            Self::NoCredentials { .. } => Class::Transient,
             Self::Unreachable { .. } | Self::NoAnswer { .. } | Self::Cut { .. } | Self::Stalled { .. } => {
                 Class::Transient
             }

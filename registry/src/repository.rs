@@ -348,10 +348,66 @@ impl fmt::Debug for Repository {
 
 #[cfg(test)]
 mod tests {
-    use silk_testkit::{Access, Fake, ImageSpec};
+    use silk_model::Class;
+    use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec};
 
     use super::*;
     use crate::credentials::tests::{gated, leave_gate_open, shut_gate, with_helper};
+
+    /// With a helper that is this script.
+    async fn world(script: impl Fn(&tempfile::TempDir) -> String) -> (Fake, Repository, tempfile::TempDir) {
+        let fake = Fake::start().await;
+        let pushed = fake.push_image("app:latest", &ImageSpec::new());
+        let dir = tempfile::tempdir().unwrap();
+        let plain_http = vec![fake.host()];
+        let config = Config { hosts_dirs: Vec::new(), plain_http, retry_delay_ms: 1, ..Config::default() };
+        let credentials = Arc::new(with_helper(&dir, &script(&dir), r#"{"credsStore": "h"}"#));
+        let registry = Registry { credentials, ..Registry::new(config).unwrap() };
+        let repository = registry.repository(&pushed.reference.parse().unwrap()).await.unwrap();
+        (fake, repository, dir)
+    }
+
+    async fn latest(repository: &Repository) -> Result<Manifest, Error> {
+        repository.manifest(&Selector::Tag("latest".into()), MANIFEST_TYPES).await
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_fails_once_costs_an_attempt() {
+        for access in [Access::basic("u", "p"), Access::token("u", "p")] {
+            let script = |dir: &tempfile::TempDir| {
+                let ran = dir.path().join("ran");
+                let answer = r#"echo '{"Username":"u","Secret":"p"}'"#;
+                format!("[ -e {ran} ] || {{ : > {ran}; exit 3; }}; {answer}", ran = ran.display())
+            };
+            let (fake, repository, _dir) = world(script).await;
+            fake.require(access);
+            latest(&repository).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_fails_is_named_where_credentials_are_needed() {
+        let (fake, repository, _dir) = world(|_| "exit 3".to_owned()).await;
+        fake.require(Access::anonymous_token());
+        latest(&repository).await.expect("nobody asks who silk is");
+        for access in [Access::basic("u", "p"), Access::token("u", "p")] {
+            fake.require(access);
+            fake.expire_tokens();
+            let error = latest(&repository).await.unwrap_err();
+            assert_eq!(error.class(), Class::Transient, "{error}");
+            assert!(error.to_string().contains("docker-credential-h failed (exit status: 3)"), "{error}");
+        }
+        // What is granted to nobody in particular, and is not enough.
+        fake.require(Access::anonymous_token());
+        latest(&repository).await.unwrap();
+        fake.fault("manifests", Fault::error(403, "DENIED", "who are you"), ALWAYS);
+        let error = latest(&repository).await.unwrap_err();
+        assert_eq!(error.class(), Class::Transient, "{error}");
+
+        let (fake, repository, _dir) = world(|_| "echo nonsense".to_owned()).await;
+        fake.require(Access::basic("u", "p"));
+        assert_eq!(latest(&repository).await.unwrap_err().class(), Class::Denied, "the next answer will be as bad");
+    }
 
     #[tokio::test]
     async fn a_helper_that_is_slower_than_the_first_contact_works_from_its_second_run() {

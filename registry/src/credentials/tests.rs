@@ -77,7 +77,7 @@ async fn what_go_takes_is_taken() {
     {
         let found = lookup(nothing, "r").await;
         assert_eq!(found.credential, None);
-        assert!(found.hint.contains("no credentials for r in"), "{nothing:?}: {}", found.hint);
+        assert!(found.hint.to_string().contains("no credentials for r in"), "{nothing:?}: {}", found.hint);
     }
 }
 
@@ -92,7 +92,11 @@ async fn faults_are_named_and_quote_no_secret() {
     ] {
         let found = lookup(json, "r").await;
         assert_eq!(found.credential, None);
-        assert!(found.hint.contains(words) && !found.hint.contains("hunter2"), "{}", found.hint);
+        assert!(
+            found.hint.to_string().contains(words) && !found.hint.to_string().contains("hunter2"),
+            "{}",
+            found.hint
+        );
     }
     let secret = Credential::Password { user: "u".into(), password: "hunter2".into() };
     assert!(!format!("{secret:?} {:?}", Credential::IdentityToken("hunter2".into())).contains("hunter2"));
@@ -121,7 +125,11 @@ async fn a_store_that_has_nothing_leaves_the_inline_entry_and_a_broken_one_is_na
     for (script, words) in [("echo hunter2; exit 3", "failed (exit status: 3)"), ("echo hunter2", "no credential")] {
         let found = with_helper(&dir, script, STORE).lookup("r").await;
         assert_eq!(found.credential, None);
-        assert!(found.hint.contains(words) && !found.hint.contains("hunter2"), "{}", found.hint);
+        assert!(
+            found.hint.to_string().contains(words) && !found.hint.to_string().contains("hunter2"),
+            "{}",
+            found.hint
+        );
     }
 }
 
@@ -132,7 +140,7 @@ async fn a_hung_helper_is_killed() {
     let script = format!("echo $$ > {}; exec sleep 1000", pid_file.display());
     let credentials = Credentials { helper_timeout: Duration::from_secs(1), ..with_helper(&dir, &script, STORE) };
     let found = credentials.lookup("r").await;
-    assert!(found.hint.ends_with("did not answer within 1 s"), "{}", found.hint);
+    assert!(found.hint.to_string().ends_with("did not answer within 1 s"), "{}", found.hint);
     let pid = fs::read_to_string(pid_file).unwrap();
     while fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z ")) {
         tokio::task::yield_now().await;

@@ -17,8 +17,10 @@ use url::Url;
 use super::{Call, Endpoint, MAX_REDIRECTS, location};
 use crate::{
     Asked, Error,
-    auth::{Auth, Authorization, Scope, TokenRequest, TokenRequestKind, TokenServer, authority},
-    challenge, hosts,
+    auth::{Auth, Scope, TokenRequest, TokenRequestKind, TokenServer, authority},
+    challenge,
+    credentials::Hint,
+    hosts,
 };
 
 /// Times a request is sent with another authorization: for the challenge, for a token that expired on its way, and for
@@ -86,22 +88,20 @@ impl Party<'_> {
             let status = response.status();
             let is_old = authorization.as_ref().is_some_and(|granted| !granted.is_fresh);
             // ECR answers 403 to a password whose twelve hours are over, and others 401 without a challenge.
-            if status != StatusCode::UNAUTHORIZED && !(status == StatusCode::FORBIDDEN && is_old) {
+            if status != StatusCode::UNAUTHORIZED && !(status == StatusCode::FORBIDDEN && authorization.is_some()) {
                 return Ok(response);
             }
             let challenge = challenge::choose(response.headers());
             let said = self.endpoint.words(response).await;
             // A token made for this request and refused all the same: the next one would be too.
-            let spent = round == MAX_ANSWERS || authorization.is_some() && !is_old;
-            let answer = match spent {
-                true => None,
-                false => self.auth.answer(scope, challenge, authorization.as_ref(), self).await?,
+            let answer = match &authorization {
+                Some(refused) if round == MAX_ANSWERS || !is_old => Err(refused.hint.clone()),
+                refused => self.auth.answer(scope, challenge, refused.as_ref(), self).await?,
             };
-            if answer.is_none() {
-                let hint = self.hint(authorization).await;
-                return Err(Error::Denied { asked: self.endpoint.asked_at(url, call), status, said, hint });
-            }
-            authorization = answer;
+            authorization = match answer {
+                Ok(answer) => Some(answer),
+                Err(hint) => return Err(self.hint(hint).refusal(self.endpoint.asked_at(url, call), status, said)),
+            };
         }
         unreachable!("the last round is spent")
     }
@@ -143,14 +143,10 @@ impl Party<'_> {
         Err(Error::Redirect { asked })
     }
 
-    async fn hint(&self, refused: Option<Authorization>) -> String {
-        let hint = match refused {
-            Some(refused) => refused.hint,
-            None => self.auth.hint().await,
-        };
+    fn hint(&self, hint: Hint) -> Hint {
         match self.is_own {
             true => hint,
-            false => format!("registry {} redirected silk there; {hint}", self.endpoint.host.authority),
+            false => hint.after(&format!("registry {} redirected silk there", self.endpoint.host.authority)),
         }
     }
 }
@@ -177,7 +173,7 @@ impl TokenServer for Party<'_> {
         };
         let (response, asked) = self.follow_token(url, asked, headers, form).await?;
         let response = match self.endpoint.judged(response, asked.clone()).await {
-            Err(Error::Denied { asked, status, said, .. }) => return Err(Error::Denied { asked, status, said, hint }),
+            Err(Error::Denied { asked, status, said, .. }) => return Err(hint.refusal(asked, status, said)),
             judged => judged?,
         };
         let body = self.endpoint.body(response, MAX_TOKEN_BODY).await.map_err(|fault| fault.of(asked.clone()))?;

@@ -31,7 +31,8 @@ impl Endpoint {
         let said = self.words(response).await;
         Err(match status.as_u16() {
             401 | 403 if asked.host == self.host.authority => {
-                Error::Denied { asked, status, said, hint: self.auth.hint().await }
+                // No challenge came, so a credential would not have been sent: that there is none is not why.
+                Error::Denied { asked, status, said, hint: self.auth.hint().await.to_string() }
             }
             401 | 403 => {
                 let hint = format!("registry {} redirected silk there", self.host.authority);
