@@ -79,6 +79,11 @@ impl Attempts {
         self.order[self.at]
     }
 
+    /// Whether that is the last in the configured order: the registry itself, usually.
+    pub(crate) fn is_at_last(&self) -> bool {
+        self.order.iter().max() == Some(&self.host())
+    }
+
     /// Bytes came: what failed before counts no more.
     pub(crate) fn progressed(&mut self) {
         (self.failures, self.failures_here, self.since) = (0, 0, None);
@@ -155,7 +160,8 @@ fn leaves_at_once(error: &Error) -> bool {
     match error {
         Error::Unreachable { cause, .. } => cause.is_connect(),
         Error::Status { status, .. } => *status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error(),
-        Error::RangeRefused { .. } | Error::NoAnswer { .. } | Error::NoCredentials { .. } => true,
+        Error::RangeRefused { .. } | Error::NoAnswer { .. } => true,
+        Error::NoCredentials { .. } | Error::Wordless { .. } => true,
         _ => false,
     }
 }

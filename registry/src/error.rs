@@ -93,6 +93,14 @@ pub enum Error {
         /// The registry's own words.
         said: Said,
     },
+    /// 404 for a part of a blob, without anything that a registry says: perhaps of what stands before it while it restarts.
+    #[error("registry {} answered {status} for {} without a registry's words", asked.host, asked.what)]
+    Wordless {
+        /// Whom, what.
+        asked: Asked,
+        /// 404.
+        status: StatusCode,
+    },
     /// Any other status that is no success.
     #[error("registry {} answered {status} for {}{said}", asked.host, asked.what)]
     Status {
@@ -285,7 +293,7 @@ impl Error {
             // The size is the manifest's: it is the host that does not have all of the blob, or not yet.
             Self::RangeRefused { .. } => Class::Transient,
             // The refusal may be no more than what the missing credentials made it.
-            Self::NoCredentials { .. } => Class::Transient,
+            Self::NoCredentials { .. } | Self::Wordless { .. } => Class::Transient,
             Self::Unreachable { .. } | Self::NoAnswer { .. } | Self::Cut { .. } | Self::Stalled { .. } => {
                 Class::Transient
             }

@@ -179,9 +179,17 @@ impl BlobStream {
         }
     }
 
-    /// 416 says what it is about.
+    /// 416 says what it is about. The registry itself says that it has no such blob in a body, as the distribution specification
+    /// wants it; a bare 404 is of a proxy before it, which does not know it for the moment. A mirror may say what it likes, and a
+    /// manifest too: whether an image is there is to be known soon.
     fn as_refused(&self, error: Error) -> Error {
+        let is_at_last = self.attempts.as_ref().is_some_and(Attempts::is_at_last);
         match error {
+            Error::NotFound { asked, status: status @ StatusCode::NOT_FOUND, said }
+                if said.is_empty() && is_at_last =>
+            {
+                Error::Wordless { asked, status }
+            }
             Error::Status { asked, status: StatusCode::RANGE_NOT_SATISFIABLE, .. } => {
                 Error::RangeRefused { asked, wanted: self.left.clone() }
             }

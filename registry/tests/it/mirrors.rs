@@ -102,6 +102,25 @@ async fn the_registrys_own_refusal_is_reported() {
 }
 
 #[tokio::test]
+async fn only_the_registry_itself_is_asked_again_after_a_bare_404() {
+    let two = start("").await;
+    two.mirror.fault_status(".", 404, ALWAYS);
+    two.own.fault_status(".", 404, 2);
+    let repository = two.world.repository("registry.test/library/app").await;
+    assert_eq!(read(&repository.blob(two.digest, SIZE), 5..10).await.unwrap(), two.content[5..10]);
+    assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 3));
+
+    two.own.fault_status("blobs", 404, ALWAYS);
+    let error = read(&repository.blob(two.digest, SIZE), 5..10).await.unwrap_err();
+    assert_eq!(error.class(), Class::Transient);
+    assert!(error.to_string().contains("answered 404 Not Found for blob"), "{error}");
+    two.own.fault_status("manifests", 404, ALWAYS);
+    let before = two.own.requests().len();
+    let error = repository.manifest(&latest(), MANIFEST_TYPES).await.unwrap_err();
+    assert_eq!((error.class(), two.own.requests().len()), (Class::NotFound, before + 1), "soon");
+}
+
+#[tokio::test]
 async fn a_mirror_that_keeps_cutting_is_left_in_the_middle_of_a_blob() {
     let two = start("").await;
     two.mirror.fault("blobs", Fault::CutAfter(100_000), 1);
