@@ -19,8 +19,9 @@ use crate::{Answer, Backend, BackendError, Image, Item, Join, Key, Published, Qu
 const MAX_BYTES: usize = 32 << 20;
 /// Values and removals that may wait.
 const MAX_JOBS: usize = 1024;
-/// Waits before the second and the third try: they outlast a restart.
-const DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+/// Waits before each try but the first: the first two outlast a restart, the last a failover, which takes 10 to 30 s with the usual
+/// settings of Sentinel and of clouds.
+const DELAYS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
 
 pub(crate) struct Queue {
     waiting: Arc<Waiting>,

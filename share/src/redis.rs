@@ -43,6 +43,12 @@ const UNSEALED: &str = "no key is configured: who can write there is trusted";
 /// How long a publication may stand still, in the background.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Codes of errors that pass by themselves: a failover under way, a primary that has become a replica or lost its own, one that
+/// loads its data, cannot save for the moment, or runs somebody's long script (Redis documentation, "RESP protocol specification"
+/// and redis/src/server.c, `shared`).
+const PASSING: [&str; 8] =
+    ["READONLY", "NOREPLICAS", "MISCONF", "BUSY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN"];
+
 /// A Redis.
 #[derive(Debug)]
 pub(crate) struct Redis {
@@ -273,7 +279,7 @@ impl Own {
         let done = patiently(PUBLISH_DEADLINE, || self.line.traffic.both(), call).await;
         done.map_err(|silence| match silence {
             Silence::Failed(error) if error.code() == Some("OOM") => BackendError::Full(error.to_string()),
-            Silence::Failed(error) if error.is_io_error() => BackendError::Away(error.to_string()),
+            Silence::Failed(error) if error.is_io_error() || may_pass(&error) => BackendError::Away(error.to_string()),
             Silence::Failed(error) => BackendError::Refused(error.to_string()),
             Silence::Slow(_) => BackendError::Slow(silence.to_string()),
         })
@@ -292,6 +298,13 @@ fn check(values: &[Value]) -> Result<(), Silence> {
         Some(Value::ServerError(error)) => Err(Silence::Failed(error.clone().into())),
         _ => Ok(()),
     }
+}
+
+/// Whether the same call may succeed a failover later. Before Redis 7 an error within a script has the script's place for a code,
+/// and its own among the words.
+fn may_pass(error: &RedisError) -> bool {
+    let words = error.to_string();
+    PASSING.iter().any(|code| error.code() == Some(code) || words.contains(&format!("-{code} ")))
 }
 
 /// Bytes of a value.

@@ -95,7 +95,8 @@ async fn what_may_pass_is_tried_again_and_the_rest_is_not() {
     let away = || BackendError::Away("gone".into());
     for (failures, calls, published) in [
         (vec![away(), BackendError::Slow("slow".into())], 3, 1),
-        (vec![away(), away(), away()], 3, 0),
+        (vec![away(), away(), away()], 4, 1),
+        (vec![away(), away(), away(), away()], 4, 0),
         (vec![BackendError::Full("full".into())], 1, 0),
         (vec![away(), BackendError::Refused("no".into())], 2, 0),
     ] {

@@ -240,10 +240,27 @@ async fn a_redis_that_is_silent_costs_one_deadline_and_comes_back() {
     }
     assert!(matches!(status(&share).state, State::Away { since: now, .. } if now == since), "it was away all the time");
     share.publish_layer(&image(0), layer(2, 100));
-    eventually("what cannot be published is dropped", || status(&share).dropped == 1).await;
     server.thaw();
     wait_up(&share).await;
     assert!(has(&share, 1).await);
+    eventually("what could not be published is, then", || status(&share).published == 2).await;
+}
+
+#[tokio::test]
+async fn a_failover_is_waited_for_in_the_background() {
+    let server = Server::start(&[]).await;
+    let share = share(&server);
+    put(&share, 1, 100).await;
+    server.say::<()>("CONFIG SET min-replicas-to-write 1");
+    let error = share.publish_now(&image(0), &[Item::Layer(layer(2, 100))]).await.remove(0).1.unwrap_err();
+    assert!(error.class() == Class::Transient && error.to_string().contains("replicas"), "{error}");
+    server.say::<()>("CONFIG SET min-replicas-to-write 0");
+    server.say::<()>("REPLICAOF 127.0.0.1 1");
+    share.publish_layer(&image(0), layer(3, 100));
+    eventually("a write is refused", || server.say::<String>("INFO errorstats").contains("errorstat_READONLY")).await;
+    server.say::<()>("REPLICAOF NO ONE");
+    eventually("it is published", || status(&share).published == 2).await;
+    assert!(has(&share, 3).await);
 }
 
 #[tokio::test]
@@ -328,11 +345,8 @@ async fn a_replica_still_gives_and_takes_nothing() {
     put(&share, 1, 1000).await;
     server.say::<()>("REPLICAOF 127.0.0.1 1");
     assert!(has(&share, 1).await);
-    let refused = share.publish_now(&image(0), &[Item::Layer(layer(2, 10))]).await.remove(0).1.unwrap().refused;
-    assert!(
-        refused[0].1.to_string().contains("READONLY") || refused[0].1.to_string().contains("read only"),
-        "{refused:?}"
-    );
+    let error = share.publish_now(&image(0), &[Item::Layer(layer(2, 10))]).await.remove(0).1.unwrap_err();
+    assert!(error.class() == Class::Transient && error.to_string().contains("read only"), "{error}");
 }
 
 #[tokio::test]
