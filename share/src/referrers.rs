@@ -7,7 +7,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -86,12 +89,17 @@ struct Reading {
     wanted: Vec<Key>,
     tried: HashSet<(Key, Digest)>,
     /// Bytes that may still be read.
-    left: u64,
+    left: AtomicU64,
     answer: Answer,
 }
 
 /// What became of the candidates for a key.
-type Tried = (Key, Vec<Result<Result<Opened, EnvelopeError>, Error>>);
+struct Tried {
+    key: Key,
+    outcomes: Vec<Result<Result<Opened, EnvelopeError>, Error>>,
+    /// One was not read: it would have been too much.
+    is_over: bool,
+}
 
 impl Referrers {
     /// None if they are neither read nor written.
@@ -115,7 +123,8 @@ impl Referrers {
         let layers = query.blobs.iter().map(|blob| Key::Layer(*blob));
         let profile = query.wants_profile.then_some(Key::Profile(query.image.manifest));
         let wanted = layers.chain(profile).collect();
-        let mut reading = Reading { wanted, tried: HashSet::new(), left: MAX_ANSWER, answer: Answer::default() };
+        let (tried, left, answer) = (HashSet::new(), AtomicU64::new(MAX_ANSWER), Answer::default());
+        let mut reading = Reading { wanted, tried, left, answer };
         let all = async {
             let mut history =
                 History::of(repository, &query.image.manifest).await.map_err(|error| error.to_string())?;
@@ -146,23 +155,21 @@ impl Referrers {
         reading: &mut Reading,
     ) {
         let Reading { wanted, tried, left, answer } = reading;
+        let left = &*left;
         let mut reads = FuturesUnordered::new();
-        wanted.retain(|key| {
+        for key in wanted.iter() {
             let mut candidates = candidates(artifacts, *key);
             candidates.retain(|one| tried.insert((*key, one.digest)));
-            let size = candidates.iter().map(|one| one.size).filter(|size| *size <= MAX_VALUE).max();
-            if size > Some(*left) {
-                return false;
-            }
-            *left -= size.unwrap_or_default();
             if !candidates.is_empty() {
-                reads.push(self.first(repository, *key, candidates, query));
+                reads.push(self.first(repository, *key, candidates, query, left));
             }
-            true
-        });
-        let (mut good, mut bad) = (HashSet::new(), HashSet::new());
-        while let Some((key, outcomes)) = reads.next().await {
+        }
+        let (mut good, mut bad, mut over) = (HashSet::new(), HashSet::new(), HashSet::new());
+        while let Some(Tried { key, outcomes, is_over }) = reads.next().await {
             bad.insert(key);
+            if is_over {
+                over.insert(key);
+            }
             for outcome in outcomes {
                 match outcome {
                     Ok(opened) => {
@@ -175,13 +182,26 @@ impl Referrers {
                 }
             }
         }
-        wanted.retain(|key| !good.contains(key) && (good.is_empty() || bad.contains(key)));
+        let is_done = |key: &Key| good.contains(key) || over.contains(key);
+        wanted.retain(|key| !is_done(key) && (good.is_empty() || bad.contains(key)));
     }
 
-    /// Reads the candidates for `key` until one is good; of start profiles all, which are one when they are joined.
-    async fn first(&self, repository: &Repository, key: Key, candidates: Vec<&Descriptor>, query: &Query<'_>) -> Tried {
+    /// Reads the candidates for `key` until one is good; of start profiles all, which are one when they are joined. Each is
+    /// taken off the bytes that are `left` before it is read, good or not.
+    async fn first(
+        &self,
+        repository: &Repository,
+        key: Key,
+        candidates: Vec<&Descriptor>,
+        query: &Query<'_>,
+        left: &AtomicU64,
+    ) -> Tried {
         let mut outcomes = Vec::new();
         for candidate in candidates {
+            // Those that are larger are not read.
+            if candidate.size <= MAX_VALUE && !take(left, candidate.size) {
+                return Tried { key, outcomes, is_over: true };
+            }
             match self.proved(repository, key, candidate, self.trust()).await {
                 Ok(Ok(opened)) if query.knows_as_lie(key, opened.tag) => {}
                 outcome => {
@@ -193,7 +213,7 @@ impl Referrers {
                 }
             }
         }
-        (key, outcomes)
+        Tried { key, outcomes, is_over: false }
     }
 
     /// Reads a value. One that the registry does not have, or not like this, is as bad as a damaged one.
@@ -387,6 +407,11 @@ async fn within<T>(repository: &Repository, call: impl Future<Output = Result<T,
         Ok(done) => done.map_err(BackendError::Registry),
         Err(_) => Err(BackendError::Slow(format!("{repository} took more than {} s", PUBLISH_DEADLINE.as_secs()))),
     }
+}
+
+/// Takes `bytes` off what is left; false if that is less.
+fn take(left: &AtomicU64, bytes: u64) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
 }
 
 /// The values of `key` that are tried, in this order.

@@ -259,6 +259,18 @@ async fn what_does_not_fit_is_not_read() {
 }
 
 #[tokio::test]
+async fn all_that_is_read_of_an_image_has_a_bound() {
+    let world = World::start(true).await;
+    let node = sharing(Some(KEY), |_| ());
+    // As large as a value may be, all of one layer, and none of them there.
+    let entries: Vec<_> = (0..4_u8).map(|i| value(1, Digest::of(&[i]), 32 << 20)).collect();
+    world.forge(&json!(entries));
+    let before = world.fake.count("^GET .*blobs");
+    assert_eq!(world.has(&node).await, [false; 3]);
+    assert_eq!(world.fake.count("^GET .*blobs") - before, 3, "96 MiB are");
+}
+
+#[tokio::test]
 async fn a_value_under_another_layers_name_is_refused() {
     let world = World::start(true).await;
     let node = sharing(Some(KEY), |_| ());
