@@ -5,6 +5,7 @@
 
 mod acl;
 mod below;
+mod budget;
 pub mod build;
 mod error;
 mod naive;

@@ -1,7 +1,11 @@
 //! POSIX access control lists as Linux and ext4 keep them (`fs/posix_acl.c`), in the form of their extended attributes:
 //! four bytes of version, then eight bytes an entry (tag, permissions, user or group).
 
-use super::{Node, NodeKind, error::XattrFault};
+use super::{
+    Node, NodeKind,
+    budget::Budget,
+    error::{TreeFault, XattrFault},
+};
 
 /// Access lists, and those that a directory passes on.
 pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
@@ -53,13 +57,16 @@ pub(super) fn set(node: &mut Node, name: &[u8], value: &[u8]) -> Result<(), Xatt
 }
 
 /// Gives a new inode what its directory's default list says (`posix_acl_create`).
-pub(super) fn pass_on(dir: &Node, node: &mut Node) {
-    let Some(list) = dir.xattrs.get(DEFAULT).filter(|_| !matches!(node.kind, NodeKind::Symlink(_))) else { return };
-    node.xattrs.insert(ACCESS.to_vec(), list.clone());
-    if matches!(node.kind, NodeKind::Dir(_)) {
-        node.xattrs.insert(DEFAULT.to_vec(), list.clone());
+pub(super) fn pass_on(dir: &Node, node: &mut Node, budget: &mut Budget) -> Result<(), TreeFault> {
+    let list = dir.xattrs.get(DEFAULT).filter(|_| !matches!(node.kind, NodeKind::Symlink(_)));
+    let Some(list) = list else { return Ok(()) };
+    let names: &[&[u8]] = if matches!(node.kind, NodeKind::Dir(_)) { &[ACCESS, DEFAULT] } else { &[ACCESS] };
+    for name in names {
+        budget.copy(name, list)?;
+        node.xattrs.insert(name.to_vec(), list.clone());
     }
     chmod(node, node.mode);
+    Ok(())
 }
 
 /// Sets the mode as chmod(2) does: an access list follows it (`posix_acl_chmod`), and one that says no more than the

@@ -2,8 +2,9 @@
 
 use super::{
     Node, NodeId, NodeKind, ROOT, Tree,
+    budget::Budget,
     error::TreeFault,
-    path::{Budget, child, resolve},
+    path::{child, resolve},
 };
 
 /// A directory in the layer at this place below (0 is the direct parent).

@@ -26,24 +26,14 @@ use std::{collections::HashMap, mem};
 use super::{
     Name, Node, NodeId, NodeKind, ROOT, Source, Tree, acl,
     below::{Chain, Merged},
+    budget::{Budget, MAX_INODES},
     error::{TreeError, TreeFault, shown},
     naive::Naive,
     node::bounded,
-    path::{Budget, check_name, child, clean, cut, resolve},
+    path::{check_name, child, clean, cut, resolve},
     xattrs,
 };
 use crate::toc::{Entry, Kind, Time, Toc};
-
-/// Inodes that one build may make, those that are replaced again included: twice the scanner's limit on entries, so
-/// that as many directories may be implied. An inode takes some 200 bytes.
-const MAX_INODES: u32 = 8_000_000;
-
-/// Steps (names looked up in one directory of one layer, some 50 ns each) that a build may take: a thousand for each
-/// entry, within bounds. An honest entry takes about ten; a directory that none of 100 layers below knows takes a
-/// hundred.
-const STEPS_PER_ENTRY: u64 = 1 << 10;
-const MIN_STEPS: u64 = 1 << 24;
-const MAX_STEPS: u64 = 1 << 30;
 
 /// Prefix of whiteouts, and the name of the marker that makes a directory opaque (OCI image specification, layer.md).
 const WHITEOUT: &[u8] = b".wh.";
@@ -157,7 +147,7 @@ impl<'a> Builder<'a> {
             probing: false,
             nodes,
             marks,
-            budget: Budget((STEPS_PER_ENTRY * toc.count()).clamp(MIN_STEPS, MAX_STEPS)),
+            budget: Budget::new(toc.count()),
             chain: Chain::default(),
             last_parent: None,
             removals: 0,
@@ -255,7 +245,7 @@ impl<'a> Builder<'a> {
             let node = &mut self.nodes[id.0 as usize];
             (node.uid, node.gid, node.mtime) = (from.uid, from.gid, from.mtime);
             acl::chmod(node, from.mode);
-            xattrs::inherit(from, node);
+            xattrs::inherit(from, node, &mut self.budget)?;
             self.marks[id.0 as usize].inherits = true;
         }
         Ok(())
@@ -363,7 +353,9 @@ impl<'a> Builder<'a> {
         if let Some(copy) = self.copies.get(&place) {
             return Ok(*copy);
         }
-        let mut node = self.layers[below as usize].node(place.1).clone();
+        let found = self.layers[below as usize].node(place.1);
+        found.xattrs.iter().try_for_each(|(name, value)| self.budget.copy(name, value))?;
+        let mut node = found.clone();
         if let NodeKind::File { extents, .. } = &mut node.kind {
             for extent in extents {
                 extent.source = Source::Below(match extent.source {
@@ -415,7 +407,7 @@ impl<'a> Builder<'a> {
         if above.mode & SETGID != 0 {
             node.gid = above.gid;
         }
-        acl::pass_on(above, &mut node);
+        acl::pass_on(above, &mut node, &mut self.budget)?;
         let is_dir = matches!(node.kind, NodeKind::Dir(_));
         let id = self.insert(node)?;
         self.name(parent, name, id);

@@ -16,7 +16,9 @@ impl TreeError {
     /// What kind of trouble this is.
     pub fn class(&self) -> Class {
         match self.fault {
-            TreeFault::TooMuchWork | TreeFault::TooManyInodes(_) => Class::Unsupported,
+            TreeFault::TooMuchWork | TreeFault::TooManyInodes(_) | TreeFault::TooManyAttributes(_) => {
+                Class::Unsupported
+            }
             _ => Class::Corrupt,
         }
     }
@@ -72,6 +74,9 @@ pub enum TreeFault {
     /// More inodes than a layer may have.
     #[error("its layer makes more than {0} files and directories")]
     TooManyInodes(u32),
+    /// More attributes that inodes get from others than a layer may have.
+    #[error("its layer's files and directories take over more than {0} bytes of extended attributes from others")]
+    TooManyAttributes(u64),
 }
 
 /// What is wrong with an extended attribute.

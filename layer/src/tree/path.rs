@@ -6,7 +6,7 @@
 
 use std::slice::Split;
 
-use super::{Node, NodeId, NodeKind, ROOT, error::TreeFault};
+use super::{Node, NodeId, NodeKind, ROOT, budget::Budget, error::TreeFault};
 use crate::tree::error::shown;
 
 /// Symbolic links in one resolution, as `fs.RootPath` has it.
@@ -52,17 +52,6 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), TreeFault> {
 
 fn split(path: &[u8]) -> Split<'_, u8, fn(&u8) -> bool> {
     path.split(|byte| *byte == b'/')
-}
-
-/// A bound on the steps of all resolutions of a build together.
-#[derive(Debug)]
-pub(super) struct Budget(pub u64);
-
-impl Budget {
-    pub(super) fn spend(&mut self, steps: usize) -> Result<(), TreeFault> {
-        self.0 = self.0.checked_sub(steps as u64).ok_or(TreeFault::TooMuchWork)?;
-        Ok(())
-    }
 }
 
 /// Where a path leads.

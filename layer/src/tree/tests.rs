@@ -1,5 +1,7 @@
 //! Trees of small tables: each test is one rule of `build.rs`.
 
+mod hostile;
+
 use std::{borrow::Cow, fmt::Write as _};
 
 use proptest::prelude::*;
@@ -435,41 +437,6 @@ fn an_access_list_follows_the_mode_as_with_chmod() {
     };
     assert_eq!(of(list(7)), Some(list(4)));
     assert_eq!(of(acl(&[(1, 7), (4, 7), (32, 7)])), None);
-}
-
-/// Work is bounded by steps, whatever the clock says.
-#[test]
-fn hostile_archives_end() {
-    let some = |count: u32, make: &dyn Fn(u32) -> String| {
-        let lines: Vec<String> = (0..count).map(make).collect();
-        toc(&entries(&lines.iter().map(String::as_str).collect::<Vec<_>>()))
-    };
-    let many = |make: &dyn Fn(u32) -> String| some(200_000, make);
-    // A large tree, and as many markers that would each walk it.
-    let half = 100_000;
-    let markers = many(&|n| if n < half { format!("a/{}/{n}", n % 1000) } else { "a/.wh..wh..opq".into() });
-    assert_eq!(show(&Tree::build(&markers, Below::Base).unwrap().tree), "a/");
-    let declared = many(&|n| if n < half { format!("a/{n}/") } else { ".wh..wh..opq".into() });
-    assert_eq!(Tree::build(&declared, Below::Base).unwrap().tree.inodes(), 1);
-    // Build and remove again.
-    let churn = many(&|n| if n % 2 == 0 { "d/e/f/g/".into() } else { "d -> e".into() });
-    assert_eq!(show(&Tree::build(&churn, Below::Above(&[])).unwrap().tree), "d>e e/ e/e/ e/e/f/ e/e/f/g/");
-    // Paths through chains of links, each of many steps.
-    let target = "./".repeat(2000);
-    let chain = |n: u32| match n {
-        0..250 => format!("l{n} -> {target}l{}", n + 1),
-        250 => "l250 -> x".into(),
-        _ => format!("l0/{n}/x"),
-    };
-    let fault = Tree::build(&some(20_000, &chain), Below::Base).err().map(|error| error.fault);
-    assert_eq!(fault, Some(TreeFault::TooMuchWork));
-}
-
-#[test]
-fn depth_is_bounded_and_never_recursed_into() {
-    let deep = "d/".repeat(2000);
-    assert_eq!(above(&[&deep], &[]).inodes(), 2001);
-    assert_eq!(fault(&[&deep, &format!("l -> {deep}"), &format!("l/{}x", "e/".repeat(60))]), TreeFault::TooDeep);
 }
 
 /// Entries of few names, so that they meet.

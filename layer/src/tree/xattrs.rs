@@ -1,6 +1,10 @@
 //! Which extended attributes of an archive end up on an inode: containerd's rules and those of the kernel on ext4.
 
-use super::{Node, NodeKind, acl, error::XattrFault};
+use super::{
+    Node, NodeKind, acl,
+    budget::Budget,
+    error::{TreeFault, XattrFault},
+};
 
 /// The file capabilities, which chown(2) drops.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
@@ -38,9 +42,12 @@ pub(super) fn set(node: &mut Node, name: &[u8], value: &[u8]) -> Result<(), Xatt
 }
 
 /// What a directory that is only implied takes over from the same directory of a layer below.
-pub(super) fn inherit(from: &Node, into: &mut Node) {
-    let inherited = from.xattrs.iter().filter(|(name, _)| !name.starts_with(b"trusted."));
-    into.xattrs.extend(inherited.map(|(name, value)| (name.clone(), value.clone())));
+pub(super) fn inherit(from: &Node, into: &mut Node, budget: &mut Budget) -> Result<(), TreeFault> {
+    for (name, value) in from.xattrs.iter().filter(|(name, _)| !name.starts_with(b"trusted.")) {
+        budget.copy(name, value)?;
+        into.xattrs.insert(name.clone(), value.clone());
+    }
+    Ok(())
 }
 
 /// `struct vfs_cap_data` of revision 2 or `vfs_ns_cap_data` of revision 3 (`cap_convert_nscap` in the kernel).
