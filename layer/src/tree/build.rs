@@ -219,8 +219,8 @@ impl<'a> Builder<'a> {
             let name = &names[depth];
             parent = dirs[depth];
             let covers = child(&self.nodes, parent, name).is_some();
-            let node = Node::fresh_dir();
-            let id = self.add(parent, name, node)?;
+            self.budget.imply()?;
+            let id = self.add(parent, name, Node::fresh_dir())?;
             dirs.push(id);
             let cut = covers || self.marks[parent.0 as usize].cut;
             self.marks[id.0 as usize] = Mark { implied: !cut, cut, ..Mark::default() };

@@ -16,9 +16,10 @@ impl TreeError {
     /// What kind of trouble this is.
     pub fn class(&self) -> Class {
         match self.fault {
-            TreeFault::TooMuchWork | TreeFault::TooManyInodes(_) | TreeFault::TooManyAttributes(_) => {
-                Class::Unsupported
-            }
+            TreeFault::TooMuchWork
+            | TreeFault::TooManyInodes(_)
+            | TreeFault::TooManyImplied(_)
+            | TreeFault::TooManyAttributes(_) => Class::Unsupported,
             _ => Class::Corrupt,
         }
     }
@@ -74,6 +75,9 @@ pub enum TreeFault {
     /// More inodes than a layer may have.
     #[error("its layer makes more than {0} files and directories")]
     TooManyInodes(u32),
+    /// More directories without an entry than a layer may have.
+    #[error("its layer's paths lead through more than {0} directories that have no entries of their own")]
+    TooManyImplied(u64),
     /// More attributes that inodes get from others than a layer may have.
     #[error("its layer's files and directories take over more than {0} bytes of extended attributes from others")]
     TooManyAttributes(u64),

@@ -80,6 +80,10 @@ fn hostile_archives_end() {
     };
     let fault = Tree::build(&some(20_000, &chain), Below::Base).err().map(|error| error.fault);
     assert_eq!(fault, Some(TreeFault::TooMuchWork));
+    // Deep paths that share nothing.
+    let deep = some(100, &|n| format!("{n}/{}f", "d/".repeat(800)));
+    let error = Tree::build(&deep, Below::Base).map(drop).unwrap_err();
+    assert_eq!((error.class(), error.fault), (Class::Unsupported, TreeFault::TooManyImplied(65_536)));
 }
 
 #[test]
