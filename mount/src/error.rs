@@ -114,6 +114,16 @@ pub enum ViewError {
         /// Why.
         source: TreeError,
     },
+    /// Its tree depends on the layers below, and theirs are too large to be in memory together.
+    #[error(
+        "layer {layer}: its files depend on the layers below it, and the names of those take more than {limit} bytes of memory together"
+    )]
+    Chain {
+        /// The lowest for which there is no room.
+        layer: Digest,
+        /// Bytes.
+        limit: u64,
+    },
     /// Its tree fits in no metadata image.
     #[error("layer {layer}: {source}")]
     Erofs {
@@ -153,6 +163,7 @@ impl ViewError {
             Self::NotWhole(layer)
             | Self::Layer { layer, .. }
             | Self::Tree { layer, .. }
+            | Self::Chain { layer, .. }
             | Self::Erofs { layer, .. }
             | Self::Mount { layer, .. } => Some(*layer),
             Self::Io { .. } => None,
@@ -165,6 +176,7 @@ impl ViewError {
             Self::NotWhole(_) => Class::Precondition,
             Self::Layer { source, .. } => source.class,
             Self::Tree { source, .. } => source.class(),
+            Self::Chain { .. } => Class::Unsupported,
             Self::Erofs { source, .. } => source.class(),
             Self::Io { source, .. } => io_class(source),
             Self::Mount { source, .. } => source.class(),

@@ -94,6 +94,21 @@ fn entries_make_a_tree_and_implied_directories_belong_to_root() {
 }
 
 #[test]
+fn the_memory_of_a_tree_is_that_of_its_names_and_attributes() {
+    let memory = |lines: &[&str]| base(lines).memory();
+    let (file, long) = (memory(&["a", "b"]) - memory(&["a"]), memory(&[&"n".repeat(255)]) - memory(&["n"]));
+    assert_eq!((file, long), (size_of::<Node>() as u64, 255));
+    assert_eq!(memory(&["a -> there"]) - memory(&["a"]), 5);
+    // What one directory in the other takes: see `budget.rs`.
+    let deep = memory(&[&"d/".repeat(1000)]) / 1000;
+    assert!((400..460).contains(&deep), "{deep}");
+    let mut layer = entries(&["d/"]);
+    layer[0].xattrs = vec![(b"user.a".to_vec(), vec![0; 1000])];
+    let attribute = Tree::build(&toc(&layer), Below::Base).unwrap().tree.memory() - memory(&["d/"]);
+    assert!((1006..2006).contains(&attribute), "{attribute}");
+}
+
+#[test]
 fn later_entries_replace_earlier_ones_and_directories_merge() {
     assert_eq!(show(&base(&["a/", "a/x", "a/", "a/y"])), "a/ a/x a/y");
     assert_eq!(show(&base(&["a/", "a/x", "a"])), "a");
