@@ -27,7 +27,7 @@ pub use limits::Limits;
 
 use smallvec::SmallVec;
 
-use crate::toc::{Entry, Extent, Kind, MAX_PACKED, Time, Toc};
+use crate::toc::{Entry, Extent, Kind, Time, Toc};
 pub(crate) use error::shown;
 use header::{BLOCK, Format, Header};
 use pax::Pax;
@@ -412,7 +412,7 @@ impl Scanner {
         self.memory += footprint(&entry);
         self.check(&entry.path, self.memory, self.limits.memory, LimitKind::Memory)?;
         self.toc.push(&entry);
-        self.check(&entry.path, self.toc.packed_len(), MAX_PACKED, LimitKind::Memory)?;
+        self.check(&entry.path, self.toc.packed_len(), self.limits.table, LimitKind::Memory)?;
         self.state = State::Skip { body, pad };
         Ok(())
     }

@@ -169,7 +169,7 @@ pub enum LimitKind {
     /// [`super::Limits::file_bytes`].
     #[error("bytes in a file")]
     FileBytes,
-    /// [`super::Limits::memory`].
+    /// [`super::Limits::table`] or [`super::Limits::memory`].
     #[error("bytes in the table of contents")]
     Memory,
 }

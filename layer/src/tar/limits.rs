@@ -1,6 +1,10 @@
 //! How large an archive may be before silk refuses it.
 
-use crate::toc::MAX_ENTRIES;
+use crate::toc::{MAX_ENTRIES, MAX_PACKED};
+
+/// See [`Limits::table`].
+const TABLE: u64 = 384 << 20;
+const _: () = assert!(TABLE <= MAX_PACKED, "what is scanned can be read again");
 
 /// Bounds on what one layer may make the scanner keep. [`Limits::default`] holds the values in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +22,12 @@ pub struct Limits {
     pub extents: u64,
     /// Length of a file, holes included: 16 TiB, the longest file of ext4 with blocks of 4 KiB.
     pub file_bytes: u64,
-    /// Bytes of memory for a list of all members, with all that they have. The table itself is smaller, but what is made of it may take as much.
+    /// Bytes of the table of contents as it is kept while the layer streams in. A file takes 28 and its path, so [`MAX_ENTRIES`] with paths of
+    /// 60 bytes fit, three million with paths of 100. It holds for each layer alone. All that are under way keep theirs, those that have given
+    /// up their turn too (64 layers at most by default), and so does each that fills: 24 GiB, if somebody sends 64 such layers.
+    pub table: u64,
+    /// Bytes of memory for a list of all members, with all that they have: 212 for such a file. The table itself is smaller, but what is made of
+    /// it may take as much.
     pub memory: u64,
 }
 
@@ -31,7 +40,8 @@ impl Default for Limits {
             xattr_bytes: 128 << 10,
             extents: 1 << 20,
             file_bytes: 16 << 40,
-            memory: 1 << 30,
+            table: TABLE,
+            memory: 832 << 20,
         }
     }
 }

@@ -498,6 +498,7 @@ fn every_limit_holds() {
     assert_eq!(kind(Limits { path_bytes: 2, ..default }, &[&link]), LimitKind::LinkBytes);
     assert_eq!(kind(Limits { file_bytes: 2, ..default }, &[&a]), LimitKind::FileBytes);
     assert_eq!(kind(Limits { memory: 250, ..default }, &[&a, &b]), LimitKind::Memory);
+    assert_eq!(kind(Limits { table: 30, ..default }, &[&a, &b]), LimitKind::Memory);
     let xattr = pax(&[("SCHILY.xattr.user.a", b"1")]);
     assert_eq!(kind(Limits { xattr_bytes: 6, ..default }, &[&xattr, &a]), LimitKind::XattrBytes);
     assert_eq!(kind(Limits { special_bytes: 20, ..default }, &[&xattr]), LimitKind::SpecialBytes);
@@ -506,6 +507,20 @@ fn every_limit_holds() {
     // The exact values are allowed.
     let exact = Limits { entries: 2, path_bytes: 3, file_bytes: 3, ..default };
     assert!(scan_with(exact, &[&a, &b]).is_ok());
+}
+
+/// As many files as a table may have, far into a large tar.
+#[test]
+fn the_largest_table_fits_and_little_more() {
+    let extents = [Extent { logical: 0, offset: 1 << 34, len: 5000 }].into();
+    let mtime = Time { secs: 1_700_000_000, nanos: 999_999_999 };
+    let (path, kind) = (vec![b'p'; 60].into(), Kind::File { size: 5000, extents });
+    let file = Entry { path, kind, mode: 0o644, uid: 0, gid: 0, mtime, xattrs: Vec::new() };
+    let (packed, list) = (Toc::new(1 << 35, [&file]).packed_len(), footprint(&file));
+    let Limits { entries, table, memory, .. } = Limits::default();
+    for (each, limit) in [(packed, table), (list, memory)] {
+        assert!((limit * 4 / 5..=limit).contains(&(each * entries)), "{each}, {limit}");
+    }
 }
 
 #[test]
