@@ -198,7 +198,7 @@ impl Service {
         if turn == Turn::Pass || (turn == Turn::Ask && inner.is_here(&chain)) {
             return Ok(snapshot);
         }
-        if remote.top && header(headers, waits::LEASE).is_none() {
+        if header(headers, waits::LEASE).is_none() {
             let missed = inner.take_lease(header(headers, NAMESPACE), request, remote, &chain).await;
             if turn == Turn::Ask && !missed {
                 return Ok(snapshot);
@@ -235,7 +235,7 @@ impl Inner {
         chain.diff_ids.iter().all(|id| self.layers.usage(id).is_some())
     }
 
-    /// Notes that one of the pulls that hold a snapshot waits; says whether there is one that did not wait yet.
+    /// Notes that one of the pulls of a chain waits; says whether there is one that did not wait yet.
     async fn take_lease(
         &self,
         namespace: Option<&str>,
@@ -252,14 +252,26 @@ impl Inner {
             // containerd 1.6 adds to its lease what it makes, not what it finds.
             None => (self.waits.namespaces(name, &remote.namespace), "content".to_owned(), remote.image.to_string()),
         };
-        for namespace in &namespaces {
-            if self.waits.take_first(name, &leases.holding(namespace, &kind, &id).await) {
+        let mut alive = Vec::new();
+        for namespace in namespaces {
+            let mut of = leases.alive(&namespace).await;
+            self.waits.keep_new(name, &mut of);
+            // Mostly there is none, and a list is answered with the one question.
+            if !of.is_empty() {
+                alive.push((namespace, of));
+            }
+        }
+        // What is below the top is held by pulls of larger images, too.
+        for (namespace, of) in alive.iter().filter(|_| remote.top) {
+            if self.waits.take_first(name, &leases.holding(of, namespace, &kind, &id).await) {
                 return true;
             }
         }
         // Another image with the same layers, of which containerd 1.x notes no snapshot.
-        for namespace in &namespaces {
-            if self.waits.take_first(name, &self.layers.leases(namespace, chain).await) {
+        for (namespace, of) in &alive {
+            let mut pulls = self.layers.leases(namespace, chain).await;
+            pulls.retain(|lease| of.contains(lease));
+            if self.waits.take_first(name, &pulls) {
                 return true;
             }
         }

@@ -14,6 +14,10 @@
 //! other, containerd's leases tell ([`crate::leases`]): each pull has one, which holds the snapshot or the manifest of an image with
 //! the same layers, and waits once; the leases of CRI are not meant. containerd 1.6 does not pass on a client's namespace: there, the
 //! lease may be in any that has prepared the layer.
+//!
+//! A layer below the top of one image may be the top of another, whose pull containerd does not prepare anything for: it
+//! knows the chain. There only a lease tells that holds a manifest with exactly these layers, for the pull of the larger image
+//! holds the snapshot, too.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -33,7 +37,7 @@ pub(crate) enum Turn {
     Wait,
     /// It answers.
     Pass,
-    /// It waits, if a lease holds the snapshot whose pull has not waited yet.
+    /// It waits, if there is a lease of a pull of just this chain that has not waited yet.
     Ask,
 }
 
@@ -115,8 +119,8 @@ impl Waits {
         let expected = self.take(name, lease);
         match (top, lease.is_some(), expected) {
             (true, true, _) | (true, false, true) | (false, true, false) => Turn::Wait,
-            (true, false, false) => Turn::Ask,
-            (false, true, true) | (false, false, _) => Turn::Pass,
+            (_, false, false) => Turn::Ask,
+            (false, _, true) => Turn::Pass,
         }
     }
 
@@ -125,6 +129,14 @@ impl Waits {
         let Some(Pulls { expected, .. }) = pulls.get_mut(name) else { return false };
         let at = expected.iter().position(|l| l.as_deref() == lease);
         at.map(|at| expected.swap_remove(at)).is_some()
+    }
+
+    /// Leaves of these leases those of clients' pulls that have not waited for the snapshot.
+    pub(crate) fn keep_new(&self, name: &str, leases: &mut Vec<String>) {
+        let headers = self.headers();
+        let pulls = self.pulls();
+        let waited = pulls.get(name).map(|pulls| &pulls.waited);
+        leases.retain(|lease| !headers.contains(lease) && waited.is_none_or(|waited| !waited.contains(lease)));
     }
 
     /// Of the leases that hold the snapshot, takes one of a client's pull that has not waited; says whether there is one.
@@ -147,7 +159,7 @@ mod tests {
     fn a_pull_with_a_lease_waits_and_a_list_never() {
         let waits = Waits::default();
         waits.expect("low", Some("a"));
-        assert_eq!(waits.turn("low", None, false), Turn::Pass);
+        assert_eq!(waits.turn("low", None, false), Turn::Ask, "a pull of an image that ends here, or a list");
         assert_eq!(waits.turn("low", Some("a"), false), Turn::Pass, "it goes on to the next layer");
         assert_eq!(waits.turn("low", Some("a"), false), Turn::Wait, "a pull that is tried again");
         assert_eq!(waits.turn("low", Some("b"), false), Turn::Wait, "an image that may end here");
@@ -177,8 +189,15 @@ mod tests {
     fn each_lease_waits_once_and_what_is_remembered_is_bounded() {
         let waits = Waits::default();
         let leases = ["a".to_owned(), "b".to_owned()];
-        assert!(waits.take_first("top", &leases) && waits.take_first("top", &leases));
-        assert!(!waits.take_first("top", &leases));
+        let new = |name| {
+            let mut left = leases.to_vec();
+            waits.keep_new(name, &mut left);
+            left
+        };
+        assert!(waits.take_first("top", &leases));
+        assert_eq!((new("top"), new("low")), (vec!["b".to_owned()], leases.to_vec()));
+        assert!(waits.take_first("top", &leases));
+        assert!(!waits.take_first("top", &leases) && new("top").is_empty());
         assert!(waits.take_first("top", &["b".to_owned(), "c".to_owned()]));
         for n in 0..1000 {
             waits.expect("top", None);

@@ -18,6 +18,8 @@ use tonic::Code;
 use super::*;
 use crate::{Claimed, Usage};
 
+mod leases;
+
 /// The state of the one image that the tests pull.
 #[derive(Debug)]
 struct Fake {
@@ -33,8 +35,8 @@ struct Fake {
     unmapped: Mutex<Vec<u64>>,
     /// Why the kernel does not map, if it does not.
     unmappable: Mutex<Option<NotReady>>,
-    /// Of pulls of the image, by namespace.
-    leases: Mutex<HashMap<String, Vec<String>>>,
+    /// Of pulls of images with so many of the layers, by namespace.
+    leases: Mutex<HashMap<String, Vec<(String, usize)>>>,
     mnt: PathBuf,
 }
 
@@ -72,8 +74,9 @@ impl Layers for Fake {
         }
     }
 
-    async fn leases(&self, namespace: &str, _: &RemoteChain) -> Vec<String> {
-        self.leases.lock().unwrap().get(namespace).cloned().unwrap_or_default()
+    async fn leases(&self, namespace: &str, chain: &RemoteChain) -> Vec<String> {
+        let all = self.leases.lock().unwrap().get(namespace).cloned().unwrap_or_default();
+        all.into_iter().filter(|(_, layers)| *layers == chain.diff_ids.len()).map(|(lease, _)| lease).collect()
     }
 
     fn state(&self, _: &RemoteChain) -> State {
@@ -397,32 +400,6 @@ async fn usage_is_unknown_until_it_is_final() {
     assert_eq!(usage(&names[0]).await.unwrap().into_inner(), UsageResponse { size: 7, inodes: 3 });
     test.prepare("k8s.io/9/c", &names[0], HashMap::new(), None).await.unwrap();
     assert!(usage("k8s.io/9/c").await.unwrap().into_inner().inodes == 1);
-}
-
-#[tokio::test]
-async fn a_pull_waits_whose_namespace_containerd_does_not_tell() {
-    let Test { root, layers, service } = Test::new(1);
-    let service = service.with_containerd(silk_api::connect(&root.path().join("nobody")));
-    let test = Test { root, layers, service };
-    for key in ["one/1/extract-a x", "two/1/extract-b x"] {
-        let status = test.prepare(key, "", test.labels(0), None).await.unwrap_err();
-        assert_eq!(status.code(), Code::AlreadyExists, "{status}");
-    }
-    // The second pull of the first namespace has no Prepare: containerd knows the chain there.
-    let leases = [("one", vec!["a", "c"]), ("two", vec!["b"])];
-    let leases = leases.map(|(namespace, ids)| (namespace.to_owned(), ids.into_iter().map(str::to_owned).collect()));
-    *test.layers.leases.lock().unwrap() = leases.into();
-    let name = test.list(&[]).await[0].name.clone();
-    let mut pulls = Vec::new();
-    for _ in 0..3 {
-        pulls.push(test.waiter(&name, None).await);
-    }
-    let list = tokio::time::timeout(Duration::from_secs(60), test.stat(&name, None));
-    list.await.expect("a list does not wait").unwrap();
-    test.set(State::Ready);
-    for pull in pulls {
-        pull.await.unwrap().unwrap();
-    }
 }
 
 #[tokio::test]
