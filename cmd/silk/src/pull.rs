@@ -2,12 +2,14 @@
 //!
 //! A lease holds everything that the pull makes until the image's record refers to it. The documents of the image are written
 //! into containerd's content store ([`image`]); then each layer's snapshot is prepared, base first ([`unpack`]):
-//! silkd answers that it exists, and the question for the top one waits until the image is whole and proved. A
+//! silkd answers that it exists, and the question for the top one waits until the image can be used: each layer is whole and
+//! proved, or known, and mounted while the rest of it arrives. With `--wait` the pull goes on until all are whole. A
 //! snapshotter that answers with mounts instead gets the layer fetched and applied ([`fetch`]), so that a pull ends with a
 //! usable image or with its cause. However it ends, nothing half-made stays: [`run`] puts away what is left.
 
 use std::{
     io::Write as _,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -41,8 +43,9 @@ const PUT_AWAY: Duration = Duration::from_secs(10);
 
 /// Pull an image through containerd; silkd fetches its layers
 ///
-/// Works with containerd 1.6, 1.7 and 2.x. Returns when every layer is whole and proved, so that a container
-/// (ctr run --snapshotter silk IMAGE NAME) starts at once. Where silkd leaves an image to containerd, or with another
+/// Works with containerd 1.6, 1.7 and 2.x. Returns when the image can be used, so that a container
+/// (ctr run --snapshotter silk IMAGE NAME) starts at once: every layer is whole and proved, or, where silk knew it before
+/// (pull.lazy), mounted while its bytes arrive; --wait returns when all are whole. Where silkd leaves an image to containerd, or with another
 /// snapshotter, the layers are fetched into containerd's content store and unpacked there.
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -59,6 +62,9 @@ pub struct Arguments {
     /// Talk to the registry without TLS (silkd has its own configuration: registry.plain_http)
     #[arg(long)]
     pub plain_http: bool,
+    /// Return when every layer is whole and proved; an error when silkd does not answer. Ctrl-C ends only the waiting
+    #[arg(long)]
+    pub wait: bool,
     /// Print nothing but errors
     #[arg(short, long)]
     pub quiet: bool,
@@ -110,7 +116,12 @@ impl Pull<'_> {
         if let Some(platform) = image.platform.as_ref().filter(|platform| **platform != wanted && !arguments.quiet) {
             say(&format!("note: the image is made for {platform}, not {wanted}\n"));
         }
-        let board = Board::new(&image, Control::new(&globals.address)).await;
+        let board = match Board::new(&image, Control::new(&globals.address)).await {
+            Ok(board) => board,
+            Err(failure) if arguments.wait && !arguments.local => return Err(failure),
+            Err(_) => Board::alone(&image),
+        };
+        let board = Arc::new(board);
         let mut display = Display::new(arguments.quiet, progress::terminal(), &board);
         let unpack = Unpack {
             node,
@@ -121,15 +132,20 @@ impl Pull<'_> {
             local: arguments.local,
             board: &board,
         };
+        let work = async {
+            unpack.run().await?;
+            node.record_image(&reference.to_string(), &image.target).await?;
+            if arguments.wait { board.whole(progress::AWAY).await } else { Ok(()) }
+        };
         let outcome = tokio::select! {
-            outcome = unpack.run() => outcome,
+            outcome = work => outcome,
             never = display.show(&board) => match never {},
         };
-        board.refresh().await;
+        // The last numbers; a silkd that has gone has none.
+        let _ = board.refresh().await;
         display.draw(&board);
         drop(display);
         outcome?;
-        node.record_image(&reference.to_string(), &image.target).await?;
         Ok(board.summary())
     }
 

@@ -193,7 +193,9 @@ fn verdict(image: &Image) -> String {
     match image.state.as_str() {
         "refused" => format!("left to containerd: {}", image.error),
         "failed" => format!("not here: {}", image.error),
-        "pulling" => "on its way: its pull returns when every layer is whole and proved".to_owned(),
+        "pulling" => {
+            "on its way: its pull returns when each layer is whole and proved, or known and mounted".to_owned()
+        }
         "ready" if image.layers.iter().all(|l| l.proved) => {
             "here: every layer is whole and proved, and served by the kernel without silk".to_owned()
         }

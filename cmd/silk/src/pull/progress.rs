@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     convert::Infallible,
     io::{self, Write},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,11 @@ use silk_api::control;
 use silk_model::Digest;
 
 use super::image::Image;
-use crate::{control::Control, human};
+use crate::{
+    control::Control,
+    failure::{Daemon, Failure},
+    human,
+};
 
 mod bars;
 mod lines;
@@ -25,6 +29,9 @@ use lines::Lines;
 const TICK: Duration = Duration::from_millis(200);
 /// silkd answers from memory; when it is this busy, the last known numbers stay.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For which silkd may be away before a pull that waits for layers gives up: it is started again within seconds, and opens a large
+/// store within a few more.
+pub const AWAY: Duration = Duration::from_secs(30);
 
 /// What a layer's row says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +40,8 @@ pub enum Stage {
     Waiting,
     /// Bytes arrive.
     Pulling,
+    /// silkd serves it, and fetches the rest behind its readers.
+    Mounted,
     /// They are here; a layer below is not unpacked yet.
     Fetched,
     /// containerd unpacks it.
@@ -67,12 +76,19 @@ pub struct Row {
     pub took: Option<Duration>,
     /// containerd said that the snapshot exists: silkd knows the rest.
     exists: bool,
+    /// It was said what keeps it from arriving.
+    troubled: bool,
 }
 
 impl Row {
     /// Will it change no more?
     fn is_settled(&self) -> bool {
         matches!(self.stage, Stage::Here | Stage::Known | Stage::Done)
+    }
+
+    /// Does silkd know how far it is?
+    fn is_asked(&self) -> bool {
+        self.exists && !self.is_settled()
     }
 
     fn advance(&mut self, received: u64, source: &str) {
@@ -108,6 +124,10 @@ impl Row {
                 self.advance(layer.blob_received, &layer.source);
                 self.rate = layer.rate;
             }
+            "filling" => {
+                self.advance(layer.blob_received, &layer.source);
+                self.stage = Stage::Mounted;
+            }
             _ => {}
         }
     }
@@ -122,7 +142,7 @@ pub struct Board {
     /// Where it has part in this and answers.
     silkd: Option<Silkd>,
     /// To be said once.
-    note: Mutex<Option<String>>,
+    notes: Mutex<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -133,15 +153,15 @@ struct Silkd {
 }
 
 impl Board {
-    /// Asks silkd what it has; where it does not answer, the pull does without.
-    pub async fn new(image: &Image, control: Control) -> Arc<Self> {
-        let status = tokio::time::timeout(PATIENCE, control.status("")).await;
-        let silkd = status.ok().and_then(Result::ok).map(|status| {
-            let layers = status.images.into_iter().flat_map(|image| image.layers);
-            let before = layers.filter(|layer| layer.state == "whole").map(|layer| layer.diff_id).collect();
-            Silkd { control, before }
-        });
-        Arc::new(Self { silkd, ..Self::alone(image) })
+    /// Asks silkd what it has.
+    ///
+    /// # Errors
+    /// It does not answer: the pull may do without.
+    pub async fn new(image: &Image, control: Control) -> Result<Self, Failure> {
+        let status = patiently(control.status("")).await?;
+        let layers = status.images.into_iter().flat_map(|image| image.layers);
+        let before = layers.filter(|layer| layer.state == "whole").map(|layer| layer.diff_id).collect();
+        Ok(Self { silkd: Some(Silkd { control, before }), ..Self::alone(image) })
     }
 
     /// For what silkd has no part in.
@@ -157,13 +177,14 @@ impl Board {
             began: None,
             took: None,
             exists: false,
+            troubled: false,
         };
         Self {
             rows: Mutex::new(image.layers.iter().map(row).collect()),
             manifest: image.manifest.digest,
             reference: image.reference.to_string(),
             silkd: None,
-            note: Mutex::default(),
+            notes: Mutex::default(),
         }
     }
 
@@ -219,43 +240,94 @@ impl Board {
     }
 
     /// Asks silkd how far it is with the layers that it has taken on.
-    pub async fn refresh(&self) {
-        let Some(Silkd { before, .. }) = &self.silkd else { return };
-        let asked = |row: &Row| row.exists && !row.is_settled();
-        if !self.lock().iter().any(asked) {
-            return;
+    ///
+    /// # Errors
+    /// It does not answer, or says why the image does not arrive: [`Failure::Told`].
+    pub async fn refresh(&self) -> Result<(), Failure> {
+        let Some(silkd) = &self.silkd else { return Ok(()) };
+        if !self.lock().iter().any(Row::is_asked) {
+            return Ok(());
         }
-        let Some(image) = self.ask().await else { return };
-        let layers = image.map_or_else(Vec::new, |image| image.layers);
-        for row in self.lock().iter_mut().filter(|row| asked(row)) {
+        let image = self.ask(&silkd.control).await?;
+        let mut rows = self.lock();
+        let count = rows.len();
+        for (i, row) in rows.iter_mut().enumerate().filter(|(_, row)| row.is_asked()) {
             let diff_id = row.diff_id.to_string();
-            let was_here = before.contains(&diff_id);
-            match layers.iter().find(|layer| layer.diff_id == diff_id) {
-                Some(layer) => row.told(layer, was_here),
+            let was_here = silkd.before.contains(&diff_id);
+            let Some(layer) = image.layers.iter().find(|layer| layer.diff_id == diff_id) else {
                 // It exists and silkd does not know it: an ordinary snapshot, from an earlier pull.
-                None => row.end(Stage::Here),
+                row.end(Stage::Here);
+                continue;
+            };
+            row.told(layer, was_here);
+            if !layer.error.is_empty() && !std::mem::replace(&mut row.troubled, true) {
+                self.note(format!("layer {}/{count} {} does not arrive: {}\n", i + 1, row.digest.short(), layer.error));
             }
+        }
+        match image.state.as_str() {
+            "failed" => Err(Failure::Told(image.error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns when every layer that silkd has taken on is whole and proved.
+    ///
+    /// # Errors
+    /// The image failed, or silkd has not answered for `away`.
+    pub async fn whole(&self, away: Duration) -> Result<(), Failure> {
+        let mut answered = Instant::now();
+        loop {
+            match self.refresh().await {
+                Ok(()) => answered = Instant::now(),
+                Err(failure @ Failure::Told(_)) => return Err(failure),
+                Err(failure) if answered.elapsed() > away => return Err(failure),
+                Err(_) => {}
+            }
+            if !self.lock().iter().any(Row::is_asked) {
+                return Ok(());
+            }
+            tokio::time::sleep(TICK).await;
         }
     }
 
     /// Asks silkd why it left the image to containerd, if it did.
     pub async fn ask_why(&self) {
-        if let Some(Some(image)) = self.ask().await
+        let Some(silkd) = &self.silkd else { return };
+        if let Ok(image) = self.ask(&silkd.control).await
             && image.state == "refused"
         {
-            let note = format!("note: silkd left the image to containerd: {}\n", image.error);
-            *self.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(note);
+            self.note(format!("note: silkd left the image to containerd: {}\n", image.error));
         }
     }
 
-    /// The image as silkd knows it; none when silkd does not answer.
-    async fn ask(&self) -> Option<Option<control::Image>> {
-        let Silkd { control, .. } = self.silkd.as_ref()?;
-        let status = tokio::time::timeout(PATIENCE, control.status(&self.manifest.to_string())).await;
-        let mut images = status.ok()?.ok()?.images;
+    fn note(&self, text: String) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+    }
+
+    /// The image as silkd knows it.
+    async fn ask(&self, control: &Control) -> Result<control::Image, Failure> {
+        let mut images = patiently(control.status(&self.manifest.to_string())).await?.images;
+        if images.is_empty() {
+            return self.ask_others(control).await;
+        }
         // The same manifest may be there under several names.
         let named = images.iter().position(|image| image.reference == self.reference);
-        Some((!images.is_empty()).then(|| images.swap_remove(named.unwrap_or(0))))
+        Ok(images.swap_remove(named.unwrap_or(0)))
+    }
+
+    /// What silkd knows of the image's layers where it does not know the image: containerd knew the chain, from an image that is
+    /// on its way.
+    async fn ask_others(&self, control: &Control) -> Result<control::Image, Failure> {
+        let own: HashSet<_> = self.lock().iter().map(|row| row.diff_id.to_string()).collect();
+        let mut found = control::Image::default();
+        for image in patiently(control.unfinished()).await?.images {
+            let layers: Vec<_> = image.layers.into_iter().filter(|layer| own.contains(&layer.diff_id)).collect();
+            if image.state == "failed" && layers.iter().any(|layer| layer.state == "absent") {
+                (found.state, found.error) = (image.state, image.error);
+            }
+            found.layers.extend(layers);
+        }
+        Ok(found)
     }
 
     /// The rows as they are now.
@@ -263,18 +335,31 @@ impl Board {
         self.lock().clone()
     }
 
-    /// `5 layers, 237.1 MB (3 here already)`.
+    /// `5 layers, 237.1 MB (3 here already, 1 arrives while it is read)`.
     pub fn summary(&self) -> String {
         let rows = self.lock();
         let bytes = rows.iter().map(|row| row.size).sum();
         let count = |stage| rows.iter().filter(|row| row.stage == stage).count();
-        let before = match (count(Stage::Here), count(Stage::Known)) {
-            (0, 0) => String::new(),
-            (0, known) => format!(" ({known} known already)"),
-            (here, _) => format!(" ({here} here already)"),
-        };
-        format!("{}, {}{before}", human::count(rows.len(), "layer"), human::bytes(bytes))
+        let mut notes = Vec::new();
+        match (count(Stage::Here), count(Stage::Known)) {
+            (0, 0) => {}
+            (0, known) => notes.push(format!("{known} known already")),
+            (here, _) => notes.push(format!("{here} here already")),
+        }
+        match count(Stage::Mounted) {
+            0 => {}
+            1 => notes.push("1 arrives while it is read".to_owned()),
+            mounted => notes.push(format!("{mounted} arrive while they are read")),
+        }
+        let notes = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join(", ")) };
+        format!("{}, {}{notes}", human::count(rows.len(), "layer"), human::bytes(bytes))
     }
+}
+
+/// silkd's answer from memory.
+async fn patiently<T>(call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let late = || Failure::Late { daemon: Daemon::Silkd, doing: "tell its status".to_owned(), after: PATIENCE };
+    tokio::time::timeout(PATIENCE, call).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// How rows are shown.
@@ -307,16 +392,17 @@ impl Display {
             if matches!(self, Self::Quiet) {
                 continue;
             }
-            board.refresh().await;
+            // Who waits for more than the numbers asks for himself.
+            let _ = board.refresh().await;
             self.draw(board);
         }
     }
 
     /// Draws the board as it is now.
     pub fn draw(&mut self, board: &Board) {
-        let note = board.note.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(note) = note.filter(|_| !matches!(self, Self::Quiet)) {
-            say(&note);
+        let notes = std::mem::take(&mut *board.notes.lock().unwrap_or_else(PoisonError::into_inner));
+        if !matches!(self, Self::Quiet) {
+            notes.iter().for_each(|note| say(note));
         }
         match self {
             Self::Quiet => {}

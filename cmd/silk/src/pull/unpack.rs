@@ -126,7 +126,7 @@ impl Unpack<'_> {
             if !self.local {
                 self.board.exists(index);
             }
-            // silkd answers for the top layer when the image is whole and proved: as long as that takes.
+            // silkd answers for the top layer when the image can be used: as long as that takes.
             let request = StatSnapshotRequest { snapshotter: self.snapshotter.to_owned(), key: chain_id.clone() };
             match self.node.wait("look at the snapshot", self.node.snapshots().stat(request)).await {
                 Ok(_) => return Ok(None),

@@ -220,6 +220,21 @@ async fn privileged_a_pull_without_its_snapshotter_says_so() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_pull_that_waits_for_silkd_needs_one() {
+    let fake = Fake::start().await;
+    let reference = fake.push_image("app:1", &image()).reference;
+    for binary in node::generations() {
+        let node = Node::start(&binary).await;
+        let wait = ["--snapshotter", "native", "--wait", &reference];
+        let (code, text) = said(&node.pull("a", &wait).await);
+        assert_eq!(code, Some(3), "{text}");
+        assert!(text.contains("error: silkd does not answer on "), "{text}");
+        nothing_is_left(&node, "a").await;
+        assert!(node.pull("a", &[&["--local"], wait.as_slice()].concat()).await.status.success());
+    }
+}
+
 async fn interrupt(binary: &Path, signal: &str, code: i32) {
     let fake = Fake::start().await;
     let Pushed { reference, layers, .. } = fake.push_image("app:1", &image());

@@ -60,6 +60,7 @@ pub(super) fn message(row: &Row) -> String {
             let received = human::bytes(row.received);
             format!("{received} / {size}  {}  from {}", human::rate(row.rate), row.source)
         }
+        Stage::Mounted => format!("{} / {size}  usable", human::bytes(row.received)),
         Stage::Fetched => format!("{size}  waits for the layer below"),
         Stage::Unpacking => format!("{size}  unpacking"),
         Stage::Here => format!("{size}  here already"),

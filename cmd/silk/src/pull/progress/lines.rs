@@ -38,6 +38,7 @@ impl Lines {
                 Stage::Pulling | Stage::Fetched | Stage::Unpacking if *said == Stage::Waiting => {
                     format!("pulling {size} from {}", row.source)
                 }
+                Stage::Mounted => format!("usable, {} of {size} here", human::bytes(row.received)),
                 Stage::Here => format!("here already, {size}"),
                 Stage::Known => format!("known already, {size}"),
                 Stage::Done => match row.took {

@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod waits;
+
 fn row(stage: Stage, received: u64) -> Row {
     Row {
         digest: Digest::of(b"x"),
@@ -14,6 +16,7 @@ fn row(stage: Stage, received: u64) -> Row {
         began: None,
         took: None,
         exists: false,
+        troubled: false,
     }
 }
 
@@ -32,6 +35,8 @@ fn each_layer_is_told_of_once_when_it_starts_and_once_when_it_ends() {
     assert_eq!(lines.draw(&rows, at(5)), "3.0 MB of 4.0 MB at 200.0 kB/s, 1 of 2 layers done\n");
     rows[0].stage = Stage::Unpacking;
     assert_eq!(lines.draw(&rows, at(6)), "");
+    rows[0] = row(Stage::Mounted, 1_500_000);
+    assert_eq!(lines.draw(&rows, at(6)), format!("layer 1/2 {short}: usable, 1.5 MB of 2.0 MB here\n"));
     rows[0] = Row { took: Some(Duration::from_millis(6500)), ..row(Stage::Done, 2_000_000) };
     assert_eq!(lines.draw(&rows, at(7)), format!("layer 1/2 {short}: done, 2.0 MB in 6.50 s\n"));
     assert_eq!(lines.draw(&rows, at(8)), "");
@@ -44,7 +49,7 @@ fn bars_are_for_terminals_that_have_room_for_them() {
         manifest: Digest::of(b""),
         reference: String::new(),
         silkd: None,
-        note: Mutex::default(),
+        notes: Mutex::default(),
     };
     let shown = |terminal| match Display::new(false, terminal, &board) {
         Display::Bars(_) => "bars",
@@ -59,6 +64,7 @@ fn bars_say_what_happens() {
     let said = |stage, received| bars::message(&row(stage, received));
     assert_eq!(said(Stage::Waiting, 0), "2.0 MB  waiting");
     assert_eq!(said(Stage::Pulling, 500_000), "500.0 kB / 2.0 MB  1.0 MB/s  from registry.example");
+    assert_eq!(said(Stage::Mounted, 500_000), "500.0 kB / 2.0 MB  usable");
     assert_eq!(said(Stage::Unpacking, 2_000_000), "2.0 MB  unpacking");
     assert_eq!(said(Stage::Here, 2_000_000), "2.0 MB  here already");
     let done = Row { took: Some(Duration::from_secs(2)), ..row(Stage::Done, 2_000_000) };
@@ -80,6 +86,8 @@ fn silkd_tells_how_far_a_layer_is() {
     pulled.told(&layer("pulling", 5_000_000), false);
     assert_eq!((pulled.stage, pulled.received), (Stage::Pulling, 2_000_000), "never more than there is");
     assert_eq!((pulled.source.as_str(), pulled.rate), ("mirror.example", 7.0));
+    pulled.told(&layer("filling", 1_000_000), false);
+    assert_eq!((pulled.stage, pulled.received), (Stage::Mounted, 1_000_000));
     pulled.told(&layer("whole", 2_000_000), false);
     assert_eq!(pulled.stage, Stage::Done);
     assert_eq!(pulled.took.map(|took| took.as_secs()), Some(2_000_000 / 7), "by silkd's own rate");
