@@ -65,7 +65,16 @@ impl Control for Silkd {
                 verdict: "here".into(),
                 layers: vec!["one".into(), "two".into()],
                 backends: vec![Backend { name: "redis x".into(), up: true, seconds: 1.0, ..Backend::default() }],
+                ..ExplainResponse::default()
             })),
+            name if name.ends_with("/again:latest") => {
+                let told = |digest: &str, verdict: &str| ExplainResponse {
+                    image: Some(Image { reference: name.clone(), manifest_digest: digest.into(), ..Image::default() }),
+                    verdict: verdict.into(),
+                    ..ExplainResponse::default()
+                };
+                Ok(Response::new(ExplainResponse { others: vec![told("two", "here")], ..told("one", "not here") }))
+            }
             name => Err(Status::not_found(format!("silk has not seen {name}"))),
         }
     }
@@ -165,6 +174,9 @@ async fn explain_numbers_the_layers() {
     let (code, _, err) = setup.run(&["explain", "other"]).await;
     assert_eq!(code, Some(1));
     assert!(err.contains("silk has not seen docker.io/library/other:latest"), "{err}");
+    let (_, out, _) = setup.run(&["explain", "again"]).await;
+    let name = "docker.io/library/again:latest";
+    assert_eq!(out, format!("{name} (one): not here\n{name} (two): here\n"), "it was pushed again");
 }
 
 #[tokio::test]

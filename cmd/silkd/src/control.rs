@@ -204,6 +204,18 @@ fn verdict(image: &Image) -> String {
     }
 }
 
+/// All images of one name: after the first, the others. A name that was pushed again may have several here.
+fn explained(images: Vec<Image>, rung: Rung) -> Option<ExplainResponse> {
+    let mut told = images.into_iter().map(|image| ExplainResponse {
+        verdict: verdict(&image),
+        layers: image.layers.iter().map(|layer| sentence(layer, rung)).collect(),
+        image: Some(image),
+        ..ExplainResponse::default()
+    });
+    let first = told.next()?;
+    Some(ExplainResponse { others: told.collect(), ..first })
+}
+
 #[tonic::async_trait]
 impl Control for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -232,16 +244,16 @@ impl Control for Service {
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         let name = &request.get_ref().image;
-        let Some(image) = self.images(name, false).into_iter().next() else {
+        let images = self.images(name, false);
+        if images.is_empty() {
             return Err(Status::not_found(format!(
                 "silk has not seen {name}: it was pulled without silk or without the labels a remote snapshotter needs \
                  (CRI: disable_snapshot_annotations = false), or all its layers were here already, from another image"
             )));
-        };
+        }
         let rung = self.0.janitor.views.views.mounts().rung();
-        let layers = image.layers.iter().map(|layer| sentence(layer, rung)).collect();
-        let (verdict, backends) = (verdict(&image), self.backends());
-        Ok(Response::new(ExplainResponse { verdict, layers, image: Some(image), backends }))
+        let told = explained(images, rung).unwrap_or_default();
+        Ok(Response::new(ExplainResponse { backends: self.backends(), ..told }))
     }
 
     type FsckStream = Pin<Box<dyn Stream<Item = Result<FsckReport, Status>> + Send>>;
@@ -330,4 +342,20 @@ fn prove(janitor: &Janitor, diff_id: &Digest) -> Result<FsckReport, Status> {
         }
     };
     Ok(FsckReport { diff_id: diff_id.to_string(), ok: proof.finding == Finding::Good, detail, bytes: proof.bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_images_of_a_name_are_explained() {
+        let image = |state: &str| Image { state: state.to_owned(), error: "gone".to_owned(), ..Image::default() };
+        let told = explained(vec![image("ready"), image("failed"), image("idle")], Rung::File).unwrap();
+        assert!(told.verdict.starts_with("here: "));
+        let others: Vec<_> = told.others.iter().map(|other| other.verdict.as_str()).collect();
+        assert_eq!(others[0], "not here: gone");
+        assert!(others.len() == 2 && others[1].starts_with("known from before"), "{others:?}");
+        assert_eq!(explained(vec![], Rung::File), None);
+    }
 }
