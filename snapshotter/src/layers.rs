@@ -104,6 +104,9 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// Why the image is left to containerd.
     async fn claim(&self, claim: Claim) -> Result<Claimed, Refused>;
 
+    /// A claim was given up, undecided, and its future dropped: the image is left to containerd. Must return at once.
+    fn late(&self, claim: &Claim, refused: &Refused);
+
     /// A layer was left to containerd without a claim, because the one below it, with chain ID `below`, is not remote.
     /// Must return at once.
     fn left(&self, claim: &Claim, below: Option<Digest>);

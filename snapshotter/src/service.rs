@@ -143,9 +143,8 @@ impl Service {
         {
             return Ok(Some(known));
         }
-        let late = || Refused { reason: format!("silk did not learn about {} in time", claim.image_ref) };
         let claimed = tokio::time::timeout(CLAIM, inner.layers.claim(claim.clone())).await;
-        let claimed = match claimed.unwrap_or_else(|_| Err(late())) {
+        let claimed = match claimed.unwrap_or_else(|_| Err(inner.late(&claim))) {
             Ok(claimed) => claimed,
             Err(refused) => {
                 tracing::info!(image = claim.image_ref, layer = %claim.layer_digest, %refused, "a layer is left to containerd");
@@ -233,6 +232,15 @@ impl Inner {
     /// Are all layers of the chain whole? Starts nothing, unlike [`Layers::state`].
     fn is_here(&self, chain: &RemoteChain) -> bool {
         chain.diff_ids.iter().all(|id| self.layers.usage(id).is_some())
+    }
+
+    /// Notes that a claim was given up, and why.
+    fn late(&self, claim: &Claim) -> Refused {
+        let (image, seconds) = (&claim.image_ref, CLAIM.as_secs());
+        let reason = format!("silk did not learn about {image} within {seconds} s, from containerd and the registry");
+        let refused = Refused { reason };
+        self.layers.late(claim, &refused);
+        refused
     }
 
     /// Notes that one of the pulls of a chain waits; says whether there is one that did not wait yet.

@@ -69,6 +69,10 @@ impl Layers for Rooms {
         }
     }
 
+    fn late(&self, claim: &Claim, refused: &Refused) {
+        self.puller.late(&asked(claim.clone()), refused);
+    }
+
     fn left(&self, claim: &Claim, below: Option<Digest>) {
         self.puller.left(&asked(claim.clone()), below);
     }

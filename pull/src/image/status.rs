@@ -1,6 +1,6 @@
 //! What the operator sees of images.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{fmt, sync::atomic::Ordering, time::Duration};
 
 use silk_model::{
     Digest, Use,
@@ -28,7 +28,7 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    pub(super) fn new(claim: &Claim, reason: &Refused) -> Self {
+    pub(super) fn new(claim: &Claim, reason: &impl fmt::Display) -> Self {
         Self {
             namespace: claim.namespace.clone(),
             reference: claim.reference.clone(),
@@ -163,13 +163,19 @@ impl Puller {
     }
 
     /// Notes why an image is left to containerd.
-    pub(super) fn refuse(&self, claim: &Claim, reason: &Refused) {
+    pub(super) fn refuse(&self, claim: &Claim, reason: &impl fmt::Display) {
         METRICS.images_refused.one();
         tracing::warn!(image = claim.reference, %reason, "left to containerd");
         let mut refusals = lock(&self.refusals);
         refusals.retain(|r| !r.is_of(claim));
         refusals.truncate(REFUSALS - 1);
         refusals.push_front(Refusal::new(claim, reason));
+    }
+
+    /// Notes that a claim took too long, and that its future was dropped: its image is left to containerd for this reason.
+    pub fn late(&self, claim: &Claim, reason: &impl fmt::Display) {
+        self.drop_undecided();
+        self.refuse(claim, reason);
     }
 
     /// Notes that containerd keeps a layer, because the one below it (with chain ID `below`) is containerd's already.

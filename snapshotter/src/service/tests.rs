@@ -26,6 +26,9 @@ struct Fake {
     layers: Vec<Digest>,
     state: watch::Sender<State>,
     refuse: Mutex<bool>,
+    /// Claims are not decided.
+    hangs: Mutex<bool>,
+    late: Mutex<Vec<String>>,
     waits: AtomicUsize,
     caller: Mutex<Option<Caller>>,
     left: Mutex<Vec<(Digest, Option<Digest>)>>,
@@ -52,10 +55,17 @@ impl Layers for Fake {
         assert_eq!(claim.parent_chain, self.layers[..number]);
         assert_eq!(claim.chain_id, chain_ids(&self.layers)[number]);
         assert_eq!(claim.layer_digest, blob(&self.layers[number]));
+        if *self.hangs.lock().unwrap() {
+            std::future::pending::<()>().await;
+        }
         match *self.refuse.lock().unwrap() {
             true => Err(Refused { reason: "no credentials".into() }),
             false => Ok(Claimed { diff_id: self.layers[number], top: number + 1 == self.layers.len() }),
         }
+    }
+
+    fn late(&self, _: &Claim, refused: &Refused) {
+        self.late.lock().unwrap().push(refused.to_string());
     }
 
     fn left(&self, claim: &Claim, below: Option<Digest>) {
@@ -126,6 +136,8 @@ impl Test {
             layers,
             state: watch::Sender::new(State::Coming),
             refuse: Mutex::default(),
+            hangs: Mutex::default(),
+            late: Mutex::default(),
             waits: AtomicUsize::default(),
             caller: Mutex::default(),
             left: Mutex::default(),
@@ -331,6 +343,16 @@ async fn what_cannot_be_claimed_is_an_ordinary_snapshot() {
     assert_eq!(test.layers.claims.load(Ordering::Relaxed), 1);
     let chain = chain_ids(&test.layers.layers);
     assert_eq!(*test.layers.left.lock().unwrap(), [(chain[1], Some(chain[0]))]);
+}
+
+#[tokio::test]
+async fn a_claim_that_takes_too_long_is_given_up_with_its_cause() {
+    let test = Test::new(1);
+    *test.layers.hangs.lock().unwrap() = true;
+    let mounts = test.prepare("k8s.io/1/extract a", "", test.labels(0), None).await.unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+    let said = "silk did not learn about r.example/image:1 within 5 s, from containerd and the registry";
+    assert_eq!(*test.layers.late.lock().unwrap(), [said]);
 }
 
 #[tokio::test]
