@@ -297,3 +297,81 @@ impl Puller {
         status
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{ops::Range, sync::Arc};
+
+    use futures::future::BoxFuture;
+    use silk_registry::Registry;
+    use silk_share::Share;
+    use silk_store::Store;
+
+    use super::*;
+    use crate::{Config, Contents, ContentsError, Held, Lazies, Seams, Show, ShowError};
+
+    /// A containerd that does not answer.
+    #[derive(Debug)]
+    struct Silent;
+
+    impl Contents for Silent {
+        fn read<'a>(&'a self, _: &'a str, _: &'a Digest, _: u64) -> BoxFuture<'a, Result<Vec<u8>, ContentsError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn held<'a>(&'a self, _: &'a str, _: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Held>, String>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    impl Show for Silent {
+        fn possible(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn lazily(&self) -> bool {
+            false
+        }
+
+        fn show(&self, _: &[Digest]) -> Result<(), ShowError> {
+            Ok(())
+        }
+
+        fn renew(&self, _: &Digest, _: bool) {}
+
+        fn put_away(&self, _: Duration) {}
+
+        fn warm(&self, _: &Digest, _: &[Range<u64>]) -> bool {
+            false
+        }
+
+        fn forget(&self, _: &Digest) {}
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_was_given_up_leaves_its_cause_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(dir.path(), silk_store::Config::default()).unwrap());
+        let share = Arc::new(Share::new(&silk_share::Config::default(), vec![]).unwrap());
+        let seams = Seams { contents: Arc::new(Silent), show: Arc::new(Silent), share };
+        let registry = silk_registry::Config { docker_config: Some("/nonexistent".into()), ..Default::default() };
+        let lazies = Lazies::new(store, &Config::default());
+        let puller = Puller::new(Config::default(), Registry::new(registry).unwrap(), lazies, seams).unwrap();
+        let claim = Claim {
+            namespace: "default".into(),
+            reference: "r.example/app:1".into(),
+            manifest: Digest::of(b"manifest"),
+            blob: Digest::of(b"blob"),
+            chain_id: Digest::of(b"layer"),
+            below: 0,
+        };
+        let claimed = tokio::time::timeout(Duration::from_millis(1), puller.claim(claim.clone())).await;
+        assert!(claimed.is_err() && lock(&puller.images).len() == 1);
+        puller.late(&claim, &"it took too long");
+        assert!(lock(&puller.images).is_empty());
+        // The next layer.
+        puller.left(&Claim { chain_id: Digest::of(b"next"), below: 1, ..claim }, Some(Digest::of(b"layer")));
+        let [status] = &puller.status(None)[..] else { panic!("one image was asked for") };
+        assert_eq!((status.state, status.error.as_deref()), ("refused", Some("it took too long")));
+    }
+}
