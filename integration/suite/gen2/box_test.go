@@ -24,6 +24,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/protobuf"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
@@ -148,7 +149,7 @@ func (s *leaseService) List(ctx context.Context, _ *leasesapi.ListRequest) (*lea
 	}
 	answer := &leasesapi.ListResponse{}
 	for _, lease := range found {
-		answer.Leases = append(answer.Leases, &leasesapi.Lease{ID: lease.ID})
+		answer.Leases = append(answer.Leases, &leasesapi.Lease{ID: lease.ID, CreatedAt: protobuf.ToTimestamp(lease.CreatedAt)})
 	}
 	return answer, nil
 }

@@ -137,6 +137,28 @@ func TestTwoNamespacesShareLayers(t *testing.T) {
 	})
 }
 
+// containerd knows the whole chain of the second image, and asks silkd for nothing but Stat.
+func TestTheLowerPartOfAnotherImage(t *testing.T) {
+	each(t, func(t *testing.T, b *box, who caller) {
+		whole, part := newImage(t, "a", "b", "c"), newImage(t, "a", "b")
+		b.registry.push("whole", whole)
+		b.registry.push("part", part)
+		b.registry.hold()
+		first := b.pull(b.lease("one", who), whole)
+		b.waits(1, first)
+		b.walk("one")
+		ctx := b.lease("one", who)
+		second := b.pull(ctx, part)
+		b.waits(2, first, second)
+		b.walk("one")
+		b.registry.release()
+		must(t, <-first)
+		must(t, <-second)
+		b.fetchedOnce(whole)
+		b.check(ctx, part.top(), "a", "b")
+	})
+}
+
 func TestNobodyElseWaitsWhileAPullDoes(t *testing.T) {
 	each(t, func(t *testing.T, b *box, who caller) {
 		img := newImage(t, "a", "b")
@@ -342,9 +364,9 @@ func TestARestartWhileAPullWaits(t *testing.T) {
 		if err := <-pull; err == nil {
 			t.Fatal("the pull ended well without silkd")
 		}
-		// As every client does whose pull failed; a list might wait in its place otherwise.
-		b.endLease(ctx)
+		// The lease stays, as after a crash of containerd: no list waits in the place of its pull.
 		b.start()
+		b.walk("one")
 		ctx = b.lease("one", who)
 		again := b.pull(ctx, img)
 		b.waits(1, again)
