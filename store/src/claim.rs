@@ -17,13 +17,14 @@ pub(crate) struct Claim {
 }
 
 impl Store {
-    /// Takes the right, or says that somebody has it.
+    /// Takes the right; none where somebody has it, or where the layer is whole: what is written begins by deleting what is there. Whoever
+    /// asked has looked before, but nobody else can make it whole from now on.
     pub(crate) fn claim(self: &Arc<Self>, diff_id: Digest) -> Result<Claim, StoreError> {
-        if self.writing().insert(diff_id) {
-            Ok(Claim { store: Arc::clone(self), diff_id })
-        } else {
-            Err(StoreError::Busy(diff_id))
+        if !self.writing().insert(diff_id) {
+            return Err(StoreError::Busy(diff_id));
         }
+        let claim = Claim { store: Arc::clone(self), diff_id };
+        if self.whole(&diff_id) { Err(StoreError::Whole(diff_id)) } else { Ok(claim) }
     }
 
     /// The layers that are being written.

@@ -41,6 +41,9 @@ pub enum StoreError {
     /// Its bytes never reached the disk.
     #[error("layer {0} was lost: the disk failed to take it, and gives other bytes back")]
     Lost(Digest),
+    /// There is nothing left to write of it.
+    #[error("layer {0} is whole already")]
+    Whole(Digest),
     /// The layer is being written by somebody else.
     #[error("layer {0} is already being written")]
     Busy(Digest),
@@ -107,7 +110,12 @@ impl StoreError {
                         .any(|e| Some(e.raw_os_error()) == source.raw_os_error())
             }
             Self::Absent(_) | Self::Toc { .. } | Self::Index { .. } | Self::Foreign { .. } | Self::Lost(_) => true,
-            Self::Db(_) | Self::Locked(_) | Self::WrongDiffId { .. } | Self::OtherBlob { .. } | Self::Busy(_) => false,
+            Self::Db(_)
+            | Self::Locked(_)
+            | Self::WrongDiffId { .. }
+            | Self::OtherBlob { .. }
+            | Self::Busy(_)
+            | Self::Whole(_) => false,
         }
     }
 
@@ -121,7 +129,7 @@ impl StoreError {
             Self::Db(_) | Self::Locked(_) | Self::Lost(_) => Class::Internal,
             Self::WrongDiffId { .. } | Self::Toc { .. } | Self::Index { .. } | Self::Foreign { .. } => Class::Corrupt,
             Self::Absent(_) => Class::NotFound,
-            Self::Busy(_) => Class::Transient,
+            Self::Busy(_) | Self::Whole(_) => Class::Transient,
             Self::OtherBlob { .. } => Class::Precondition,
         }
     }

@@ -91,11 +91,14 @@ impl Store {
     /// # Errors
     /// What the file system or the database says.
     pub fn learn_all(&self, layers: &[Checked]) -> Result<(), StoreError> {
+        // Whoever writes or fills a layer has names and index of it already, or is about to write its own.
+        let writing = self.writing();
         let changing = self.changing();
         let mut records = Vec::new();
         for Checked { known, from, facts } in layers {
             // Written once: somebody may be reading it already.
-            if self.whole(&known.diff_id) || self.is_known(&known.diff_id, &known.blob, known.blob_size) {
+            let is_there = self.whole(&known.diff_id) || self.is_known(&known.diff_id, &known.blob, known.blob_size);
+            if is_there || writing.contains(&known.diff_id) {
                 continue;
             }
             let dir = self.layer_path(&known.diff_id);
@@ -114,6 +117,7 @@ impl Store {
         }
         self.persist(&records)?;
         drop(changing);
+        drop(writing);
         self.forget_oldest()
     }
 

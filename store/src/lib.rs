@@ -37,6 +37,7 @@ mod writer;
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -85,7 +86,13 @@ impl Store {
     pub fn open(root: &Path, config: Config) -> Result<Self, StoreError> {
         let layers = root.join("layers/sha256");
         fs::create_dir_all(&layers).map_err(|e| StoreError::io("create", &layers, e))?;
-        let db = database::open(&root.join("silk.redb"))?;
+        let file = root.join("silk.redb");
+        let db = database::open(&file)?;
+        // A layer's tar has files that only root may read in an image, and the database the names of private ones.
+        for (path, mode) in [(&root.join("layers"), 0o700), (&file, 0o600)] {
+            let private = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+            private.map_err(|e| StoreError::io("make private", path, e))?;
+        }
         let write = db.begin_write().map_err(StoreError::db)?;
         write.open_table(LAYERS).map_err(StoreError::db)?;
         write.commit().map_err(StoreError::db)?;
@@ -277,7 +284,7 @@ impl Store {
             match id.and_then(|id: Digest| self.record(&id)) {
                 None => remove_dir(&path)?,
                 // They would speak for the data that the layer loses one day.
-                Some(record) if record.whole => remove_marks(&path)?,
+                Some(record) if record.whole => remove_file(&path.join("present"))?,
                 Some(_) if !path.join("present").exists() => drop_data(&path)?,
                 Some(_) => {}
             }
@@ -289,7 +296,7 @@ impl Store {
 /// Deletes the bytes of a layer and what points into them; its names and index stay.
 fn drop_data(dir: &Path) -> Result<(), StoreError> {
     // The marks first: a silkd that is killed here must not leave some that speak for bytes that are gone.
-    remove_marks(dir)?;
+    remove_file(&dir.join("present"))?;
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -298,16 +305,15 @@ fn drop_data(dir: &Path) -> Result<(), StoreError> {
     for entry in entries {
         let path = entry.map_err(|e| StoreError::io("list", dir, e))?.path();
         if path.file_name().is_some_and(|name| name != "toc" && name != "index") {
-            fs::remove_file(&path).map_err(|e| StoreError::io("delete", &path, e))?;
+            remove_file(&path)?;
         }
     }
     Ok(())
 }
 
-fn remove_marks(dir: &Path) -> Result<(), StoreError> {
-    let marks = dir.join("present");
-    match fs::remove_file(&marks) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("delete", &marks, e)),
+fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("delete", path, e)),
         _ => Ok(()),
     }
 }

@@ -62,7 +62,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Absent`] when names or index are not known, one of class `Corrupt` when they are damaged (they are
-    /// forgotten), [`StoreError::Busy`] when the layer is being written.
+    /// forgotten), [`StoreError::Busy`] when the layer is being written, [`StoreError::Whole`] when it
+    /// was.
     pub fn partial(self: &Arc<Self>, diff_id: Digest) -> Result<Partial, StoreError> {
         let claim = self.claim(diff_id)?;
         let (index, digest) = self.sound_index(&diff_id).or_else(|error| {

@@ -265,3 +265,15 @@ fn what_the_database_gives_up_is_taken_back() {
     store.check().unwrap();
     assert!(reserved() >= RESERVED && file.metadata().unwrap().len() == len);
 }
+
+/// A layer's tar has the bytes of files that only root may read in an image.
+#[test]
+fn others_on_the_host_read_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("layers/sha256")).unwrap();
+    fs::write(root.path().join("silk.redb"), b"").unwrap();
+    let _store = open(root.path());
+    for (name, mode) in [("layers", 0o700), ("silk.redb", 0o600)] {
+        assert_eq!(fs::metadata(root.path().join(name)).unwrap().mode() & 0o777, mode, "{name}");
+    }
+}

@@ -40,7 +40,7 @@ impl Store {
     /// Starts a layer afresh. One writer a layer at a time.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] when it has a writer; what the file system says.
+    /// [`StoreError::Busy`] when it has a writer, [`StoreError::Whole`] when it had one; what the file system says.
     pub fn writer(self: &Arc<Self>, diff_id: Digest) -> Result<LayerWriter, StoreError> {
         let claim = self.claim(diff_id)?;
         let dir = self.layer_path(&diff_id);

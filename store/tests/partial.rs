@@ -335,3 +335,39 @@ fn marks_that_outlived_their_layer_do_not_speak_for_what_became_of_its_data() {
     let partial = store.partial(known.diff_id).unwrap();
     assert_eq!(partial.read(0, &mut [1; 1000]).unwrap_err().class(), Class::NotFound);
 }
+
+/// What is asked for was not whole a moment ago, and is now: nothing of it may be touched, and what others say of it comes too late.
+#[test]
+fn a_whole_layer_is_neither_opened_with_holes_nor_written_again() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    store.learn(&known, "a peer").unwrap();
+    let partial = store.partial(known.diff_id).unwrap();
+    for nr in 0..index.len() {
+        partial.fill(nr, span(&index, nr, &bytes), false).unwrap();
+    }
+    partial.finish(&Toc::new(bytes.len() as u64, []), 1).unwrap();
+    drop(partial);
+    let data = store.layer_path(&known.diff_id).join("data");
+    for refused in [store.partial(known.diff_id).map(drop), store.writer(known.diff_id).map(drop)] {
+        assert!(matches!(refused, Err(StoreError::Whole(_))), "{refused:?}");
+        assert!(store.whole(&known.diff_id));
+        assert_eq!(fs::read(&data).unwrap()[..bytes.len()], bytes);
+    }
+    assert!(store.evict(&known.diff_id).unwrap().layers == 1, "nobody keeps the right to write it");
+    store.partial(known.diff_id).unwrap();
+}
+
+#[test]
+fn a_layer_on_its_way_keeps_its_own_names() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, _) = known(&bytes);
+    let store = open(root.path());
+    let writer = store.writer(known.diff_id).unwrap();
+    store.learn(&known, "a peer").unwrap();
+    assert!(!store.is_known(&known.diff_id, &known.blob, known.blob_size), "somebody writes it");
+    drop(writer);
+    store.learn(&known, "a peer").unwrap();
+    assert!(store.is_known(&known.diff_id, &known.blob, known.blob_size));
+}
