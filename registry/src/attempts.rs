@@ -2,8 +2,9 @@
 //!
 //! A refusal (404, 401, wrong bytes) rules a host out for this request and the next one is tried at once. A passing
 //! fault is tried once more on the same host, since most are a single cut connection; the second in a row moves on to
-//! the next host. A host that cannot be connected to, that does not answer, or that says 429, 416 or that it is in trouble
-//! itself (5xx), is left at once if there is another. The wait doubles with each failure in a row; moving on to a host not
+//! the next host. A host that cannot be connected to, that does not answer, or that says 429 or 416, is left at once if there is another,
+//! and one that says that it is in trouble itself (5xx), if it has sent nothing of this yet and another has not failed just now: a mirror that
+//! sends a blob keeps it over one 502. The wait doubles with each failure in a row; moving on to a host not
 //! yet tried costs none. No request is given up while a host has not been asked at all.
 
 use std::{
@@ -38,6 +39,8 @@ pub(crate) struct Attempts {
     order: Vec<usize>,
     /// What is known of them, by position in `order`.
     known: Vec<Known>,
+    /// Which of them have sent what is asked for, by position in `order`.
+    served: Vec<bool>,
     at: usize,
     failures_here: u32,
     failures: u32,
@@ -51,6 +54,8 @@ pub(crate) struct Attempts {
 enum Known {
     /// Not asked since bytes came last.
     Nothing,
+    /// It could not be reached by others a moment ago.
+    Rests,
     Failed,
     /// It did not answer: as long as others do, however badly, asking it again would only cost the time.
     Silent,
@@ -70,8 +75,19 @@ impl Policy {
 impl Attempts {
     /// `order` must not be empty.
     pub(crate) fn new(policy: Policy, order: Vec<usize>) -> Self {
-        let known = vec![Known::Nothing; order.len()];
-        Self { policy, order, known, at: 0, failures_here: 0, failures: 0, since: None, refusal: None }
+        let (known, served) = (vec![Known::Nothing; order.len()], vec![false; order.len()]);
+        Self { policy, order, known, served, at: 0, failures_here: 0, failures: 0, since: None, refusal: None }
+    }
+
+    /// With what other requests have found out about the hosts.
+    pub(crate) fn knowing(mut self, rests: impl Fn(usize) -> bool, has_served: impl Fn(usize) -> bool) -> Self {
+        for (at, host) in self.order.iter().enumerate() {
+            if rests(*host) {
+                self.known[at] = Known::Rests;
+            }
+            self.served[at] = has_served(*host);
+        }
+        self
     }
 
     /// The host to use now.
@@ -87,6 +103,7 @@ impl Attempts {
     /// Bytes came: what failed before counts no more.
     pub(crate) fn progressed(&mut self) {
         (self.failures, self.failures_here, self.since) = (0, 0, None);
+        self.served[self.at] = true;
         for known in self.known.iter_mut().filter(|known| **known == Known::Failed) {
             *known = Known::Nothing;
         }
@@ -103,7 +120,13 @@ impl Attempts {
         self.known[self.at] = if matches!(error, Error::NoAnswer { .. }) { Known::Silent } else { Known::Failed };
         let after = now.saturating_duration_since(since);
         let is_over = self.failures >= self.policy.attempts || after >= self.policy.give_up_after;
-        let leaves = self.failures_here > 1 || leaves_at_once(&error);
+        let leaves = self.failures_here > 1
+            || match error {
+                Error::Status { status, .. } if status.is_server_error() => {
+                    !self.served[self.at] && self.known.contains(&Known::Nothing)
+                }
+                _ => leaves_at_once(&error),
+            };
         if (leaves || is_over) && self.has_untried() {
             self.move_on();
             return Ok(Duration::ZERO);
@@ -131,7 +154,7 @@ impl Attempts {
     }
 
     fn has_untried(&self) -> bool {
-        self.known.contains(&Known::Nothing)
+        self.known.iter().any(|known| matches!(known, Known::Nothing | Known::Rests))
     }
 
     /// To the next of the hosts of which the best is known, which may be the one of now; false if all are ruled out.
@@ -159,7 +182,7 @@ impl Attempts {
 fn leaves_at_once(error: &Error) -> bool {
     match error {
         Error::Unreachable { cause, .. } => cause.is_connect(),
-        Error::Status { status, .. } => *status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error(),
+        Error::Status { status, .. } => *status == StatusCode::TOO_MANY_REQUESTS,
         Error::RangeRefused { .. } | Error::NoAnswer { .. } => true,
         Error::NoCredentials { .. } | Error::Wordless { .. } => true,
         _ => false,
@@ -311,9 +334,22 @@ mod tests {
         let (mut two, now) = attempts(2);
         two.failed(status(503, None), now).unwrap();
         two.progressed();
+        assert!(two.failed(status(503, None), now).unwrap() > Duration::ZERO);
+        assert_eq!(two.host(), 1, "it has sent bytes");
         assert_eq!(two.failed(status(503, None), now).unwrap(), Duration::ZERO);
         assert_eq!(two.host(), 0);
         assert!(two.failed(status(503, None), now).unwrap() > Duration::ZERO);
+    }
+
+    /// The mirror of a node without a way to the registry itself.
+    #[test]
+    fn one_bad_answer_is_no_reason_to_ask_a_host_that_rests() {
+        let (two, now) = attempts(2);
+        let mut two = two.knowing(|host| host == 1, |_| false);
+        assert!(two.failed(status(502, None), now).unwrap() > Duration::ZERO);
+        assert_eq!(two.host(), 0);
+        two.failed(status(502, None), now).unwrap();
+        assert_eq!(two.host(), 1, "no request is given up before");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Authorization of requests to one host: basic, or a bearer token a repository, renewed as it expires.
 //!
 //! The first request goes without; a 401's challenge says what is wanted. Its answer is kept per scope until shortly before
-//! it expires, then renewed without asking the registry again. Concurrent requests of a scope renew once, as long as the
-//! token server answers. Protocol: distribution's "Token Authentication Specification" and its OAuth2 variant.
+//! it expires, then renewed without asking the registry again. Concurrent requests of a scope renew once, if the
+//! token server answers within a second. Protocol: distribution's "Token Authentication Specification" and its OAuth2 variant.
 
 use std::{
     collections::HashMap,

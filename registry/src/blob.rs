@@ -2,7 +2,7 @@
 //!
 //! A registry often redirects a blob's request to storage, with a signature that expires. The address is kept and shared by
 //! all readers, so that a range costs one round trip and not two; it is asked for anew when it fails. Only one reader at
-//! a time asks a host for it, as long as that host answers: behind one that hangs nobody queues up.
+//! a time asks a host for it, if that host answers within a second: behind one that hangs nobody queues up.
 
 use std::{
     fmt,
@@ -34,7 +34,7 @@ mod trust;
 pub use stream::BlobStream;
 
 /// How long a reader waits for another one's question where a blob is, before it asks itself: several round trips to any
-/// registry, so that those that answer are asked once, and little beside the time that one that hangs may take.
+/// registry, so that most are asked once, and little beside the time that one that hangs may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A blob of a repository. Cheap to clone; clones share the redirect, the choice of mirror and what is known of ranges.
@@ -113,6 +113,11 @@ impl Blob {
     /// Its size in bytes, by the manifest.
     pub fn size(&self) -> u64 {
         self.inner.size
+    }
+
+    /// The registry, as references name it, and the repository there.
+    pub fn repository(&self) -> (&str, &str) {
+        (&self.inner.repository.registry, &self.inner.repository.path)
     }
 
     /// Streams exactly `range`. Nothing is asked before the first [`BlobStream::next`].

@@ -261,7 +261,11 @@ impl Fault {
     /// Whether another try may not meet it: a cloud's helper asks the cloud, and is replaced while it is upgraded.
     fn may_pass(&self) -> bool {
         match self {
-            Self::Read { .. } | Self::Run { .. } | Self::Failed { .. } | Self::Slow { .. } => true,
+            // What is not installed, or may not be read, stays so.
+            Self::Read { cause, .. } | Self::Run { cause, .. } => {
+                !matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+            }
+            Self::Failed { .. } | Self::Slow { .. } => true,
             Self::Json { .. } | Self::Auth { .. } | Self::Answer { .. } => false,
         }
     }

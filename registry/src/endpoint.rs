@@ -228,13 +228,13 @@ impl Endpoint {
     }
 
     /// One request finds out whether a host that has rested is back: it may wait for that as long as for any answer, and the
-    /// others need not.
-    fn tries_rested(&self) {
+    /// others need not; until what is returned is dropped, with or without an answer.
+    fn tries_rested(&self) -> Option<Scout<'_>> {
         let now = Instant::now();
-        let mut until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if until.is_some_and(|until| until <= now) {
-            *until = Some(now + self.head_timeout);
-        }
+        let mut rests_until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = rests_until.filter(|until| *until <= now)?;
+        *rests_until = Some(now + self.head_timeout);
+        Some(Scout { endpoint: self, before })
     }
 
     fn set_rests(&self, rests: bool) {
@@ -393,14 +393,13 @@ impl Endpoint {
     ) -> Result<Response, Error> {
         let after = self.head_timeout + sending;
         let is_own = asked.host == self.host.authority;
-        if is_own {
-            self.tries_rested();
-        }
+        let scout = is_own.then(|| self.tries_rested());
         let sent = match timeout(after, request.send()).await {
             Err(_) => Err(Error::NoAnswer { asked: asked.clone(), after }),
             Ok(Err(error)) => Err(Error::Unreachable { asked: asked.clone(), cause: Transport::new(error) }),
             Ok(Ok(response)) => Ok(response),
         };
+        drop(scout);
         METRICS.registry_requests.of(answered(&sent)).one();
         if is_own {
             // A connection that broke is none of these: the next one may hold.
@@ -418,6 +417,19 @@ impl Endpoint {
 pub(crate) fn most_bodies(config: &Config) -> usize {
     let connections = config.connections_per_registry as usize;
     connections + connections.div_ceil(URGENT)
+}
+
+/// A request to a host that has rested.
+struct Scout<'a> {
+    endpoint: &'a Endpoint,
+    before: Instant,
+}
+
+/// Also when the request was given up: whoever comes next finds out.
+impl Drop for Scout<'_> {
+    fn drop(&mut self) {
+        *self.endpoint.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.before);
+    }
 }
 
 fn is_before(until: &Mutex<Option<Instant>>) -> bool {

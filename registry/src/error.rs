@@ -181,6 +181,12 @@ pub enum Error {
         /// How the whole was compressed on the way.
         coding: Option<&'static str>,
     },
+    /// The server has no ranges: its answer begins with all that lies before the one that was asked for.
+    #[error("registry {} sends the whole of {} where a part of it was asked for", asked.host, asked.what)]
+    NoRanges {
+        /// What was asked, of whom.
+        asked: Asked,
+    },
     /// 416: the registry says the blob does not reach that far.
     #[error("registry {} cannot serve bytes {}-{} of {}: {}", asked.host, wanted.start, wanted.end - 1, asked.what, StatusCode::RANGE_NOT_SATISFIABLE)]
     RangeRefused {
@@ -291,7 +297,7 @@ impl Error {
                 Class::Unsupported
             }
             // The size is the manifest's: it is the host that does not have all of the blob, or not yet.
-            Self::RangeRefused { .. } => Class::Transient,
+            Self::RangeRefused { .. } | Self::NoRanges { .. } => Class::Transient,
             // The refusal may be no more than what the missing credentials made it.
             Self::NoCredentials { .. } | Self::Wordless { .. } => Class::Transient,
             Self::Unreachable { .. } | Self::NoAnswer { .. } | Self::Cut { .. } | Self::Stalled { .. } => {

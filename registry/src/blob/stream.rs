@@ -30,6 +30,7 @@ pub struct BlobStream {
     /// The next attempt is not to begin before.
     not_before: Option<Instant>,
     urgent: bool,
+    ranges_only: bool,
     /// The hosts that bytes came from.
     pub(super) sent: BTreeSet<usize>,
 }
@@ -37,13 +38,21 @@ pub struct BlobStream {
 impl BlobStream {
     pub(super) fn new(blob: Blob, range: Range<u64>) -> Self {
         let (body, permit, attempts, not_before) = (None, None, None, None);
-        Self { blob, left: range, body, permit, attempts, not_before, urgent: false, sent: BTreeSet::new() }
+        let (urgent, ranges_only, sent) = (false, false, BTreeSet::new());
+        Self { blob, left: range, body, permit, attempts, not_before, urgent, ranges_only, sent }
     }
 
     /// Somebody waits for these bytes: where all permits of a host are taken, it has some for such.
     #[must_use]
     pub fn urgent(mut self) -> Self {
         self.urgent = true;
+        self
+    }
+
+    /// Fails with [`Error::NoRanges`] where the server would send more that is thrown away than what is wanted.
+    #[must_use]
+    pub fn ranges_only(mut self) -> Self {
+        self.ranges_only = true;
         self
     }
 
@@ -69,6 +78,11 @@ impl BlobStream {
             match step {
                 Ok(None) => {}
                 Ok(Some(bytes)) => return Ok(Some(bytes)),
+                // It is for the caller to read in another way.
+                Err(error @ Error::NoRanges { .. }) => {
+                    (self.body, self.permit, self.attempts) = (None, None, None);
+                    return Err(error);
+                }
                 Err(error) => self.failed(error)?,
             }
         }
@@ -79,8 +93,11 @@ impl BlobStream {
     fn attempts(&mut self) -> Result<&mut Attempts, Error> {
         if self.attempts.is_none() {
             let shared = &*self.blob.inner;
-            let order = shared.repository.blob_order(&shared.digest, shared.current.load(Ordering::Relaxed))?;
-            self.attempts = Some(Attempts::new(shared.repository.policy, order));
+            let served = shared.current.load(Ordering::Relaxed);
+            let order = shared.repository.blob_order(&shared.digest, served)?;
+            let attempts = Attempts::new(shared.repository.policy, order);
+            let rests = |host: usize| shared.repository.endpoints[host].rests();
+            self.attempts = Some(attempts.knowing(rests, |host| host == served));
         }
         Ok(self.attempts.as_mut().expect("set above"))
     }
@@ -96,7 +113,11 @@ impl BlobStream {
             let permit = self.blob.inner.repository.endpoints[host].permit(self.urgent).await;
             self.permit = Some((host, permit));
         }
-        self.body = Some(self.blob.open(host, &self.left).await.map_err(|error| self.as_refused(error))?);
+        let body = self.blob.open(host, &self.left).await.map_err(|error| self.as_refused(error))?;
+        if self.ranges_only && body.skip > self.left.end - self.left.start {
+            return Err(Error::NoRanges { asked: Asked { host: body.host, what: self.blob.what() } });
+        }
+        self.body = Some(body);
         Ok(())
     }
 

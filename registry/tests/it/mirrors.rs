@@ -202,7 +202,7 @@ async fn mirrors_that_hang_are_left_at_once_and_rest() {
     mirrors[0].wait_for_stalls(2).await;
     mirrors[1].heal();
     assert_eq!(read(&repository.blob(digest, SIZE), 0..9).await.unwrap(), content[..9]);
-    assert_eq!((mirrors[0].requests().len(), mirrors[1].requests().len()), (2, 2));
+    assert_eq!(mirrors[0].requests().len(), 2);
     assert_eq!(first.await.unwrap().unwrap(), content[..9]);
 }
 
@@ -248,9 +248,10 @@ async fn the_host_of_the_wrong_stream_is_blamed() {
     let blob = world.repository("registry.test/library/app").await.blob(digest, SIZE);
     let mut good = blob.read(0..100_000);
     assert_eq!(crate::world::rest(&mut good).await.unwrap(), content[..100_000]);
-    mirrors[0].fault_status("blobs", 500, 1);
+    // It has sent bytes: it is left after the second.
+    mirrors[0].fault_status("blobs", 500, 2);
     let mut wrong = blob.read(100_000..SIZE);
-    assert_ne!(crate::world::rest(&mut wrong).await.unwrap(), content[100_000..]);
+    assert!(crate::world::rest(&mut wrong).await.unwrap() != content[100_000..]);
     assert!(wrong.distrust());
     assert_eq!(read(&blob, 100_000..SIZE).await.unwrap(), content[100_000..]);
     assert_eq!((mirrors[1].requests().len(), own.requests().len()), (1, 0));
