@@ -11,7 +11,7 @@
 //! writer and reader. The format is the kernel's `fs/erofs/erofs_fs.h`; `docs/formats/erofs.md` says which part of it
 //! is used and why.
 
-use std::io;
+use std::{io, ops::Range};
 
 use silk_model::{Class, Digest};
 
@@ -98,6 +98,11 @@ impl<'t> Plan<'t> {
     /// Bytes of file contents that are copied into the image; 0 for a layer without odd sparse files.
     pub fn copied(&self) -> u64 {
         self.copied
+    }
+
+    /// The bytes of data files that [`Plan::copied`] counts, without its holes: what `read` of [`Plan::write`] is asked for.
+    pub fn copied_from(&self) -> Vec<(Source, Range<u64>)> {
+        write::copied_from(self)
     }
 
     /// Writes the image. `read` is called only when [`Plan::copied`] is not 0.

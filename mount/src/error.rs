@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -132,6 +133,14 @@ pub enum ViewError {
         /// Why.
         source: ErofsError,
     },
+    /// Bytes that its metadata image has copies of are not here: once they are, it can be shown.
+    #[error("layer {layer} has sparse files that cannot be shown before {} more pieces of them are here", bytes.len())]
+    Missing {
+        /// Which.
+        layer: Digest,
+        /// Where these bytes are: whose tar, and where in it.
+        bytes: Vec<(Digest, Range<u64>)>,
+    },
     /// Its metadata image cannot be written or read.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -165,6 +174,7 @@ impl ViewError {
             | Self::Tree { layer, .. }
             | Self::Chain { layer, .. }
             | Self::Erofs { layer, .. }
+            | Self::Missing { layer, .. }
             | Self::Mount { layer, .. } => Some(*layer),
             Self::Io { .. } => None,
         }
@@ -178,6 +188,7 @@ impl ViewError {
             Self::Tree { source, .. } => source.class(),
             Self::Chain { .. } => Class::Unsupported,
             Self::Erofs { source, .. } => source.class(),
+            Self::Missing { .. } => Class::Transient,
             Self::Io { source, .. } => io_class(source),
             Self::Mount { source, .. } => source.class(),
         }

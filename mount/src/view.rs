@@ -1,5 +1,7 @@
 //! Which tree of a layer a mount shows, and the mount's name.
 
+use std::path::Path;
+
 use sha2::{Digest as _, Sha256};
 use silk_model::Digest;
 
@@ -62,7 +64,7 @@ impl View {
         match self.variant {
             Variant::Shared => "erofs".into(),
             Variant::Base => "erofs-base".into(),
-            Variant::Chain(parent) => format!("erofs-{}", &parent.hex()[..16]),
+            Variant::Chain(parent) => format!("erofs-{}", ChainName::of(&parent).0),
         }
     }
 
@@ -87,6 +89,24 @@ impl View {
     }
 }
 
+/// What names a parent chain in the file of a metadata image: the first 64 bits of its chain ID, see [`View::name`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ChainName(String);
+
+impl ChainName {
+    /// That of a chain ID.
+    pub fn of(chain_id: &Digest) -> Self {
+        Self(chain_id.hex()[..16].to_owned())
+    }
+
+    /// That in the path of a metadata image, with the layer that it is of; `None` if it has none.
+    pub(crate) fn of_file(meta: &Path) -> Option<(Digest, Self)> {
+        let chain = meta.file_name()?.to_str()?.strip_prefix("erofs-").filter(|chain| chain.len() == 16)?;
+        let layer = meta.parent()?.file_name()?.to_str()?;
+        Some((format!("sha256:{layer}").parse().ok()?, Self(chain.to_owned())))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -101,6 +121,10 @@ mod tests {
         assert_eq!(views.map(|v| v.name()), ["rdeofuhgkk", "hd7bxcr7zi", "3elgft2tmm"]);
         for view in views {
             assert_eq!(View::name_of_file(&diff_id, &view.file_name()), Some(view.name()));
+            let meta = Path::new("/layers").join(diff_id.hex()).join(view.file_name());
+            let chain =
+                matches!(view.variant, Variant::Chain(_)).then(|| (diff_id, ChainName::of(&Digest::of(b"chain"))));
+            assert_eq!(ChainName::of_file(&meta), chain);
         }
         assert_eq!(views.iter().map(View::uuid).collect::<HashSet<_>>().len(), 3);
     }

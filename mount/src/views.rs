@@ -4,10 +4,11 @@ use std::{
     cmp::Reverse,
     collections::{HashMap, HashSet},
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -19,9 +20,9 @@ use silk_layer::{
 };
 use silk_model::{Digest, chain_ids};
 
-use crate::{
-    Ground, LayerError, MountError, Mounts, Pages, Variant, View, ViewError, chain, making::Making, meta, turns::Turns,
-};
+use crate::{Ground, LayerError, Mounts, Pages, Variant, View, ViewError, chain, making::Making, meta, turns::Turns};
+
+mod away;
 
 /// Who keeps the layers.
 pub trait LayerFiles: Sync {
@@ -44,6 +45,13 @@ pub trait LayerFiles: Sync {
 
     /// The file that serves a layer's data while bytes are missing; `None` when `data` has all of them.
     fn served(&self, diff_id: &Digest) -> Option<PathBuf>;
+
+    /// Does `data` have these bytes of the tar?
+    fn has(&self, diff_id: &Digest, bytes: &Range<u64>) -> bool;
+
+    /// Nobody uses the layer: reads that wait for bytes of it fail. Its mounts are about to be taken away, and over loop devices the kernel
+    /// waits for its own reads of a mount before that is gone.
+    fn let_go(&self, diff_id: &Digest);
 }
 
 /// The views of layers: which one an image needs, its metadata, its mount.
@@ -59,24 +67,25 @@ pub struct Views {
     dependences: Mutex<HashMap<Digest, Dependence>>,
     /// Views of [`Variant::Chain`] with their images and the layers these point into, by the name of the mount.
     chains: Mutex<HashMap<String, Wants>>,
+    /// How often names were given up because they lied. Raised before what was made of them is looked for: what is made of names that were
+    /// read before, and finished after, is not found then, and has to go by itself.
+    lies: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Wants {
     meta: PathBuf,
     layers: Vec<Digest>,
-    /// Layers that its names were made of besides its own, if it was made or found by this process.
-    below: Vec<Digest>,
+    /// Layers that its names were made of besides its own; `None` if it was made by an earlier process.
+    below: Option<Vec<Digest>>,
 }
-
-/// How a mount is taken away.
-type Hide<'a> = &'a dyn Fn(&str) -> Result<(), MountError>;
 
 impl Views {
     /// Views over these mounts. Call [`Views::sweep`] before anything else.
     pub fn new(mounts: Mounts) -> Self {
         let (turns, layers, making) = (Turns::default(), Turns::default(), Making::default());
-        Self { mounts, turns, layers, making, dependences: Mutex::default(), chains: Mutex::default() }
+        let (dependences, chains, lies) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
+        Self { mounts, turns, layers, making, dependences, chains, lies }
     }
 
     /// The mounts below.
@@ -92,9 +101,16 @@ impl Views {
     pub fn lowers(&self, files: &dyn LayerFiles, chain: &[Digest]) -> Result<Vec<PathBuf>, ViewError> {
         let ids = chain_ids(chain);
         self.learn_all(files, chain, &ids);
-        // Base first: see `retire`.
-        let mut lowers: Vec<_> =
-            (0..chain.len()).map(|at| self.show_at(files, (chain, &ids), at)).collect::<Result<_, _>>()?;
+        let mut lowers: Vec<PathBuf>;
+        loop {
+            let lies = self.lies();
+            // Base first: see `retire`.
+            lowers = (0..chain.len()).map(|at| self.show_at(files, (chain, &ids), at)).collect::<Result<_, _>>()?;
+            // Else one of the first may have gone, as a lie, while the last were made.
+            if self.lies() == lies {
+                break;
+            }
+        }
         lowers.reverse();
         // A chain may hold a layer twice (`RUN true` makes the same empty one each time), and overlayfs takes no lower
         // directory twice. The topmost decides: whatever a repetition below it shows, it shows above.
@@ -141,126 +157,6 @@ impl Views {
         pages.ok()
     }
 
-    /// Takes away a layer's views as [`Views::hide_layer`] and then does `then` (deletes its files, say), unless
-    /// `in_use`; `None` if it is. A [`Views::lowers`] on its way either finds the layer as it was or, when its caller
-    /// made `in_use` true before, keeps it: it asks for the base first, and this holds that layer until it is done.
-    ///
-    /// `in_use` and `then` must not wait for anybody who is in [`Views::lowers`].
-    ///
-    /// # Errors
-    /// When the kernel refuses to unmount; `then` was not done.
-    pub fn retire<R>(
-        &self,
-        files: &dyn LayerFiles,
-        diff_id: &Digest,
-        in_use: &dyn Fn() -> bool,
-        then: impl FnOnce() -> R,
-    ) -> Result<Option<R>, ViewError> {
-        self.layers.take(diff_id, || {
-            if in_use() {
-                return Ok(None);
-            }
-            self.hide_layer(files, diff_id)?;
-            Ok(Some(then()))
-        })
-    }
-
-    /// Takes away all views of a layer, and those of other layers that point into its data. Call it before the layer's
-    /// files are deleted: a mount keeps the space of deleted ones. Overlays that stand on them keep what they have.
-    ///
-    /// # Errors
-    /// When the kernel refuses to unmount.
-    pub fn hide_layer(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Result<(), ViewError> {
-        self.take_layer(files, diff_id, &|name| self.mounts.hide_name(name))
-    }
-
-    fn take_layer(&self, files: &dyn LayerFiles, diff_id: &Digest, hide: Hide<'_>) -> Result<(), ViewError> {
-        let failed = |source| ViewError::Mount { layer: *diff_id, source };
-        for (_, name) in images(&files.layer_path(diff_id), diff_id)? {
-            hide(&name).map_err(failed)?;
-            self.chains().remove(&name);
-        }
-        self.hide_users(diff_id, &|user| user.layers.contains(diff_id), hide)?;
-        self.dependences().remove(diff_id);
-        Ok(())
-    }
-
-    /// Takes away views of other layers, for the sake of `diff_id`, and deletes what they were made of.
-    fn hide_users(&self, diff_id: &Digest, is_user: &dyn Fn(&Wants) -> bool, hide: Hide<'_>) -> Result<(), ViewError> {
-        let users: Vec<_> =
-            self.chains().iter().filter(|(_, wants)| is_user(wants)).map(|(name, _)| name.clone()).collect();
-        for name in users {
-            hide(&name).map_err(|source| ViewError::Mount { layer: *diff_id, source })?;
-            if let Some(Wants { meta, .. }) = self.chains().remove(&name) {
-                remove_file(&meta)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A layer changed its ground. Its views, and those of other layers that point into it, are mounted from what it is now,
-    /// in the place of the old mounts; if its names `lied`, they are taken away, and what was made of its names is deleted.
-    /// Overlays that stand on the old mounts keep them.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or a file cannot be deleted.
-    pub fn renew_layer(&self, files: &dyn LayerFiles, diff_id: &Digest, lied: bool) -> Result<(), ViewError> {
-        self.layers.take(diff_id, || {
-            let own = images(&files.layer_path(diff_id), diff_id)?;
-            if lied {
-                let disown: Hide<'_> = &|name| self.mounts.disown(name);
-                self.take_layer(files, diff_id, disown)?;
-                // Also those that took no more from it than the mode of a directory.
-                self.hide_users(diff_id, &|user| user.below.contains(diff_id), disown)?;
-                own.iter().try_for_each(|(meta, _)| remove_file(meta))?;
-                return remove_file(&files.layer_path(diff_id).join("depends"));
-            }
-            let users = self
-                .chains()
-                .iter()
-                .filter(|(_, w)| w.layers.contains(diff_id))
-                .map(|(n, w)| (w.meta.clone(), n.clone()))
-                .collect::<Vec<_>>();
-            for (meta, name) in own.into_iter().chain(users) {
-                let layers = meta::wanted(&meta).unwrap_or_default();
-                let devices: Vec<_> = layers.iter().map(|layer| data(files, layer)).collect();
-                let replaced = self.mounts.replace(&name, &meta, &devices, ground(files, &layers));
-                replaced.map_err(|source| ViewError::Mount { layer: *diff_id, source })?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Takes away the views that an earlier process left of layers that are not whole any more. `whole` are those
-    /// that are.
-    ///
-    /// # Errors
-    /// When a layer's directory cannot be read, or the kernel refuses to unmount.
-    pub fn sweep(&self, files: &dyn LayerFiles, whole: &[Digest]) -> Result<(), ViewError> {
-        let here: std::collections::HashSet<_> = whole.iter().collect();
-        let mut keep = std::collections::HashSet::new();
-        for diff_id in whole {
-            for (meta, name) in images(&files.layer_path(diff_id), diff_id)? {
-                let layers = meta::wanted(&meta).unwrap_or_default();
-                if layers.iter().all(|layer| here.contains(layer)) {
-                    if layers.iter().any(|layer| layer != diff_id) {
-                        self.chains().insert(name.clone(), Wants { meta, layers, below: Vec::new() });
-                    }
-                    keep.insert(name);
-                } else {
-                    remove_file(&meta)?;
-                }
-            }
-        }
-        let hidden = self.mounts.hide_unknown(&|name| keep.contains(name));
-        let layer = whole.first().copied().unwrap_or(Digest::new([0; 32]));
-        let hidden = hidden.map_err(|source| ViewError::Mount { layer, source })?;
-        if !hidden.is_empty() {
-            tracing::info!(count = hidden.len(), "took away mounts of layers that are gone");
-        }
-        Ok(())
-    }
-
     fn show_at(
         &self,
         files: &dyn LayerFiles,
@@ -279,10 +175,28 @@ impl Views {
             return Ok(self.mounts.mountpoint(&view));
         }
         // Two that want the same view: the second finds the image made and the mount there.
-        self.turns.take(&view.name(), || self.show(files, &view, &chain[..=at]))
+        self.turns.take(&view.name(), || {
+            loop {
+                let lies = self.lies();
+                match self.show(files, &view, &chain[..=at], lies) {
+                    Ok(Some(mountpoint)) => return Ok(mountpoint),
+                    // Names that are given up may make a tree that cannot be.
+                    Err(error) if self.lies() == lies => return Err(error),
+                    Ok(None) | Err(_) => {}
+                }
+            }
+        })
     }
 
-    fn show(&self, files: &dyn LayerFiles, view: &View, chain: &[Digest]) -> Result<PathBuf, ViewError> {
+    /// Mounts a view; `None` when names were given up since there were so many `lies`, of which it may have been made: nothing is left
+    /// of it.
+    fn show(
+        &self,
+        files: &dyn LayerFiles,
+        view: &View,
+        chain: &[Digest],
+        lies: u64,
+    ) -> Result<Option<PathBuf>, ViewError> {
         let layer = view.diff_id;
         files.size(&layer).ok_or(ViewError::NotWhole(layer))?;
         let path = files.layer_path(&layer).join(view.file_name());
@@ -309,23 +223,37 @@ impl Views {
             if let Some(gone) = layers.iter().find(|layer| files.size(layer).is_none()) {
                 return Err(ViewError::NotWhole(*gone));
             }
-            let devices: Vec<_> = layers.iter().map(|layer| data(files, layer)).collect();
-            let ground = ground(files, &layers);
+            let (devices, ground) = devices(files, &layers);
             if let Variant::Chain(_) = view.variant {
-                let below = chain[..chain.len() - 1].to_vec();
+                let below = Some(chain[..chain.len() - 1].to_vec());
                 self.chains().insert(view.name(), Wants { meta: path.clone(), layers, below });
             }
-            self.mounts.show(view, &path, &devices, ground).map_err(|source| ViewError::Mount { layer, source })
+            let failed = |source| ViewError::Mount { layer, source };
+            let mountpoint = self.mounts.show(view, &path, &devices, ground).map_err(failed)?;
+            if self.lies() == lies {
+                return Ok(Some(mountpoint));
+            }
+            self.mounts.disown(&view.name()).map_err(failed)?;
+            self.chains().remove(&view.name());
+            remove_file(&path)?;
+            Ok(None)
         })
+    }
+
+    fn lies(&self) -> u64 {
+        self.lies.load(Ordering::SeqCst)
     }
 
     fn known_dependence(&self, files: &dyn LayerFiles, diff_id: &Digest) -> Option<Dependence> {
         if let Some(known) = self.dependences().get(diff_id) {
             return Some(*known);
         }
-        let read = chain::read_dependence(&files.layer_path(diff_id).join("depends"))?;
-        self.dependences().insert(*diff_id, read);
-        Some(read)
+        // Alone: it may be taken away as a lie.
+        self.layers.take(diff_id, || {
+            let read = chain::read_dependence(&files.layer_path(diff_id).join("depends"))?;
+            self.dependences().insert(*diff_id, read);
+            Some(read)
+        })
     }
 
     /// Learns of all layers that were never shown, on all processors: a pull waits for it. What fails here fails again where the
@@ -361,16 +289,41 @@ impl Views {
             if let Some(known) = self.known_dependence(files, &diff_id) {
                 return Ok(known);
             }
-            let _room = self.making.room(files.entries(&diff_id));
-            let (dependence, tree) = chain::learn(&diff_id, &toc(files, &diff_id)?, place)?;
-            if let Some(tree) = tree {
-                let view = View { diff_id, variant: chain::variant(dependence, place) };
-                make(files, &view, &[diff_id], &tree)?;
+            loop {
+                let lies = self.lies();
+                match self.work_out(files, diff_id, place, lies) {
+                    Ok(Some(dependence)) => return Ok(dependence),
+                    Err(error) if self.lies() == lies => return Err(error),
+                    Ok(None) | Err(_) => {}
+                }
             }
-            let path = files.layer_path(&diff_id).join("depends");
+        })
+    }
+
+    /// As [`Views::learn`]; `None` when names were given up since there were so many `lies`, perhaps these: nothing of it is left.
+    fn work_out(
+        &self,
+        files: &dyn LayerFiles,
+        diff_id: Digest,
+        place: Option<Digest>,
+        lies: u64,
+    ) -> Result<Option<Dependence>, ViewError> {
+        let _room = self.making.room(files.entries(&diff_id));
+        let (dependence, tree) = chain::learn(&diff_id, &toc(files, &diff_id)?, place)?;
+        let view = View { diff_id, variant: chain::variant(dependence, place) };
+        if let Some(tree) = tree {
+            make(files, &view, &[diff_id], &tree)?;
+        }
+        self.layers.take(&diff_id, || {
+            let dir = files.layer_path(&diff_id);
+            if self.lies() != lies {
+                remove_file(&dir.join(view.file_name()))?;
+                return Ok(None);
+            }
+            let path = dir.join("depends");
             chain::write_dependence(&path, dependence).map_err(|e| ViewError::io("write", &path, e))?;
             self.dependences().insert(diff_id, dependence);
-            Ok(dependence)
+            Ok(Some(dependence))
         })
     }
 
@@ -397,17 +350,29 @@ fn make(files: &dyn LayerFiles, view: &View, chain: &[Digest], tree: &Tree) -> R
         devices.push(Device { source, size, layer });
     }
     let plan = Plan::new(tree, &devices, view.uuid()).map_err(|source| ViewError::Erofs { layer, source })?;
-    let data = |source| data(files, &whose(source).unwrap_or(layer));
+    // Not through the file that serves them: here nobody waits for a network.
+    let copied = plan.copied_from().into_iter().map(|(source, bytes)| (whose(source).unwrap_or(layer), bytes));
+    let missing: Vec<_> = copied.filter(|(layer, bytes)| !files.has(layer, bytes)).collect();
+    if !missing.is_empty() {
+        return Err(ViewError::Missing { layer, bytes: missing });
+    }
+    let data = |source| files.layer_path(&whose(source).unwrap_or(layer)).join("data");
     meta::write(&files.layer_path(&layer).join(view.file_name()), &plan, &data)?;
     Ok(plan.sources().iter().filter_map(|source| whose(*source)).collect())
 }
 
-fn ground(files: &dyn LayerFiles, devices: &[Digest]) -> Ground {
-    if devices.iter().any(|layer| files.served(layer).is_some()) { Ground::Served } else { Ground::Disk }
-}
-
-fn data(files: &dyn LayerFiles, layer: &Digest) -> PathBuf {
-    files.served(layer).unwrap_or_else(|| files.layer_path(layer).join("data"))
+/// The data files of layers, and what a mount over them stands on. Each layer is asked for once: it may become whole at any time.
+fn devices(files: &dyn LayerFiles, layers: &[Digest]) -> (Vec<PathBuf>, Ground) {
+    let mut ground = Ground::Disk;
+    let mut device = |layer| match files.served(layer) {
+        Some(served) => {
+            ground = Ground::Served;
+            served
+        }
+        None => files.layer_path(layer).join("data"),
+    };
+    let devices = layers.iter().map(&mut device).collect();
+    (devices, ground)
 }
 
 fn toc(files: &dyn LayerFiles, layer: &Digest) -> Result<Toc, ViewError> {

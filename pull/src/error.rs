@@ -1,6 +1,6 @@
 //! Why an image or a layer did not arrive.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 use silk_layer::{decode::DecodeError, tar::TarError};
 use silk_model::{Class, Digest};
@@ -89,6 +89,8 @@ pub struct ShowError {
     pub diff_id: Option<Digest>,
     /// What kind of trouble it is.
     pub class: Class,
+    /// Once these bytes of layers are here, they can be shown.
+    pub missing: Vec<(Digest, Range<u64>)>,
     /// What happened.
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }

@@ -424,13 +424,13 @@ impl Puller {
     /// The layers of the images that silk knows: those that snapshots use, and those about to be. A failed image keeps
     /// none once its claim is old.
     pub fn wanted(&self) -> HashSet<Digest> {
+        self.wanted_chains().into_iter().flatten().collect()
+    }
+
+    /// The same, image by image, base first.
+    pub fn wanted_chains(&self) -> Vec<Vec<Digest>> {
         let images = lock(&self.images);
-        images
-            .values()
-            .filter(|i| i.is_wanted())
-            .filter_map(|i| i.spec.get())
-            .flat_map(|spec| spec.diff_ids())
-            .collect()
+        images.values().filter(|i| i.is_wanted()).filter_map(|i| i.spec.get()).map(|spec| spec.diff_ids()).collect()
     }
 
     /// Forgets images that `keep` does not hold, that are not on their way and were not claimed within the last minute; a

@@ -52,6 +52,9 @@ pub(crate) struct Layers {
     jobs: Mutex<HashMap<Digest, Arc<LayerJob>>>,
 }
 
+/// How many hosts of a repository may send wrong bytes of a blob before its layer fails. Chosen: `hosts.toml` names some mirrors at most.
+const HOSTS: u32 = 4;
+
 impl Layers {
     pub(crate) fn new(store: Arc<Store>, config: Config) -> Arc<Self> {
         Arc::new(Self { store, budget: Budget::new(config), jobs: Mutex::default() })
@@ -160,16 +163,36 @@ impl Layers {
             // The image failed while this layer waited for its turn: nobody wants it now.
             return Err(LayerError::Abandoned);
         }
-        let began = Instant::now();
-        let blob = repository.blob(spec.blob, spec.size);
+        if self.store.whole(&spec.diff_id) {
+            // It was filled meanwhile, by what somebody said of it later.
+            return Ok(());
+        }
+        let (began, diff_id) = (Instant::now(), spec.diff_id);
         *lock(&job.started) = Some(began);
-        *lock(&job.source) = blob.host();
-        let diff_id = spec.diff_id;
-        let sink = {
-            let (store, blob) = (Arc::clone(&self.store), blob.clone());
-            move || Ok(Stored { writer: store.writer(diff_id)?, blob, began })
-        };
-        self.budget.stream(place, spec, blob, job.counts.clone(), sink).await?;
+        let mut place = Some(place);
+        for tries_left in (0..HOSTS).rev() {
+            let place = match place.take() {
+                Some(place) => place,
+                None => self.budget.place().await?,
+            };
+            let blob = repository.blob(spec.blob, spec.size);
+            *lock(&job.source) = blob.host();
+            let sink = {
+                let (store, blob) = (Arc::clone(&self.store), blob.clone());
+                move || Ok(Stored { writer: store.writer(diff_id)?, blob, began })
+            };
+            match self.budget.stream(place, spec, blob.clone(), job.counts.clone(), sink).await {
+                Err(LayerError::Store(StoreError::Whole(_))) => return Ok(()),
+                // A mirror's copy is damaged: another host may have a good one.
+                Err(error @ LayerError::WrongBlob { .. }) if blob.distrust() && tries_left > 0 => {
+                    tracing::warn!(%diff_id, %error, "a layer is fetched again, from another host");
+                }
+                streamed => {
+                    streamed?;
+                    break;
+                }
+            }
+        }
         tracing::info!(
             %diff_id, bytes = job.counts.written(), seconds = began.elapsed().as_secs_f64(),
             "a layer is whole and proved"

@@ -8,8 +8,9 @@
 use std::{
     collections::HashMap,
     fs::File,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use silk_model::{
@@ -40,8 +41,9 @@ use reads::Watches;
 use scheduler::Scheduler;
 pub(crate) use scheduler::Starting;
 
-/// Waits before a layer that could not be streamed either is tried again.
-const STREAM_AGAIN: Duration = Duration::from_secs(8);
+/// Waits before a layer that could not be streamed either is tried again; the longest is for one whose blob is no good. Chosen: who
+/// repairs a registry does not wait much longer to see whether it helped, and seven blobs an hour are no load.
+const STREAM_AGAIN: Range<Duration> = Duration::from_secs(8)..Duration::from_secs(512);
 
 /// All layers that are mounted with holes.
 #[derive(Debug)]
@@ -169,8 +171,8 @@ impl Lazies {
         self.get(diff_id).filter(|lazy| lazy.is_indexed()).map(|lazy| lazy.size())
     }
 
-    /// Opens a layer that is known, and starts to fill it; `learned` says from whom, if it was just now. `false` when it is
-    /// not known well enough. Blocks for the disk.
+    /// Opens a layer that is known, and starts to fill it; `learned` says from whom, if it was just now. `true` when it can be mounted,
+    /// `false` when it is not known well enough. Blocks for the disk.
     pub(crate) fn open(
         self: &Arc<Self>,
         spec: &LayerSpec,
@@ -186,6 +188,8 @@ impl Lazies {
         }
         let partial = match self.store.partial(spec.diff_id) {
             Ok(partial) => partial,
+            // It was missing when its image's layers were looked through, and another pull has brought it since.
+            Err(StoreError::Whole(_)) => return Ok(true),
             // It streams in already, or must now.
             Err(error) if matches!(error.class(), Class::Transient | Class::NotFound | Class::Corrupt) => {
                 return Ok(false);
@@ -260,6 +264,14 @@ impl Lazies {
     }
 }
 
+/// Waits, at most until another image has brought the layer.
+async fn unless_whole(store: &Store, diff_id: &Digest, time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end && !store.whole(diff_id) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// A layer's life while it has holes.
 async fn live(lazy: Arc<Lazy>, road: Road) {
     let Err(fault) = lazy.fill(&road).await else { return };
@@ -275,8 +287,9 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
             let said = road.lazies.store.known(&diff_id).ok().map(|known| Said::of(&known));
             (said, lazy.partial.discard(true))
         }
-    })
-    .await;
+    });
+    // Unmounting may wait for them.
+    let forgotten = lazy.while_readers_wait(forgotten).await;
     let said = match forgotten {
         Ok((said, Ok(()))) => said,
         Ok((said, Err(error))) => {
@@ -286,17 +299,30 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
         Err(_) => None,
     };
     lazy.give_up();
+    let mut again = STREAM_AGAIN.start;
     loop {
-        match road.streams.pull(&lazy.spec, &road.repository, road.trip.as_deref()).await {
+        let streamed = lazy.while_readers_wait(road.streams.pull(&lazy.spec, &road.repository, road.trip.as_deref()));
+        match streamed.await {
             Ok(()) => {
                 road.judge(&lazy, said, &fault.to_string()).await;
                 break;
             }
             Err(error) => {
                 let error = lazy.refuse(error.class(), &error);
-                tracing::error!(%error, "reads fail");
+                tracing::error!(%error, again = again.as_secs(), "reads fail");
                 lazy.not_streamed(&error);
-                tokio::time::sleep(STREAM_AGAIN).await;
+                match error.class {
+                    Class::Transient | Class::NoSpace => {
+                        lazy.while_readers_wait(tokio::time::sleep(STREAM_AGAIN.start)).await;
+                    }
+                    class => {
+                        lazy.while_readers_fail(&error, unless_whole(&store, &diff_id, again)).await;
+                        if class == Class::Corrupt {
+                            // Each try fetches the blob to its end, and nothing says that it would be another one now.
+                            again = (again * 2).min(STREAM_AGAIN.end);
+                        }
+                    }
+                }
             }
         }
     }

@@ -4,7 +4,8 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use silk_model::Digest;
+use silk_model::{Digest, chain_ids};
+use silk_mount::ChainName;
 use silk_pull::Puller;
 use silk_snapshotter::Snapshots;
 use silk_store::{Evicted, StoreError};
@@ -71,6 +72,9 @@ impl Janitor {
         for diff_id in self.views.lazies.list().into_iter().filter(|id| !used.contains(id)) {
             self.retire(&diff_id, || self.views.lazies.give_up(&diff_id));
         }
+        if let Err(error) = self.views.retire_chains(&|| self.chains()) {
+            tracing::warn!(%error, "a layer stays mounted for a chain that nothing has any more");
+        }
         self.views.store.drop_partials(|id| used.contains(id))?;
         let unused = self.views.store.unused(|id| used.contains(id));
         let excess = self.views.store.excess(unused.iter().map(|u| u.bytes).sum())?;
@@ -136,6 +140,13 @@ impl Janitor {
         let mut used = self.puller.wanted();
         used.extend(self.snapshots.in_use().into_keys());
         used
+    }
+
+    /// The chains of [`Janitor::used`], and all that lie below their layers.
+    fn chains(&self) -> HashSet<ChainName> {
+        let mut chains = self.puller.wanted_chains();
+        chains.extend(self.snapshots.remote_chains().into_iter().map(|chain| chain.diff_ids));
+        chains.iter().flat_map(|ids| chain_ids(ids)).map(|id| ChainName::of(&id)).collect()
     }
 
     /// Drops unused layers, longest unused first, until `bytes` were given back. Blocks.

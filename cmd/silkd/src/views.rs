@@ -1,10 +1,10 @@
 //! Joins the rooms that show layers: the store knows where they lie, `mount` shows them, `pull` asks for it.
 
-use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use silk_layer::toc::Toc;
 use silk_model::{Class, Digest};
-use silk_mount::{LayerError, LayerFiles, Pages, Rung, ViewError, Views};
+use silk_mount::{ChainName, LayerError, LayerFiles, Pages, Rung, ViewError, Views};
 use silk_pull::{Lazies, Show, ShowError};
 use silk_store::Store;
 
@@ -63,6 +63,11 @@ impl StoreViews {
         })
     }
 
+    /// Takes away views of layers on parent chains that are not in use. Blocks.
+    pub fn retire_chains(&self, in_use: &dyn Fn() -> HashSet<ChainName>) -> Result<(), ViewError> {
+        self.views.retire_chains(in_use)
+    }
+
     /// Drops a whole layer whose bytes on disk are not its own, whoever uses it. Blocks.
     pub fn drop_damaged(&self, diff_id: &Digest) -> Result<(), LayerError> {
         let evicted = self.retire(diff_id, &|| false, || self.store.evict(diff_id));
@@ -103,6 +108,16 @@ impl LayerFiles for Files<'_> {
     fn served(&self, diff_id: &Digest) -> Option<PathBuf> {
         let served = self.0.served.as_ref().ok().filter(|_| self.0.is_served(diff_id))?;
         served.path(diff_id).inspect_err(|error| tracing::error!(%diff_id, %error, "a layer has no name")).ok()
+    }
+
+    fn has(&self, diff_id: &Digest, bytes: &Range<u64>) -> bool {
+        self.0.store.whole(diff_id) || self.0.lazies.get(diff_id).is_some_and(|lazy| lazy.has(bytes))
+    }
+
+    fn let_go(&self, diff_id: &Digest) {
+        if let Some(lazy) = self.0.lazies.get(diff_id) {
+            lazy.let_go();
+        }
     }
 }
 
@@ -146,9 +161,13 @@ impl Show for StoreViews {
     }
 
     fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError> {
-        self.lowers(diff_ids).map(drop).map_err(|error| ShowError {
+        self.lowers(diff_ids).map(drop).map_err(|mut error| ShowError {
             diff_id: error.layer(),
             class: error.class(),
+            missing: match &mut error {
+                ViewError::Missing { bytes, .. } => std::mem::take(bytes),
+                _ => Vec::new(),
+            },
             source: Box::new(error),
         })
     }

@@ -1,8 +1,11 @@
 //! The second pass: streams a planned image.
 
-use std::io::{self, BufWriter, Write};
+use std::{
+    io::{self, BufWriter, Write},
+    ops::Range,
+};
 
-use crate::tree::{Node, NodeId, NodeKind};
+use crate::tree::{Node, NodeId, NodeKind, Source};
 
 use super::{
     Plan, ReadData,
@@ -185,13 +188,42 @@ fn copies<W: Write>(file: &File<'_>, bits: u32, out: &mut Counted<W>, read: &mut
 /// Fills `piece` with the file's bytes from `start` on.
 fn fill(file: &File<'_>, start: u64, piece: &mut [u8], read: &mut ReadData<'_>) -> io::Result<()> {
     piece.fill(0);
-    let end = start + piece.len() as u64;
-    let extents = file.extents();
-    let first = extents.partition_point(|e| e.logical + e.len <= start);
-    for e in extents[first..].iter().take_while(|e| e.logical < end) {
-        let (from, to) = (e.logical.max(start), (e.logical + e.len).min(end));
-        let part = &mut piece[(from - start) as usize..(to - start) as usize];
-        read(e.source, e.offset + (from - e.logical), part)?;
+    for (part, source, offset) in parts(file, start..start + piece.len() as u64) {
+        read(source, offset, &mut piece[(part.start - start) as usize..(part.end - start) as usize])?;
     }
     Ok(())
+}
+
+/// The parts of a file's range that are no holes: where in the file, whose bytes, and where these are.
+fn parts(file: &File<'_>, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, Source, u64)> {
+    let extents = file.extents();
+    let first = extents.partition_point(|e| e.logical + e.len <= range.start);
+    extents[first..].iter().take_while(move |e| e.logical < range.end).map(move |e| {
+        let part = e.logical.max(range.start)..(e.logical + e.len).min(range.end);
+        (part.clone(), e.source, e.offset + (part.start - e.logical))
+    })
+}
+
+/// See [`Plan::copied_from`].
+pub(super) fn copied_from(plan: &Plan<'_>) -> Vec<(Source, Range<u64>)> {
+    let mut all: Vec<(Source, Range<u64>)> = Vec::new();
+    if plan.copied == 0 {
+        return all;
+    }
+    for node in plan.order.iter().map(|&id| &plan.tree.nodes[id as usize]) {
+        // The plan has seen that each has a body.
+        let Ok(Body { contents: Contents::Chunks { file, bits, copied: 1.., .. }, .. }) = place::body(node) else {
+            continue;
+        };
+        for (nr, _) in (0..).zip(file.chunks(bits)).filter(|(_, chunk)| *chunk == Chunk::Copied) {
+            for (part, source, at) in parts(&file, file.range(bits, nr)) {
+                let end = at + (part.end - part.start);
+                match all.last_mut() {
+                    Some((last, bytes)) if *last == source && bytes.end == at => bytes.end = end,
+                    _ => all.push((source, at..end)),
+                }
+            }
+        }
+    }
+    all
 }

@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Mutex,
@@ -20,6 +21,9 @@ use silk_layer::{
 use silk_model::{Class, Digest};
 use silk_mount::{LayerError, LayerFiles, Mounts, RungChoice, Views};
 
+/// What happens once, just after somebody has read a layer's table of contents.
+type AfterToc = (Digest, Box<dyn FnOnce(&Layers) + Send>);
+
 /// Layers in a directory, as a store has them.
 pub(crate) struct Layers {
     pub(crate) root: PathBuf,
@@ -32,6 +36,7 @@ pub(crate) struct Layers {
     pub(crate) entries: u64,
     /// Whoever decodes waits until so many did at once, or gives up.
     pub(crate) together: u32,
+    pub(crate) after_toc: Mutex<Option<AfterToc>>,
 }
 
 impl LayerFiles for Layers {
@@ -50,10 +55,13 @@ impl LayerFiles for Layers {
             std::thread::yield_now();
         }
         now.fetch_sub(1, Ordering::SeqCst);
-        let known = self.known.lock().unwrap();
-        let (toc, _) =
-            known.get(diff_id).ok_or_else(|| LayerError::new(Class::NotFound, io::Error::other("no such layer")))?;
-        Ok(toc.clone())
+        let known = self.known.lock().unwrap().get(diff_id).cloned();
+        let (toc, _) = known.ok_or_else(|| LayerError::new(Class::NotFound, io::Error::other("no such layer")))?;
+        let after = self.after_toc.lock().unwrap().take_if(|(layer, _)| layer == diff_id);
+        if let Some((_, then)) = after {
+            then(self);
+        }
+        Ok(toc)
     }
 
     fn entries(&self, _: &Digest) -> u64 {
@@ -67,6 +75,12 @@ impl LayerFiles for Layers {
     fn served(&self, _: &Digest) -> Option<PathBuf> {
         None
     }
+
+    fn has(&self, _: &Digest, _: &Range<u64>) -> bool {
+        true
+    }
+
+    fn let_go(&self, _: &Digest) {}
 }
 
 impl Layers {
@@ -78,8 +92,8 @@ impl Layers {
     }
 
     pub(crate) fn at(root: &Path) -> Self {
-        let (known, decoded, decoding) = Default::default();
-        Self { root: root.to_owned(), _dir: None, known, decoded, decoding, entries: 10, together: 0 }
+        let (known, decoded, decoding, after_toc) = Default::default();
+        Self { root: root.to_owned(), _dir: None, known, decoded, decoding, entries: 10, together: 0, after_toc }
     }
 
     pub(crate) fn add(&self, tar: &Tar) -> Digest {

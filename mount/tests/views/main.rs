@@ -4,6 +4,7 @@
 
 mod at_once;
 mod fake;
+mod lies;
 
 use std::{
     fs, io,
@@ -13,7 +14,6 @@ use std::{
 };
 
 use rustix::mount::{UnmountFlags, unmount};
-use silk_layer::toc::Toc;
 use silk_model::{Class, Digest};
 use silk_mount::{LayerFiles, Mounts, Rung, RungChoice, Trace, Trees, Variant, View, ViewError, Views};
 
@@ -187,26 +187,6 @@ fn privileged_trees_that_lied_are_told_from_those_that_are_gone() {
     views.lowers(&layers, &[id]).unwrap();
     views.renew_layer(&layers, &id, true).unwrap();
     assert_eq!(*trees.1.lock().unwrap(), [format!("gone {name}"), format!("lied {name}")]);
-}
-
-#[test]
-fn privileged_names_that_lied_are_gone_from_views_of_other_layers() {
-    let layers = Layers::new();
-    let views = layers.views(RungChoice::Auto);
-    let base = layers.add(&base());
-    // `etc` is implied: its mode comes from below, and nothing else does.
-    let top = layers.add(&Tar::new().file("etc/added", "added"));
-    let truth = layers.known.lock().unwrap()[&base].clone();
-    let mut lie = truth.clone();
-    let mut entries: Vec<_> = truth.0.entries().collect();
-    entries.iter_mut().filter(|entry| entry.path.starts_with(b"etc")).for_each(|etc| etc.mode = 0o777);
-    lie.0 = Toc::new(truth.0.size(), &entries);
-    layers.known.lock().unwrap().insert(base, lie);
-    let mode = |merged: &Path| fs::metadata(merged.join("etc")).unwrap().mode() & 0o7777;
-    assert_eq!(mode(&layers.overlay(&views, &[base, top], "lie")), 0o777);
-    layers.known.lock().unwrap().insert(base, truth);
-    views.renew_layer(&layers, &base, true).unwrap();
-    assert_eq!(mode(&layers.overlay(&views, &[base, top], "truth")), 0o750);
 }
 
 #[test]

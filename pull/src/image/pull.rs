@@ -1,14 +1,22 @@
 //! One try at an image: its layers, then their mounts.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use silk_model::{Class, Digest, metrics::Kind};
 use silk_registry::Repository;
+use tokio::sync::oneshot;
 use tracing::Instrument as _;
 
 use super::{Image, Puller, known::Unknown};
-use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ShowError, lazy::Lazies, spans, timing::Trip};
+use crate::{ImageError, ImageSpec, LayerError, LayerSpec, ReadError, ShowError, lazy::Lazies, spans, timing::Trip};
+
+/// How often an image is shown before its pull fails. Chosen: each time once more takes another lie about its layers, another loss of the
+/// disk, or a layer with bytes that have to be here first.
+const SHOWS: usize = 5;
+
+/// Bytes that are read at once of what has to be here first. An answer takes so much memory.
+const BROUGHT_AT_ONCE: usize = 1 << 20;
 
 impl Puller {
     /// The lowest `count` layers at once, then their mounts. The image's own pull has a `trip`; one for the sake of lower layers
@@ -27,8 +35,21 @@ impl Puller {
         let mut ids = spec.diff_ids();
         ids.truncate(count);
         let mut shown = self.show(&ids).await;
-        if shown.as_ref().is_err_and(|error| self.doubts_names(&ids, error)) {
-            self.pull_layers(image, spec, count, trip).await?;
+        for _ in 1..SHOWS {
+            let Err(error) = &shown else { break };
+            if self.doubts_names(&ids, error) || self.is_passing(&ids, error) {
+                self.pull_layers(image, spec, count, trip).await?;
+            } else {
+                match self.bring(error).await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(cause) => {
+                        let (diff_id, class) = (error.diff_id, cause.class);
+                        shown = Err(ShowError { diff_id, class, missing: Vec::new(), source: Box::new(cause) });
+                        break;
+                    }
+                }
+            }
             shown = self.show(&ids).await;
         }
         trip.inspect(|trip| trip.mark_mounted());
@@ -48,9 +69,9 @@ impl Puller {
     async fn show(&self, ids: &[Digest]) -> Result<(), ShowError> {
         let (show, ids) = (Arc::clone(&self.seams.show), ids.to_vec());
         let span = spans::part!("mount");
-        tokio::task::spawn_blocking(move || span.in_scope(|| show.show(&ids)))
-            .await
-            .unwrap_or_else(|panic| Err(ShowError { diff_id: None, class: Class::Internal, source: Box::new(panic) }))
+        tokio::task::spawn_blocking(move || span.in_scope(|| show.show(&ids))).await.unwrap_or_else(|panic| {
+            Err(ShowError { diff_id: None, class: Class::Internal, missing: Vec::new(), source: Box::new(panic) })
+        })
     }
 
     /// Names that were never proved may be what makes the tree of a layer impossible: its own, or those of layers below. Gives
@@ -61,6 +82,30 @@ impl Puller {
         let unproved: Vec<_> = ids[..=at].iter().filter_map(|id| self.lazies.get(id)).collect();
         unproved.iter().for_each(|lazy| lazy.doubt(error));
         !unproved.is_empty()
+    }
+
+    /// A layer that was here went away while it was shown: its index was found to be no good, the disk lost it, its names lied. Then it
+    /// is streamed, which is waited for; or what was made of its names went, and is made again.
+    fn is_passing(&self, ids: &[Digest], error: &ShowError) -> bool {
+        let went = matches!(error.class, Class::Precondition | Class::NotFound | Class::Internal);
+        went || ids.iter().any(|id| !self.lazies.is_here(id))
+    }
+
+    /// Waits for bytes without which layers cannot be shown; were there any?
+    async fn bring(&self, error: &ShowError) -> Result<bool, ReadError> {
+        const PIECE: u64 = BROUGHT_AT_ONCE as u64;
+        let pieces = error.missing.iter().flat_map(|(diff_id, bytes)| {
+            (bytes.start / PIECE..bytes.end.div_ceil(PIECE)).map(|piece| (*diff_id, piece * PIECE))
+        });
+        // Small files are many to a piece.
+        for (diff_id, from) in pieces.collect::<BTreeSet<_>>() {
+            let Some(lazy) = self.lazies.get(&diff_id) else { continue };
+            let (to, came) = oneshot::channel();
+            lazy.read(from, BROUGHT_AT_ONCE, Box::new(move |read| drop(to.send(read.map(drop)))));
+            // Who was stopped meanwhile answers, too; one that is dropped instead is met when the layers are shown.
+            came.await.unwrap_or(Ok(()))?;
+        }
+        Ok(!error.missing.is_empty())
     }
 
     async fn pull_layers(
@@ -78,7 +123,7 @@ impl Puller {
                 trip.mark_resolved();
             }
         };
-        self.fill_already(spec, trip);
+        self.fill_already(spec, trip).await;
         if missing.is_empty() {
             had_to(Kind::Here);
             return Ok(());
@@ -105,12 +150,24 @@ impl Puller {
         Ok(())
     }
 
-    /// Layers that another pull opened, and that are not whole yet.
-    fn fill_already(&self, spec: &ImageSpec, trip: Option<&Arc<Trip>>) {
-        for (trip, layer) in spec.layers.iter().filter_map(|layer| Some((trip?, layer))) {
-            if let Some(lazy) = self.lazies.get(&layer.diff_id) {
+    /// Layers that another pull opened, and that are not whole yet: what keeps its registry from giving them need not keep this image's.
+    async fn fill_already(&self, spec: &ImageSpec, trip: Option<&Arc<Trip>>) {
+        let filling = spec.layers.iter().filter_map(|layer| Some((layer, self.lazies.get(&layer.diff_id)?)));
+        let mut others = Vec::new();
+        for (layer, lazy) in filling {
+            if let Some(trip) = trip {
                 trip.has(layer.diff_id, &lazy.clocks);
             }
+            if !lazy.is_of(&spec.reference) {
+                others.push((layer, lazy));
+            }
+        }
+        if others.is_empty() {
+            return;
+        }
+        match self.repository(&spec.reference).await {
+            Ok(own) => others.iter().for_each(|(layer, lazy)| lazy.offer(own.blob(layer.blob, layer.size))),
+            Err(error) => tracing::debug!(image = spec.reference, %error, "its layers come from another's repository"),
         }
     }
 }
@@ -149,6 +206,8 @@ impl Puller {
                     }
                     return Ok(());
                 }
+                // Another pull has opened it while this one waited for its turn.
+                Err(_) if self.lazies.is_here(diff_id) => return Ok(()),
                 Err(error) => error,
             };
             let class = error.class();

@@ -37,13 +37,19 @@ use crate::{
 };
 
 mod ground;
+mod sources;
 mod take;
+mod tend;
+
+use sources::Sources;
 
 /// Waits before a range that failed is fetched again.
 const BACKOFF: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(8);
 
-/// A range whose content is wrong is fetched this often again, perhaps from another mirror, before the index is blamed.
+/// A range whose content is wrong is fetched this often again, and from each other host that may have it, before the index is blamed.
 const REPEATS: u32 = 1;
+/// How many hosts may be asked more: one that is away is never known to have sent wrong bytes. Chosen: `hosts.toml` names some mirrors at most.
+const HOSTS: u32 = 4;
 
 /// Why a read cannot be answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -65,7 +71,7 @@ pub struct Lazy {
     image: String,
     /// Who gave names and index, if it was another node and since the daemon started.
     pub(super) learned: Option<Found<()>>,
-    pub(super) blob: Blob,
+    pub(super) sources: Mutex<Sources>,
     pub(super) partial: Partial,
     work: Mutex<Work>,
     /// Counts everything that happens: who waits for anything looks again at each change.
@@ -119,6 +125,10 @@ struct Work {
     trouble: Option<Trouble>,
     /// How often the content of a span was wrong.
     wrong: HashMap<usize, u32>,
+    /// The server has no ranges: what is missing comes in one run.
+    no_ranges: bool,
+    /// That run.
+    stream: Option<Range<usize>>,
     /// It was wrong too often, or the names are no good.
     fault: Option<Arc<str>>,
     /// The store's copy is left to whoever streams the layer.
@@ -140,19 +150,12 @@ enum Ground {
     Nowhere,
 }
 
-/// What readers need of their layer's keeper.
-#[derive(Debug)]
-pub(super) struct Todo {
-    /// To be fetched now.
-    pub(super) runs: Vec<Range<usize>>,
-    /// When to look again, if nothing happens before.
-    pub(super) wake: Option<Instant>,
-}
-
 #[derive(Debug, Clone)]
 struct Trouble {
     cause: Arc<str>,
     class: Class,
+    /// What did not come.
+    run: Range<usize>,
     /// When the request that failed was made.
     tried: Instant,
     next_try: Instant,
@@ -160,10 +163,13 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// Is a read to be refused now? Not when it was asked since: what kept the last request from its bytes may be over. Credentials, or
-    /// a blob that is gone, do not come back by waiting; a registry does, and space on the disk.
-    fn refuses(&self, read: &Waiting) -> bool {
-        read.asked <= self.tried && !matches!(self.class, Class::Transient | Class::Corrupt | Class::NoSpace)
+    /// Is a read of these spans to be refused now? Not when it was asked since: what kept the last request from its bytes may be over; nor
+    /// for another read's sake, whose request one of many servers may have refused. Credentials, or a blob that is gone, do not come back by
+    /// waiting; a registry does, and space on the disk.
+    fn refuses(&self, read: &Waiting, spans: &Range<usize>) -> bool {
+        let is_its = spans.start < self.run.end && self.run.start < spans.end;
+        let is_final = !matches!(self.class, Class::Transient | Class::Corrupt | Class::NoSpace);
+        is_its && is_final && read.asked <= self.tried
     }
 }
 
@@ -207,7 +213,7 @@ impl Lazy {
             spec,
             image,
             learned,
-            blob,
+            sources: Mutex::new(Sources::new(blob)),
             partial,
             work: Mutex::default(),
             events: watch::Sender::new(0),
@@ -241,7 +247,32 @@ impl Lazy {
 
     /// The registry or mirror that its bytes come from.
     pub fn host(&self) -> String {
-        self.blob.host()
+        self.blob().host()
+    }
+
+    /// The blob, where it is to be asked for.
+    pub(super) fn blob(&self) -> Blob {
+        self.sources().first()
+    }
+
+    fn sources(&self) -> MutexGuard<'_, Sources> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another image has the layer's blob in its own repository, which was asked last.
+    pub(crate) fn offer(&self, blob: Blob) {
+        let mut work = self.work();
+        if self.sources().offer(blob) {
+            // Who waits until the others are asked again need not.
+            work.trouble = None;
+            drop(work);
+            self.happened();
+        }
+    }
+
+    /// Was it opened for the sake of this image?
+    pub(crate) fn is_of(&self, reference: &str) -> bool {
+        self.image == reference
     }
 
     /// Uncompressed bytes that are here.
@@ -287,7 +318,7 @@ impl Lazy {
     pub fn read(self: &Arc<Self>, offset: u64, len: usize, answer: Answer) {
         self.last_read.store(self.made.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
         let bytes = offset..(offset + len as u64);
-        if self.is_here(&bytes) {
+        if self.has(&bytes) {
             METRICS.reads.of(Read::AtOnce).one();
             return self.answer(bytes, answer);
         }
@@ -295,7 +326,7 @@ impl Lazy {
         let mut work = self.work();
         let runs = match &work.ground {
             // Again, now that no span can be marked without its waiting reads being looked at.
-            Ground::Spans if self.is_here(&bytes) => {
+            Ground::Spans if self.has(&bytes) => {
                 drop(work);
                 return self.answer(bytes, answer);
             }
@@ -316,7 +347,8 @@ impl Lazy {
         self.happened();
     }
 
-    pub(super) fn is_here(&self, bytes: &Range<u64>) -> bool {
+    /// Are these bytes of the tar in its data file?
+    pub fn has(&self, bytes: &Range<u64>) -> bool {
         let end = bytes.end.min(self.size());
         bytes.start >= end || self.partial.hole(bytes.start..end).is_none()
     }
@@ -342,7 +374,8 @@ impl Lazy {
         let mut work = self.work();
         work.coming.remove(&span);
         work.trouble = None;
-        let ready = work.waiting.extract_if(.., |w| self.is_here(&w.bytes)).collect::<Vec<_>>();
+        self.sources().came();
+        let ready = work.waiting.extract_if(.., |w| self.has(&w.bytes)).collect::<Vec<_>>();
         drop(work);
         for Waiting { bytes, answer, .. } in ready {
             self.answer(bytes, answer);
@@ -351,63 +384,50 @@ impl Lazy {
     }
 
     /// A run that began at `tried` is over; what of it did not come may be taken again.
-    pub(super) fn ended(&self, run: Range<usize>, tried: Instant, outcome: Result<(), RangeError>) {
+    pub(super) fn ended(&self, run: Range<usize>, (tried, blob): (Instant, &Blob), outcome: Result<(), RangeError>) {
         let mut work = self.work();
-        for span in run.clone() {
+        if work.stream.as_ref() == Some(&run) {
+            // The next one is asked for as a range again: a cache that has the blob by now gives it.
+            (work.stream, work.no_ranges) = (None, false);
+        }
+        let streamed = work.stream.clone().unwrap_or_default();
+        for span in run.clone().filter(|span| !streamed.contains(span)) {
             work.coming.remove(&span);
         }
-        if let Err(error) = outcome {
+        if let Err(RangeError::Registry(error @ silk_registry::Error::NoRanges { .. })) = &outcome {
+            tracing::info!(blob = %self.spec.blob, %error, "a layer comes in one piece");
+            work.no_ranges = true;
+            drop(work);
+            return self.happened();
+        }
+        // Once a stream takes their place, it does not matter how ranges end.
+        if let Err(error) = outcome
+            && matches!(work.ground, Ground::Spans)
+        {
             let in_a_row = work.trouble.as_ref().map_or(0, |t| t.in_a_row) + 1;
+            // Of the disk's trouble no other repository knows more.
+            let is_its = matches!(error, RangeError::Registry(_) | RangeError::Content { .. });
+            let is_last = !is_its || self.sources().failed(blob);
             // A reader that comes now is to see some tries before its time is over.
             let longest = BACKOFF.end.min(self.read_wait / 4);
             let wait = BACKOFF.start.saturating_mul(1 << (in_a_row - 1).min(16)).min(longest);
             tracing::warn!(image = self.image, blob = %self.spec.blob, %error, in_a_row, "a range of a layer did not arrive");
             let cause: Arc<str> = error.to_string().into();
             // Spans come in order: the first that did not is the one that is wrong. A host that has another blob says nothing of the index.
-            let span = run.into_iter().find(|span| !self.partial.has(*span));
-            if let (Some(span), RangeError::Content(_)) = (span, &error) {
+            let span = run.clone().find(|span| !self.partial.has(*span));
+            if let (Some(span), RangeError::Content { elsewhere, .. }) = (span, &error) {
                 let times = work.wrong.entry(span).or_default();
                 *times += 1;
-                if *times > REPEATS {
+                if *times > REPEATS && (!elsewhere || *times > REPEATS + HOSTS) {
                     work.fault = Some(Arc::clone(&cause));
                 }
             }
-            let (class, next_try) = (error.class(), Instant::now() + wait);
-            work.trouble = Some(Trouble { cause, class, tried, next_try, in_a_row });
+            let (class, wait) = if is_last { (error.class(), wait) } else { (Class::Transient, Duration::ZERO) };
+            let next_try = Instant::now() + wait;
+            work.trouble = Some(Trouble { cause, class, run, tried, next_try, in_a_row });
         }
         drop(work);
         self.happened();
-    }
-
-    /// What readers need now: runs to fetch, and when to look again. Reads that waited too long, or for what is not to be
-    /// had, are refused.
-    pub(super) fn tend(&self) -> Result<Todo, Arc<str>> {
-        let now = Instant::now();
-        let mut work = self.work();
-        if let Some(cause) = &work.fault {
-            return Err(Arc::clone(cause));
-        }
-        let trouble = work.trouble.clone();
-        let refused = |w: &Waiting| w.until <= now || trouble.as_ref().is_some_and(|t| t.refuses(w));
-        let over = work.waiting.extract_if(.., |w| refused(w)).collect::<Vec<_>>();
-        let mut runs = Vec::new();
-        if trouble.as_ref().is_none_or(|t| t.next_try <= now) {
-            let wanted: Vec<_> = work.waiting.iter().map(|w| w.bytes.clone()).collect();
-            runs = wanted.iter().flat_map(|bytes| self.take(&mut work, self.spans(bytes))).collect();
-        }
-        let deadline = work.waiting.iter().map(|w| w.until).min();
-        let next_try = trouble.as_ref().map(|t| t.next_try).filter(|at| *at > now);
-        drop(work);
-        for Waiting { answer, .. } in over {
-            let (class, cause) =
-                trouble.as_ref().map_or((Class::Transient, "its bytes did not come in time".into()), |t| {
-                    (t.class, Arc::clone(&t.cause))
-                });
-            let error = self.refuse(class, &cause);
-            tracing::error!(%error, "a read failed");
-            answer(Err(error));
-        }
-        Ok(Todo { runs, wake: [deadline, next_try].into_iter().flatten().min() })
     }
 
     fn abandoned(&self) -> ReadError {

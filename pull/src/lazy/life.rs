@@ -91,7 +91,9 @@ impl Lazy {
             let wake = match self.next_run() {
                 Ok(Some(run)) => {
                     admitted.spend(self.blob_bytes(&run));
-                    self.spawn(run, Wanted::Later, Some(admitted));
+                    // Who reads meanwhile waits for all of it.
+                    let wanted = if self.is_all(&run) { Wanted::Now } else { Wanted::Later };
+                    self.spawn(run, wanted, Some(admitted));
                     continue;
                 }
                 Ok(None) => None,
@@ -210,7 +212,8 @@ impl Lazy {
     }
 }
 
-async fn changed(events: &mut watch::Receiver<u64>, wake: Option<Instant>) {
+/// Waits until something happens to a layer, or for a moment.
+pub(super) async fn changed(events: &mut watch::Receiver<u64>, wake: Option<Instant>) {
     let changed = events.changed();
     match wake {
         // The sender lives in the layer, which the caller holds.

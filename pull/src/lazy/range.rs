@@ -14,6 +14,7 @@ use silk_model::{
     Class,
     metrics::{self, METRICS},
 };
+use silk_registry::Blob;
 use silk_store::StoreError;
 use silk_sys::priority::{self, Behind};
 use tokio::sync::mpsc;
@@ -44,8 +45,12 @@ pub(super) enum RangeError {
     Registry(#[from] silk_registry::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error(transparent)]
-    Content(SpanError),
+    #[error("{error}")]
+    Content {
+        error: SpanError,
+        /// A host is left that has not sent wrong bytes of the blob.
+        elsewhere: bool,
+    },
     #[error("silk failed at this range (a bug: see silkd's log)")]
     Panicked,
 }
@@ -55,7 +60,7 @@ impl RangeError {
         match self {
             Self::Registry(e) => e.class(),
             Self::Store(e) => e.class(),
-            Self::Content(_) => Class::Corrupt,
+            Self::Content { .. } => Class::Corrupt,
             Self::Panicked => Class::Internal,
         }
     }
@@ -80,7 +85,8 @@ impl Lazy {
         };
         let began = Instant::now();
         let span = spans::range(&self.span, &wanted, &run, self.blob_bytes(&run));
-        let outcome = self.fetch(run.clone(), wanted).instrument(span).await;
+        let blob = self.blob();
+        let outcome = self.fetch(&blob, run.clone(), wanted).instrument(span).await;
         tracing::debug!(
             diff_id = %self.spec.diff_id,
             spans = ?run,
@@ -90,12 +96,15 @@ impl Lazy {
             seconds = began.elapsed().as_secs_f64(),
             "a range was fetched"
         );
-        self.ended(run, began, outcome);
+        self.ended(run, (began, &blob), outcome);
     }
 
-    async fn fetch(self: &Arc<Self>, run: Range<usize>, wanted: Wanted) -> Result<(), RangeError> {
+    async fn fetch(self: &Arc<Self>, blob: &Blob, run: Range<usize>, wanted: Wanted) -> Result<(), RangeError> {
         let (to, pieces) = mpsc::channel(PIECES);
-        let mut stream = self.blob.read(self.partial.index().blob_range(run.clone()));
+        let mut stream = blob.read(self.partial.index().blob_range(run.clone()));
+        if !self.is_all(&run) {
+            stream = stream.ranges_only();
+        }
         if wanted == Wanted::Now {
             stream = stream.urgent();
         }
@@ -120,7 +129,10 @@ impl Lazy {
             }
         }
         drop(to);
-        decode.await.unwrap_or(Err(RangeError::Panicked))
+        decode.await.unwrap_or(Err(RangeError::Panicked)).map_err(|error| match error {
+            RangeError::Content { error, .. } => RangeError::Content { error, elsewhere: stream.distrust() },
+            error => error,
+        })
     }
 
     /// Blocks until the run is decoded.
@@ -148,7 +160,8 @@ impl Lazy {
         loop {
             match clocks.time_reading(decoding, || spans.next(bytes)) {
                 Ok(Some(span)) => {
-                    if !self.partial.has(span) {
+                    let is_new = !self.partial.has(span);
+                    if is_new {
                         let (count, class) = match wanted {
                             Wanted::Now => (&self.counts.demand, metrics::Class::Demand),
                             Wanted::Soon => (&self.counts.profile, metrics::Class::Profile),
@@ -158,11 +171,14 @@ impl Lazy {
                         METRICS.arrived.of(class).add(bytes.len() as u64);
                     }
                     clocks.time(Part::Write, || self.partial.fill(span, bytes, wanted != Wanted::Later))?;
-                    self.has_come(span);
+                    // What was here before says nothing of who sends it.
+                    if is_new {
+                        self.has_come(span);
+                    }
                 }
                 Ok(None) => return Ok(()),
                 Err(SpanError::Input(error)) => return Err(of_registry(error)),
-                Err(error) => return Err(RangeError::Content(error)),
+                Err(error) => return Err(RangeError::Content { error, elsewhere: false }),
             }
         }
     }
@@ -173,6 +189,6 @@ fn of_registry(error: std::io::Error) -> RangeError {
     let kind = error.kind();
     match error.into_inner().map(|inner| inner.downcast::<silk_registry::Error>()) {
         Some(Ok(cause)) => RangeError::Registry(*cause),
-        _ => RangeError::Content(SpanError::Input(kind.into())),
+        _ => RangeError::Content { error: SpanError::Input(kind.into()), elsewhere: false },
     }
 }

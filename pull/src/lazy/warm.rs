@@ -90,7 +90,7 @@ impl Lazy {
         let inner = start.next_multiple_of(PAGE)..end - end % PAGE;
         let part = |wanted: &Range<u64>, of: &Range<u64>| {
             let part = wanted.start.max(of.start)..wanted.end.min(of.end).min(self.size());
-            (!part.is_empty() && self.is_here(&part)).then_some(part)
+            (!part.is_empty() && self.has(&part)).then_some(part)
         };
         let first = wanted.partition_point(|wanted| wanted.end <= all.start);
         let wanted = wanted[first..].iter().take_while(|wanted| wanted.start < all.end);

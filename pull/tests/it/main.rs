@@ -10,4 +10,5 @@ mod peer;
 mod profile;
 mod road;
 mod share;
+mod shared;
 mod timing;

@@ -17,7 +17,7 @@ use silk_pull::{
 use silk_registry::Registry;
 use silk_share::{Backend, Share};
 use silk_store::Store;
-use silk_testkit::Pushed;
+use silk_testkit::{Fake, Pushed};
 use tempfile::TempDir;
 
 /// containerd's content store, and what its leases hold.
@@ -51,9 +51,16 @@ struct Shown {
     renewed: Mutex<Vec<(Digest, bool)>>,
     warmed: Mutex<Vec<(Digest, Range<u64>)>>,
     broken: Mutex<Option<(Digest, Class)>>,
+    /// So many more fail, whatever is shown.
+    fail: Mutex<Option<(u32, Class)>>,
+    /// These bytes of a layer have to be here.
+    needs: Mutex<Option<Needs>>,
     /// Layers that cannot be shown by names from elsewhere: until it is whole, one of them, whoever is to blame, breaks the other.
     misnamed: Mutex<Option<(Misnamed, Arc<Store>)>>,
 }
+
+/// Bytes of a layer, and who knows whether they are here.
+type Needs = (Arc<Lazies>, Digest, Range<u64>);
 
 /// Whose names are wrong, and which layer's tree cannot be made by them.
 #[derive(Debug, Clone, Copy)]
@@ -85,14 +92,25 @@ impl Show for Shown {
     fn forget(&self, _: &Digest) {}
 
     fn show(&self, diff_ids: &[Digest]) -> Result<(), ShowError> {
+        let failed = |class, missing| Err(ShowError { diff_id: None, class, missing, source: "for a moment".into() });
+        if let Some((left, class)) = self.fail.lock().unwrap().as_mut().filter(|(left, _)| *left > 0) {
+            *left -= 1;
+            return failed(*class, Vec::new());
+        }
+        if let Some((lazies, diff_id, bytes)) = &*self.needs.lock().unwrap()
+            && lazies.get(diff_id).is_some_and(|lazy| !lazy.has(bytes))
+        {
+            return failed(Class::Transient, vec![(*diff_id, bytes.clone())]);
+        }
         if let Some((diff_id, class)) = self.broken.lock().unwrap().filter(|(broken, _)| diff_ids.contains(broken)) {
-            return Err(ShowError { diff_id: Some(diff_id), class, source: "as the test asked".into() });
+            let (missing, source) = (Vec::new(), "as the test asked".into());
+            return Err(ShowError { diff_id: Some(diff_id), class, missing, source });
         }
         let misnamed = self.misnamed.lock().unwrap();
         if let Some((Misnamed { liar, fails }, _)) = misnamed.as_ref().filter(|(it, store)| !store.whole(&it.liar)) {
             assert!(diff_ids.contains(liar) && diff_ids.contains(fails));
-            let source = "a tree that cannot be".into();
-            return Err(ShowError { diff_id: Some(*fails), class: Class::Corrupt, source });
+            let (missing, source) = (Vec::new(), "a tree that cannot be".into());
+            return Err(ShowError { diff_id: Some(*fails), class: Class::Corrupt, missing, source });
         }
         self.shown.lock().unwrap().push(diff_ids.to_vec());
         Ok(())
@@ -147,6 +165,16 @@ impl Node {
         Self::open(Config::default(), Arc::default(), vec![], tempfile::tempdir_in(disk).unwrap(), 1)
     }
 
+    /// A node that asks a mirror first.
+    pub fn mirrored(registry: &Fake, mirror: &Fake) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("certs.d").join(registry.host());
+        std::fs::create_dir_all(&dir).unwrap();
+        let hosts = format!("server = \"{}\"\n[host.\"{}\"]\n", registry.url(), mirror.url());
+        std::fs::write(dir.join("hosts.toml"), hosts).unwrap();
+        Self::open(Config::default(), Arc::default(), vec![], root, 1)
+    }
+
     /// A node that decodes one layer at a time and never gives a silent registry up.
     pub fn patient() -> Self {
         let config = Config { layers_at_once: 1, ..Config::default() };
@@ -175,6 +203,7 @@ impl Node {
             stall_timeout_secs,
             response_timeout_secs: stall_timeout_secs,
             docker_config: Some("/nonexistent/config.json".into()),
+            hosts_dirs: vec![root.path().join("certs.d")],
             ..Default::default()
         };
         let shown = Arc::new(Shown::default());
@@ -258,6 +287,16 @@ impl Node {
     pub async fn pull(&self, pushed: &Pushed) -> Result<(), ImageError> {
         self.claim(pushed).await.unwrap();
         self.ready(pushed).await
+    }
+
+    /// So many more images cannot be shown.
+    pub fn fail_shows(&self, count: u32, class: Class) {
+        *self.shown.fail.lock().unwrap() = Some((count, class));
+    }
+
+    /// A layer cannot be shown before these bytes are here.
+    pub fn show_needs(&self, diff_id: Digest, bytes: Range<u64>) {
+        *self.shown.needs.lock().unwrap() = Some((Arc::clone(&self.lazies), diff_id, bytes));
     }
 
     /// From now on a layer cannot be shown.

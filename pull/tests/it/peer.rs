@@ -13,6 +13,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use silk_model::Digest;
 use silk_share::{Answer, Backend, BackendError, Found, Image, Item, Key, LayerKnowledge, Published, Query, State};
 use silk_store::Known;
+use tokio::sync::Notify;
 
 #[derive(Debug, Default)]
 pub struct Peer {
@@ -21,8 +22,9 @@ pub struct Peer {
     removed: Mutex<Vec<Key>>,
     /// It does not answer questions.
     pub mute: AtomicBool,
-    /// It takes for ever to answer.
+    /// It does not answer before it is told to.
     pub hangs: AtomicBool,
+    pub resume: Notify,
 }
 
 impl Peer {
@@ -68,7 +70,7 @@ impl Backend for Peer {
     fn look_up<'a>(&'a self, query: &'a Query<'a>) -> BoxFuture<'a, Answer> {
         async move {
             if self.hangs.load(Ordering::Relaxed) {
-                std::future::pending::<()>().await;
+                self.resume.notified().await;
             }
             if self.mute.load(Ordering::Relaxed) {
                 return Answer { trouble: Some("it is mute".into()), ..Answer::default() };

@@ -278,10 +278,7 @@ const LIES: [Lie; 11] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_said_of_a_layer_its_own_bytes_are_read() {
     let registry = Fake::start().await;
-    // Words that come again, so that windows matter.
-    let (words, chosen) = (noise(7, 256 * 12), noise(8, 1_500_000));
-    let text: Vec<_> = chosen.chunks(4).flat_map(|c| [&words[usize::from(c[0]) * 12..][..12], c].concat()).collect();
-    let tar = tar(&[("text", &text)]);
+    let tar = tar(&[("text", &text())]);
     let (pushed, known) = taught(&registry, "library/app:1", &[(&tar, Compression::Gzip)]).await;
     let layer = &pushed.layers[0];
     let whole = toc::decode(&known[0].toc).unwrap();
@@ -312,6 +309,32 @@ async fn whatever_is_said_of_a_layer_its_own_bytes_are_read() {
             .await;
         }
     }
+}
+
+/// Words that come again, so that windows matter.
+fn text() -> Vec<u8> {
+    let (words, chosen) = (noise(7, 256 * 12), noise(8, 1_500_000));
+    chosen.chunks(4).flat_map(|c| [&words[usize::from(c[0]) * 12..][..12], c].concat()).collect()
+}
+
+/// What others say of the layer is no good, and the blob comes at a drip: a read waits as long as it may, and no longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_a_layer_that_is_streamed_after_all_has_its_time() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("text", &text())]);
+    let (pushed, known) = taught(&registry, "library/app:1", &[(&tar, Compression::Gzip)]).await;
+    let id = pushed.layers[0].diff_id;
+    let peer = Peer::new();
+    let (_, lie) = LIES[4];
+    peer.say(&altered(&known[0], lie));
+    let node = Node::sharing_with(vec![peer], |config| (config.range_bytes, config.read_wait_secs) = (200_000, 1));
+    registry.fault("GET .*/blobs/", Fault::Slow(150_000), silk_testkit::ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    eventually("it is streamed", || node.lazies.get(&id).is_some() && node.lazies.size(&id).is_none()).await;
+    let read = tokio::time::timeout(Duration::from_secs(10), node.read(&id, tar.len() as u64 - 5000, 5000));
+    let error = read.await.expect("it is answered").unwrap_err().to_string();
+    assert!(error.contains("in time"), "{error}");
+    registry.heal();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,13 +1,57 @@
 //! How a layer stops being filled by its spans: its index is no good, a stream takes its place, nobody fills it any more.
 
-use std::{fmt, fs::File};
+use std::{fmt, fs::File, time::Instant};
 
-use super::{Ground, Lazy, ReadError, Waiting, answer_from};
+use super::{super::life::changed, Ground, Lazy, ReadError, Waiting, answer_from};
 
 impl Lazy {
     /// The index is not to be trusted: readers wait for the stream that takes its place.
     pub(in super::super) fn stream_instead(&self, why: &str) {
         self.work().ground = Ground::Stream(why.to_owned());
+        // Its ranges are over: others need not be held back for the sake of those who read it.
+        self.lane.cool(self.spec.diff_id);
+    }
+
+    /// Does the work of the stream while readers wait for it, each as long as it may.
+    pub(in super::super) async fn while_readers_wait<R>(&self, stream: impl Future<Output = R>) -> R {
+        let late = async {
+            let mut events = self.events.subscribe();
+            loop {
+                events.borrow_and_update();
+                let next = self.refuse_late();
+                changed(&mut events, next).await;
+            }
+        };
+        tokio::select! {
+            done = stream => done,
+            never = late => never,
+        }
+    }
+
+    /// Refuses reads that have waited long enough; tells when the next one has.
+    fn refuse_late(&self) -> Option<Instant> {
+        let (now, mut work) = (Instant::now(), self.work());
+        let late: Vec<_> = work.waiting.extract_if(.., |read| read.until <= now).collect();
+        let next = work.waiting.iter().map(|read| read.until).min();
+        drop(work);
+        self.refuse_all(late, None);
+        next
+    }
+
+    /// Waits, while whoever reads is told at once why the layer does not come.
+    pub(in super::super) async fn while_readers_fail(&self, error: &ReadError, wait: impl Future<Output = ()>) {
+        let failing = async {
+            let mut events = self.events.subscribe();
+            loop {
+                events.borrow_and_update();
+                self.not_streamed(error);
+                changed(&mut events, None).await;
+            }
+        };
+        tokio::select! {
+            () = wait => {}
+            never = failing => never,
+        }
     }
 
     /// Its names are no good: no tree can be made of them.
@@ -53,6 +97,11 @@ impl Lazy {
             answer_from(&file, &bytes, answer, self);
         }
         work.ground = Ground::Whole(file);
+    }
+
+    /// Nobody uses the layer any more: who waits for its bytes does not get them.
+    pub fn let_go(&self) {
+        self.not_streamed(&self.abandoned());
     }
 
     /// Nobody fills the layer any more.

@@ -29,6 +29,9 @@ impl Lazy {
 
     /// Marks what is neither here nor coming, in whole segments; neighbours make one run.
     pub(super) fn take(&self, work: &mut Work, spans: Range<usize>) -> Vec<Range<usize>> {
+        if work.no_ranges {
+            return self.take_all(work).into_iter().collect();
+        }
         let index = self.partial.index();
         let mut runs: Vec<Range<usize>> = Vec::new();
         let mut at = spans.start;
@@ -48,11 +51,28 @@ impl Lazy {
         runs
     }
 
+    /// Marks all from the first span that is missing to the last, for a server that has no ranges: each would cost all that lies before it.
+    /// Nothing before all that is coming has come, or has not.
+    fn take_all(&self, work: &mut Work) -> Option<Range<usize>> {
+        let index = self.partial.index();
+        let first = self.partial.missing_from(0).filter(|_| work.stream.is_none() && work.coming.is_empty())?;
+        let last = (first..index.len()).rev().find(|span| !self.partial.has(*span))?;
+        let run = index.segment(first).start..index.segment(last).end;
+        work.coming.extend(run.clone());
+        work.stream = Some(run.clone());
+        Some(run)
+    }
+
+    /// Is it all that is missing, which comes in one piece?
+    pub(in super::super) fn is_all(&self, run: &Range<usize>) -> bool {
+        self.work().stream.as_ref() == Some(run)
+    }
+
     /// Marks the first run of segments in `spans` that is neither here nor coming. Nothing while there is trouble: the
     /// background is more patient.
     pub(in super::super) fn take_first(&self, spans: Range<usize>) -> Option<Range<usize>> {
         let mut work = self.work();
-        if !matches!(work.ground, Ground::Spans) || work.trouble.is_some() {
+        if !matches!(work.ground, Ground::Spans) || work.trouble.is_some() || work.no_ranges {
             return None;
         }
         let index = self.partial.index();
@@ -71,6 +91,9 @@ impl Lazy {
         let mut work = self.work();
         if let Some(at) = work.trouble.as_ref().map(|t| t.next_try).filter(|at| *at > Instant::now()) {
             return Err(at);
+        }
+        if work.no_ranges {
+            return Ok(self.take_all(&mut work));
         }
         let free = |from: usize| {
             (from..self.partial.index().len()).find(|s| !self.partial.has(*s) && !work.coming.contains(s))
