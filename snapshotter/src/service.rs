@@ -279,6 +279,11 @@ impl Inner {
         for (namespace, of) in &alive {
             let mut pulls = self.layers.leases(namespace, chain).await;
             pulls.retain(|lease| of.contains(lease));
+            if !remote.top && !pulls.is_empty() && kind.starts_with("snapshots/") {
+                // Of those, a pull by another snapshotter does not hold this one's snapshot, and never asks for it.
+                let holding = leases.holding(of, namespace, &kind, &id).await;
+                pulls.retain(|lease| holding.contains(lease));
+            }
             if self.waits.take_first(name, &pulls) {
                 return true;
             }

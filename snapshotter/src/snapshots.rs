@@ -79,6 +79,14 @@ impl Snapshots {
         self.table().remote_chains()
     }
 
+    /// The layers that containers stand on, and what else has a snapshot that is not committed, base first.
+    pub fn stood_on(&self) -> Vec<Vec<Digest>> {
+        let table = self.table();
+        let standing = table.all().filter(|s| s.kind != Kind::Committed);
+        let stacks = standing.filter_map(|s| table.stack(&s.parent).ok()?.remote);
+        stacks.map(|(_, chain)| chain.diff_ids).collect()
+    }
+
     /// How many snapshots stand for each layer; layers that none stands for are not in it.
     pub fn in_use(&self) -> HashMap<Digest, u32> {
         self.table().layers().clone()

@@ -32,9 +32,9 @@ const LEASES: usize = 256;
 const BLOBS: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
 /// How long a blob's labels are believed: a list of some hundred layers is over by then, and a person who pushes an image again is not.
 const FRESH: Duration = Duration::from_secs(1);
-/// Documents that are kept, of the most bytes each: manifest and configuration of a few dozen pulls, 4 MiB at most. What is larger
-/// is rare, and read each time.
-const DOCUMENTS: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
+/// Documents that are kept, of the most bytes each: more than one question looks at (64 that may be manifests, with their configurations), 16 MiB at
+/// most. What is larger is rare, and read each time.
+const DOCUMENTS: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
 const DOCUMENT: usize = 64 << 10;
 /// The label with the repositories of a blob, comma-separated (containerd's `core/remotes/docker/handler.go`); the registry's
 /// name, without its port, follows.

@@ -18,6 +18,7 @@ use std::{
 
 use rustix::fs::{Advice, fadvise};
 use silk_model::{Digest, metrics::METRICS};
+use silk_mount::Rung;
 use silk_snapshotter::Snapshots;
 use silk_sys::{
     priority::{self, Behind},
@@ -40,6 +41,9 @@ const REST: Duration = Duration::from_secs(4);
 /// See [`REST`].
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
+/// What a container left in memory is looked for this long after its end: some looks.
+const AFTER: Duration = Duration::from_secs(60);
+
 /// Between two files of a tar lie a header or a few (512 bytes each), which no reader of the mount asks for.
 const GAP: u64 = 4096;
 
@@ -51,6 +55,8 @@ pub struct Twice {
     views: Arc<StoreViews>,
     snapshots: Arc<Snapshots>,
     seen: HashMap<Digest, Seen>,
+    /// Chains, and when a container stood on them last.
+    stood: HashMap<Vec<Digest>, Instant>,
 }
 
 /// What the last look found of a layer.
@@ -65,13 +71,16 @@ struct Seen {
 }
 
 impl Twice {
-    /// For all layers that snapshots use.
+    /// For all layers that containers stand on.
     pub fn new(views: Arc<StoreViews>, snapshots: Arc<Snapshots>) -> Self {
-        Self { views, snapshots, seen: HashMap::new() }
+        Self { views, snapshots, seen: HashMap::new(), stood: HashMap::new() }
     }
 
-    /// Runs until the daemon stops.
+    /// Runs until the daemon stops. Not for trees: it would walk through files that this process serves itself.
     pub async fn run(mut self) {
+        if self.views.views.mounts().rung() == Rung::Tree {
+            return;
+        }
         loop {
             tokio::time::sleep(INTERVAL).await;
             let looked = tokio::task::spawn_blocking(move || {
@@ -88,7 +97,11 @@ impl Twice {
 
     /// One round. Blocks.
     fn look(&mut self) {
-        let chains: Vec<_> = self.snapshots.remote_chains().into_iter().map(|chain| chain.diff_ids).collect();
+        // What no container has stood on nobody has read, and the walk alone would fill the kernel with its inodes.
+        let now = Instant::now();
+        self.stood.extend(self.snapshots.stood_on().into_iter().map(|chain| (chain, now)));
+        self.stood.retain(|_, last| now - *last < AFTER);
+        let chains: Vec<_> = self.stood.keys().cloned().collect();
         let layers: HashSet<Digest> = chains.iter().flatten().copied().collect();
         self.seen.retain(|diff_id, _| layers.contains(diff_id));
         for diff_id in layers {
