@@ -43,5 +43,5 @@ install_build_packages() {
 # What silk is run with. Buildah 1.39 looks for netavark even when it makes no network.
 install_run_packages() {
     install_packages containerd runc docker-registry redis-server buildah netavark skopeo debootstrap debian-archive-keyring \
-        xz-utils zstd e2fsprogs xfsprogs procps util-linux
+        xz-utils zstd e2fsprogs xfsprogs procps util-linux systemd
 }

@@ -34,8 +34,12 @@ sid_lists() {
     mkdir -p "$SID/apt/lists/partial" "$SID/apt/cache/archives/partial"
     printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$uri" "$RELEASE" >"$SID/apt/sources.list"
     # Without the option apt-get is content with a list that it could not fetch.
-    quietly "fetching Debian $RELEASE's package list" sid_apt apt-get --error-on=any update
-    touch "$SID/apt/updated"
+    if (quietly "fetching Debian $RELEASE's package list" sid_apt apt-get --error-on=any update); then
+        touch "$SID/apt/updated"
+    else
+        [ -e "$SID/apt/updated" ] || exit 1
+        say "going on with the list of $(date -r "$SID/apt/updated" +%F)"
+    fi
 }
 
 sid_version() { sid_apt apt-cache show --no-all-versions "$1" | sed -n 's/^Version: //p'; }
@@ -93,15 +97,17 @@ fits_here() {
 # Points the tree's dynamic programs at the tree's own loader and libraries when the machine's do not fit them.
 sid_fit() {
     local tree=$1 libs loader program library
-    libs=$(dirname "$(find "$tree/usr/lib" -name libc.so.6 | head -n1)")
+    libs=$(find "$tree/usr/lib" -name libc.so.6 | head -n1)
+    [ -n "$libs" ] || return 0
+    libs=$(dirname "$libs")
     for program in "$tree"/usr/bin/* "$tree"/usr/sbin/*; do
         if [ ! -f "$program" ] || [ -L "$program" ] || fits_here "$program"; then continue; fi
         loader=$(basename "$(patchelf --print-interpreter "$program")")
-        patchelf --set-interpreter "$libs/$loader" --force-rpath --set-rpath "$libs" "$program"
+        patchelf --set-interpreter "$libs/$loader" --force-rpath --set-rpath "$libs" "$program" || return
     done
     # A library with a search path of its own is not helped by its program's.
     for library in "$libs"/*.so*; do
         [ -L "$library" ] || [ -z "$(patchelf --print-rpath "$library" 2>/dev/null)" ] ||
-            patchelf --force-rpath --set-rpath "$libs" "$library"
+            patchelf --force-rpath --set-rpath "$libs" "$library" || return
     done
 }

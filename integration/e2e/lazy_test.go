@@ -35,10 +35,10 @@ func TestLazyTreesEqualOverlayfs(t *testing.T) {
 		all = append(all, specimen{name, registry.Add("real/"+name, "1", bundle), image.TimesMadeUp(layers...)})
 	}
 	want := map[string]tree.Tree{}
+	fleet := node.StartRedis(t)
+	teacher := node.Start(t, node.Options{Generation: node.Second, Extra: fleet.Config()})
 	for _, rung := range []string{"file", "loop", "tree"} {
 		t.Run(rung, func(t *testing.T) {
-			fleet := node.StartRedis(t)
-			teacher := node.Start(t, node.Options{Generation: node.Second, Extra: fleet.Config()})
 			n := node.Start(t, node.Options{Generation: node.Second, Rung: rung, Extra: fleet.Config()})
 			for i, s := range all {
 				t.Run(s.name, func(t *testing.T) {
@@ -50,11 +50,11 @@ func TestLazyTreesEqualOverlayfs(t *testing.T) {
 							t.Fatal(err)
 						}
 						want[s.name] = overlayfs
+						if _, err := teacher.Pull(ctx, s.ref, "silk"); err != nil {
+							t.Fatal(err)
+						}
+						teacher.Eventually("the fleet knows its layers", func() error { return fleet.Knows(teacher, s.ref) })
 					}
-					if _, err := teacher.Pull(ctx, s.ref, "silk"); err != nil {
-						t.Fatal(err)
-					}
-					teacher.Eventually("the fleet knows its layers", func() error { return fleet.Knows(teacher, s.ref) })
 					registry.SetRate(30 << 20)
 					readers := 1 + 15*(i%2)
 					lazily(t, n, ctx, s, want[s.name], readers)

@@ -48,7 +48,12 @@ func TestTreesEqualOverlayfs(t *testing.T) {
 	all := specimens(t)
 	oldAndNew(t, func(t *testing.T, generation node.Generation) {
 		want := map[string]tree.Tree{}
-		for _, rung := range []string{"file", "loop", "tree"} {
+		rungs := []string{"file", "loop", "tree"}
+		if generation.Name != node.Second.Name {
+			// What a rung shows does not depend on who asks for it: here it is to be seen that the older one asks for the same.
+			rungs = rungs[:1]
+		}
+		for _, rung := range rungs {
 			t.Run(rung, func(t *testing.T) {
 				n := node.Start(t, node.Options{Generation: generation, Rung: rung})
 				for _, s := range all {
