@@ -40,7 +40,7 @@ install_build_packages() {
     install_packages ca-certificates curl git gcc g++ libc6-dev make pkg-config patchelf jq python3 shellcheck
 }
 
-# What silk is run with. Buildah 1.39 looks for netavark even when it makes no network.
+# What silk is run with. Buildah 1.39 looks for netavark even when it makes no network. systemd: its systemctl checks the unit, nothing is run by it.
 install_run_packages() {
     install_packages containerd runc docker-registry redis-server buildah netavark skopeo debootstrap debian-archive-keyring \
         xz-utils zstd e2fsprogs xfsprogs procps util-linux systemd

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -23,9 +25,7 @@ func TestSilkPullAndCtrRun(t *testing.T) {
 			t.Fatal(err, said)
 		}
 		fetchedOnce(t, registry, bundle)
-		ctr := []string{"--address", filepath.Join(n.Dir, "containerd.sock")}
-		run := exec.CommandContext(n.Context(), filepath.Join(filepath.Dir(generation.Binary), "ctr"),
-			append(ctr, "run", "--rm", "--net-host", "--snapshotter", "silk", ref, "app")...)
+		run := ctrCommand(n, "run", "--rm", "--net-host", "--snapshotter", "silk", ref, "app")
 		out, err := run.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -39,8 +39,7 @@ func TestSilkPullAndCtrRun(t *testing.T) {
 		if err != nil || line != "ready\n" {
 			t.Errorf("the container said %q (%v): %s", line, err, complaints.String())
 		}
-		kill := exec.Command(run.Path, append(ctr, "tasks", "kill", "--signal", "KILL", "app")...)
-		if said, err := kill.CombinedOutput(); err != nil {
+		if said, err := ctr(t, n, "tasks", "kill", "--signal", "KILL", "app"); err != nil {
 			t.Errorf("ctr tasks kill: %v: %s", err, said)
 		}
 		run.Wait()
@@ -62,9 +61,7 @@ func TestSpaceComesBackAtOnce(t *testing.T) {
 		if layers := n.LayerData(); len(layers) != 2 {
 			t.Fatalf("after the pull there are %v", layers)
 		}
-		ctr := filepath.Join(filepath.Dir(generation.Binary), "ctr")
-		remove := exec.Command(ctr, "--address", filepath.Join(n.Dir, "containerd.sock"), "images", "rm", "--sync", ref)
-		if out, err := remove.CombinedOutput(); err != nil {
+		if out, err := ctr(t, n, "images", "rm", "--sync", ref); err != nil {
 			t.Fatalf("ctr images rm: %v: %s", err, out)
 		}
 		said, err := n.Silk("gc", "--keep", "0")
@@ -75,4 +72,21 @@ func TestSpaceComesBackAtOnce(t *testing.T) {
 			t.Errorf("still mounted: %v", mounts)
 		}
 	})
+}
+
+// ctr runs the tool of the node's containerd and returns what it printed.
+func ctr(t *testing.T, n *node.Node, args ...string) (string, error) {
+	t.Helper()
+	out, err := ctrCommand(n, args...).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, exit.Stderr)
+	}
+	return string(out), err
+}
+
+// ctrCommand is a call of that tool.
+func ctrCommand(n *node.Node, args ...string) *exec.Cmd {
+	program := filepath.Join(filepath.Dir(n.Generation.Binary), "ctr")
+	return exec.CommandContext(n.Context(), program, append([]string{"--address", filepath.Join(n.Dir, "containerd.sock")}, args...)...)
 }

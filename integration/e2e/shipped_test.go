@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -186,17 +185,4 @@ state = "{{.Dir}}/state"
 [plugins."io.containerd.nri.v1.nri"]
   disable = true
 `
-}
-
-// ctr runs the tool of the node's containerd and returns what it printed.
-func ctr(t *testing.T, n *node.Node, args ...string) (string, error) {
-	t.Helper()
-	program := filepath.Join(filepath.Dir(n.Generation.Binary), "ctr")
-	cmd := exec.CommandContext(n.Context(), program, append([]string{"--address", filepath.Join(n.Dir, "containerd.sock")}, args...)...)
-	out, err := cmd.Output()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		err = fmt.Errorf("%w: %s", err, exit.Stderr)
-	}
-	return string(out), err
 }

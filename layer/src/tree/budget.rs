@@ -25,7 +25,7 @@ pub(super) const MAX_INODES: u32 = (MAX_ENTRIES + MAX_IMPLIED + 1) as u32;
 
 /// Bytes of attributes that inodes may get from others: by a default access list, from a directory below, or with the target of a hard
 /// link into a layer below. What an entry itself spells out is bounded by the scanner and does not count. With [`ATTRIBUTE`] it is enough
-/// for a list of five entries on 400,000 files: three times what all of `/usr` of a developer's machine holds.
+/// for a list of five entries on 400,000 files.
 pub(super) const MAX_COPIED: u64 = 256 << 20;
 
 /// Bytes of memory that an attribute takes beside its own: the first of an inode brings a node of a `BTreeMap`, 544 bytes with room for

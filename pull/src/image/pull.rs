@@ -102,7 +102,7 @@ impl Puller {
             let Some(lazy) = self.lazies.get(&diff_id) else { continue };
             let (to, came) = oneshot::channel();
             lazy.read(from, BROUGHT_AT_ONCE, Box::new(move |read| drop(to.send(read.map(drop)))));
-            // Who was stopped meanwhile answers, too; one that is dropped instead is met when the layers are shown.
+            // Without an answer (silkd stops) it turns out where they are shown.
             came.await.unwrap_or(Ok(()))?;
         }
         Ok(!error.missing.is_empty())

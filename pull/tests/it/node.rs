@@ -166,13 +166,15 @@ impl Node {
     }
 
     /// A node that asks a mirror first.
-    pub fn mirrored(registry: &Fake, mirror: &Fake) -> Self {
+    pub fn mirrored(registry: &Fake, mirror: &Fake, change: impl FnOnce(&mut Config)) -> Self {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("certs.d").join(registry.host());
         std::fs::create_dir_all(&dir).unwrap();
         let hosts = format!("server = \"{}\"\n[host.\"{}\"]\n", registry.url(), mirror.url());
         std::fs::write(dir.join("hosts.toml"), hosts).unwrap();
-        Self::open(Config::default(), Arc::default(), vec![], root, 1)
+        let mut config = Config::default();
+        change(&mut config);
+        Self::open(config, Arc::default(), vec![], root, 1)
     }
 
     /// A node that decodes one layer at a time and never gives a silent registry up.

@@ -337,6 +337,24 @@ async fn a_read_of_a_layer_that_is_streamed_after_all_has_its_time() {
     registry.heal();
 }
 
+/// A mirror that is away never sends wrong bytes: what others say is found to be no good all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_lies_is_blamed_although_a_mirror_is_left() {
+    let (registry, mirror) = (Fake::start().await, Fake::start().await);
+    let tar = tar(&[("text", &text())]);
+    let (pushed, known) = taught(&registry, "library/app:1", &[(&tar, Compression::Gzip)]).await;
+    let id = pushed.layers[0].diff_id;
+    let (_, lie) = LIES[0];
+    // Short ranges, so that entries are used.
+    let node = Node::mirrored(&registry, &mirror, |config| config.range_bytes = 200_000);
+    node.store.learn(&altered(&known[0], lie), "a peer").unwrap();
+    node.pull(&pushed).await.unwrap();
+    assert!(!node.store.whole(&id), "it is mounted by what was said");
+    assert_eq!(node.read(&id, tar.len() as u64 - 5000, 5000).await.unwrap(), tar[tar.len() - 5000..]);
+    node.whole(&id).await;
+    assert_eq!(node.data(&id), tar);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_pull_waits_for_a_profile() {
     let registry = Fake::start().await;

@@ -164,7 +164,7 @@ async fn a_mirror_with_a_damaged_copy_is_left() {
         let teacher = Node::new();
         teacher.pull(&image).await.unwrap();
         mirror.fault("GET .*/blobs/", Fault::Flip(5_000_000), ALWAYS);
-        let node = Node::mirrored(&registry, &mirror);
+        let node = Node::mirrored(&registry, &mirror, |_| {});
         if is_known {
             node.learn_from(&teacher, &image);
         }

@@ -52,7 +52,7 @@ impl Lazy {
     }
 
     /// Marks all from the first span that is missing to the last, for a server that has no ranges: each would cost all that lies before it.
-    /// Nothing before all that is coming has come, or has not.
+    /// None while anything is on its way: it would come twice.
     fn take_all(&self, work: &mut Work) -> Option<Range<usize>> {
         let index = self.partial.index();
         let first = self.partial.missing_from(0).filter(|_| work.stream.is_none() && work.coming.is_empty())?;
