@@ -81,6 +81,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tokio::spawn(metrics::serve(address, node.clone()));
     }
 
+    // Heard from before anybody can know that silkd is ready: who stops it in that moment meets a daemon that ends well.
+    let asked = asked_to_stop().context("cannot listen for signals")?;
     let listener = socket::bind(&config.address)?;
     resume(&puller, &snapshots);
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
@@ -95,7 +97,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(address = %config.address.display(), "serving");
 
     tokio::select! {
-        asked = asked_to_stop() => asked.context("cannot listen for signals")?,
+        () = asked => {}
         ended = &mut server => {
             ended.context("the server failed")?.context("the server failed")?;
         }
@@ -118,14 +120,15 @@ fn mapped(root: &Path, snapshots: &Snapshots) -> anyhow::Result<Mapped> {
     Ok(mapped)
 }
 
-/// Waits for SIGTERM or SIGINT.
-async fn asked_to_stop() -> std::io::Result<()> {
+/// Listens for SIGTERM and SIGINT from now on; what it returns waits for the first of them.
+fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// Starts the pulls that were under way when the last process ended.
