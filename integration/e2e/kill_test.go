@@ -36,7 +36,10 @@ func TestKilledWhilePulling(t *testing.T) {
 			for i := 0; k.killed < kills; i++ {
 				k.pull(t, i)
 			}
-			k.nothingLeaks(t)
+			if got, want := len(k.LayerMounts()), len(k.refs)*killCount; got > want {
+				t.Errorf("%d layers, %d mounts", want, got)
+			}
+			nothingLeaks(t, k.Node, k.refs)
 		})
 	}
 }
@@ -129,25 +132,23 @@ func (k *killer) check(t *testing.T, ctx context.Context, ref string, number int
 }
 
 // nothingLeaks removes all images and looks for what is left.
-func (k *killer) nothingLeaks(t *testing.T) {
-	ctx := k.Context()
-	if got, want := len(k.LayerMounts()), len(k.refs)*killCount; got > want {
-		t.Errorf("%d layers, %d mounts", want, got)
-	}
-	for _, ref := range k.refs {
+func nothingLeaks(t *testing.T, n *node.Node, refs []string) {
+	t.Helper()
+	ctx := n.Context()
+	for _, ref := range refs {
 		// Synchronously: containerd's scheduler overlooks what is deleted while a garbage collection removes snapshots.
-		if err := k.Client.ImageService().Delete(ctx, ref, images.SynchronousDelete()); err != nil {
+		if err := n.Client.ImageService().Delete(ctx, ref, images.SynchronousDelete()); err != nil {
 			t.Error(err)
 		}
 	}
-	k.Settled("everything is given back", func() error {
-		if _, err := k.Silk("gc", "--keep", "0"); err != nil {
+	n.Settled("everything is given back", func() error {
+		if _, err := n.Silk("gc", "--keep", "0"); err != nil {
 			return err
 		}
-		files, _ := filepath.Glob(filepath.Join(k.Dir, "silk/layers/sha256/*/[dep]*")) // all but `toc` and `index`
-		snapshots, _ := filepath.Glob(filepath.Join(k.Dir, "silk/snapshots/*"))
-		if len(files)+len(snapshots)+len(k.LayerMounts())+len(k.Loops()) > 0 {
-			return fmt.Errorf("files %v, snapshots %v, mounts %v, loop devices %v", files, snapshots, k.LayerMounts(), k.Loops())
+		files, _ := filepath.Glob(filepath.Join(n.Dir, "silk/layers/sha256/*/[dep]*")) // all but `toc` and `index`
+		snapshots, _ := filepath.Glob(filepath.Join(n.Dir, "silk/snapshots/*"))
+		if len(files)+len(snapshots)+len(n.LayerMounts())+len(n.Loops()) > 0 {
+			return fmt.Errorf("files %v, snapshots %v, mounts %v, loop devices %v", files, snapshots, n.LayerMounts(), n.Loops())
 		}
 		return nil
 	})

@@ -25,7 +25,12 @@ import (
 
 // Pull pulls an image as a client of containerd does that wants a remote snapshotter: with the labels, unpacked into the snapshotter.
 func (n *Node) Pull(ctx context.Context, ref, snapshotter string) (containerd.Image, error) {
-	return n.Client.Pull(ctx, ref,
+	return Pull(ctx, n.Client, ref, snapshotter)
+}
+
+// Pull is a Node's, through a connection that the caller holds: tests that restart containerd meanwhile have several.
+func Pull(ctx context.Context, client *containerd.Client, ref, snapshotter string) (containerd.Image, error) {
+	return client.Pull(ctx, ref,
 		containerd.WithPullUnpack,
 		containerd.WithPullSnapshotter(snapshotter),
 		containerd.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper(ref)),
@@ -54,16 +59,21 @@ func (n *Node) PullChain(ctx context.Context, ref string) (string, error) {
 
 // View mounts a committed snapshot and returns where; undo unmounts and removes it.
 func (n *Node) View(ctx context.Context, snapshotter, chain string) (dir string, undo func() error, err error) {
-	n.views++
-	key := fmt.Sprintf("view %d", n.views)
-	service := n.Client.SnapshotService(snapshotter)
+	return n.ViewThrough(ctx, n.Client, snapshotter, chain)
+}
+
+// ViewThrough is View through a connection that the caller holds.
+func (n *Node) ViewThrough(ctx context.Context, client *containerd.Client, snapshotter, chain string) (dir string, undo func() error, err error) {
+	number := n.views.Add(1)
+	key := fmt.Sprintf("view %d", number)
+	service := client.SnapshotService(snapshotter)
 	// Marked as a root, or containerd's garbage collection takes it away from under the mount.
 	root := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "e2e"})
 	mounts, err := service.View(ctx, key, chain, root)
 	if err != nil {
 		return "", nil, fmt.Errorf("view of %s: %w", chain, err)
 	}
-	dir = filepath.Join(n.Dir, fmt.Sprintf("v%d", n.views))
+	dir = filepath.Join(n.Dir, fmt.Sprintf("v%d", number))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"text/template"
 	"time"
 
@@ -68,7 +69,7 @@ type Node struct {
 	t     scope.Scope
 	mu    sync.Mutex
 	pods  []string
-	views int
+	views atomic.Int64
 	limit func(pid int) error
 }
 
