@@ -21,9 +21,23 @@ type subject struct {
 // The images of a full run, each for something of its own that its recipe tells.
 var recipes = []string{"python-service", "node-service", "jvm", "database", "ml", "layers", "random", "zstd"}
 
+// NAME-hello is a recipe's image with a start that does next to nothing, as HelloBench has them: its runtime comes up, with one library at most,
+// and says its line.
+const hello = "-hello"
+
+var hellos = map[string][]string{
+	"python-service": {"python3", "-uc", "import flask, numpy, signal; print('ready'); signal.pause()"},
+	"node-service":   {"node", "-e", "require('express')().listen(0, '127.0.0.1', () => console.log('ready'))"},
+	"jvm":            {"sh", "-c", "java -version && echo ready && exec sleep infinity"},
+	"ml":             {"python3", "-uc", "import numpy, signal; print('ready'); signal.pause()"},
+}
+
 // buildImages builds what is not in the cache.
 func buildImages(builder string, names []string) (subjects []subject, err error) {
-	build := exec.Command(builder, names...)
+	build := exec.Command(builder)
+	for _, name := range names {
+		build.Args = append(build.Args, strings.TrimSuffix(name, hello))
+	}
 	build.Stderr = os.Stderr
 	out, err := build.Output()
 	if err != nil {
@@ -37,6 +51,14 @@ func buildImages(builder string, names []string) (subjects []subject, err error)
 		s := subject{name: name, layout: layouts[i]}
 		if s.bundle, err = image.ReadLayout(s.layout); err != nil {
 			return nil, err
+		}
+		if recipe, light := strings.CutSuffix(name, hello); light {
+			if hellos[recipe] == nil {
+				return nil, fmt.Errorf("%s has no start of its own: see hack/bench's images.go", name)
+			}
+			if s.bundle, err = s.bundle.WithCommand(hellos[recipe]); err != nil {
+				return nil, err
+			}
 		}
 		for _, size := range s.layers() {
 			s.bytes += size
