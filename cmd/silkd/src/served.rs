@@ -198,7 +198,9 @@ impl Trees for Served {
     fn gone(&self, name: &str) {
         let Some(tree) = self.files.slots.find(name) else { return };
         lock(&self.files.open_trees).pop(&tree);
-        if let Some(shown) = lock(&self.files.trees).remove(&tree) {
+        // Not locked in what follows: to forget waits for the kernel, which may wait for who looks a tree up here.
+        let shown = lock(&self.files.trees).remove(&tree);
+        if let Some(shown) = shown {
             let plain = self.plain.get().filter(|_| shown.plain);
             plain.map_or(&self.session, |(_, session)| session).forget(Slot(tree), name);
         }
@@ -263,7 +265,12 @@ impl Files {
             return Ok(Arc::clone(file));
         }
         let file = Arc::new(File::open(self.store.layer_path(diff_id).join("data"))?);
-        lock(&self.open).put(*diff_id, Arc::clone(&file));
+        let mut open = lock(&self.open);
+        // One that was given up meanwhile has holes, or is about to be deleted: who does that closes it afterwards.
+        if !self.store.whole(diff_id) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the layer was given up"));
+        }
+        open.put(*diff_id, Arc::clone(&file));
         Ok(file)
     }
 
