@@ -67,11 +67,12 @@ impl Store {
     pub fn partial(self: &Arc<Self>, diff_id: Digest) -> Result<Partial, StoreError> {
         let claim = self.claim(diff_id)?;
         let (index, digest) = self.sound_index(&diff_id).or_else(|error| {
-            if error.class() == Class::Corrupt {
+            let is_others = matches!(error, StoreError::OtherBlob { .. });
+            if error.class() == Class::Corrupt || is_others {
                 tracing::warn!(%diff_id, %error, "what was known of a layer is damaged: it is learned anew");
                 self.unlearn(&diff_id)?;
             }
-            Err(error)
+            Err(if is_others { StoreError::Absent(diff_id) } else { error })
         })?;
         self.open_partial(claim, index, &digest)
     }
@@ -81,8 +82,12 @@ impl Store {
         let (index, digest) = self.read_index(diff_id)?;
         // Whole is enough: it was decoded when it was learned, and is again where its tree is made.
         self.check_toc(diff_id)?;
-        let size = self.record(diff_id).ok_or(StoreError::Absent(*diff_id))?.facts.size;
-        known::fits(diff_id, size, &index)?;
+        let facts = self.record(diff_id).ok_or(StoreError::Absent(*diff_id))?.facts;
+        known::fits(diff_id, facts.size, &index)?;
+        if index.blob_size != facts.blob_size {
+            // Files are written before the record: a process that ended in between may leave the index of another blob of the layer.
+            return Err(StoreError::OtherBlob { blob: facts.blob, expected: facts.blob_size, found: index.blob_size });
+        }
         Ok((index, digest))
     }
 
@@ -153,7 +158,13 @@ impl Partial {
                 self.note(span);
             }
         }
-        let written = self.present.set_len(next.len() as u64).and_then(|()| self.present.write_all_at(&next, 0));
+        let (head, marks) = next.split_at(HEADER);
+        // The header last: with it the marks are believed, whatever of them was written.
+        let written = self
+            .present
+            .set_len(next.len() as u64)
+            .and_then(|()| self.present.write_all_at(marks, HEADER as u64))
+            .and_then(|()| self.present.write_all_at(head, 0));
         written.map_err(|e| StoreError::io("write", &self.present_path, e))
     }
 
@@ -295,7 +306,13 @@ impl Partial {
         if let Err(error) = fs::remove_file(&self.present_path) {
             tracing::debug!(path = %self.present_path.display(), %error, "marks of a whole layer stay");
         }
+        // Who reads it still keeps this: it may be evicted all the same.
+        self.release();
         Ok(())
+    }
+
+    fn release(&self) {
+        drop(self.claim.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Deletes the bytes, and names and index too if they lied. Whoever still holds this gets [`StoreError::Absent`].
@@ -311,12 +328,16 @@ impl Partial {
         drop(changing);
         if is_whole {
             // It became so a moment ago: who wants it gone evicts it.
-            drop(self.claim.lock().unwrap_or_else(PoisonError::into_inner).take());
+            self.release();
+            return Ok(());
+        }
+        if self.claim.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            // It was whole, and was evicted: what is there now is another's.
             return Ok(());
         }
         let forgotten = if lied { self.store.unlearn(&self.diff_id) } else { Ok(()) };
         let dropped = forgotten.and_then(|()| drop_data(&self.store.layer_path(&self.diff_id)));
-        drop(self.claim.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.release();
         dropped
     }
 

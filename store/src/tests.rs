@@ -16,7 +16,7 @@ fn facts(bytes: &[u8]) -> Facts {
         size: bytes.len() as u64,
         entries: 0,
         blob: Digest::of(b"blob"),
-        blob_size: 4,
+        blob_size: bytes.len() as u64,
         source: "registry.example".into(),
         millis: 1,
     }
@@ -109,6 +109,23 @@ fn what_was_not_synced_is_believed_for_this_boot_only() {
     assert!(!store.whole(&id), "a restart of the host does");
     assert!(!store.layer_path(&id).join("data").exists());
     assert!(store.layer_path(&id).join("toc").exists());
+}
+
+/// A process was killed after it had written the index of another blob of the layer, and before it said so.
+#[test]
+fn the_index_of_another_blob_is_forgotten() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let id = put(&store, &[1; 20_000]);
+    store.evict(&id).unwrap();
+    let mut record = store.record(&id).unwrap();
+    record.facts.blob_size += 1;
+    let (blob, blob_size) = (record.facts.blob, record.facts.blob_size);
+    store.persist(&[(id, record)]).unwrap();
+    assert!(store.is_known(&id, &blob, blob_size));
+    assert!(matches!(store.partial(id), Err(StoreError::Absent(_))));
+    assert!(!store.is_known(&id, &blob, blob_size));
+    store.writer(id).unwrap();
 }
 
 /// Syncs a layer, which fails once a file of it has been replaced by what cannot be synced.

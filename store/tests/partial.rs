@@ -151,6 +151,27 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_whole_layer_can_be_evicted_whoever_still_reads_it() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, index) = known(&bytes);
+    let store = open(root.path());
+    store.learn(&known, "a peer").unwrap();
+    let partial = store.partial(known.diff_id).unwrap();
+    (0..index.len()).for_each(|nr| partial.fill(nr, span(&index, nr, &bytes), false).unwrap());
+    partial.finish(&Toc::new(bytes.len() as u64, []), 1).unwrap();
+    assert_eq!(store.evict(&known.diff_id).unwrap().layers, 1);
+    let again = store.partial(known.diff_id).unwrap();
+    again.fill(0, span(&index, 0, &bytes), false).unwrap();
+    partial.discard(true).unwrap();
+    drop(partial);
+    let mut read = [0; 10];
+    again.read(0, &mut read).unwrap();
+    assert_eq!(read, bytes[..10], "it is another's now");
+    assert!(store.is_known(&known.diff_id, &known.blob, known.blob_size));
+    assert!(store.layer_path(&known.diff_id).join("data").exists());
+}
+
+#[test]
 fn several_layers_are_learned_at_once() {
     let root = tempfile::tempdir().unwrap();
     let layers = [known_of(b"first"), known_of(b"second"), known_of(b"third")];
@@ -265,7 +286,7 @@ fn a_layer_that_streams_in_again_as_it_is_evicted_has_its_data() {
             size: bytes.len() as u64,
             entries: 0,
             blob: known.blob,
-            blob_size: 0,
+            blob_size: index.blob_size,
             source: String::new(),
             millis: 1,
         };
