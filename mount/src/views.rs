@@ -223,13 +223,18 @@ impl Views {
             if let Some(gone) = layers.iter().find(|layer| files.size(layer).is_none()) {
                 return Err(ViewError::NotWhole(*gone));
             }
-            let (devices, ground) = devices(files, &layers);
             if let Variant::Chain(_) = view.variant {
                 let below = Some(chain[..chain.len() - 1].to_vec());
-                self.chains().insert(view.name(), Wants { meta: path.clone(), layers, below });
+                self.chains().insert(view.name(), Wants { meta: path.clone(), layers: layers.clone(), below });
             }
             let failed = |source| ViewError::Mount { layer, source };
-            let mountpoint = self.mounts.show(view, &path, &devices, ground).map_err(failed)?;
+            let (under, ground) = devices(files, &layers);
+            let mountpoint = self.mounts.show(view, &path, &under, ground).map_err(failed)?;
+            // One of the layers below may have become whole meanwhile, and found nothing here to renew.
+            let (now, ground) = devices(files, &layers);
+            if now != under {
+                self.mounts.replace(&view.name(), &path, &now, ground).map_err(failed)?;
+            }
             if self.lies() == lies {
                 return Ok(Some(mountpoint));
             }
