@@ -14,7 +14,7 @@ import (
 	"silk.invalid/integration/e2e/internal/node"
 )
 
-// Ten images that share nothing are pulled at once, one of them from a registry that has fallen silent.
+// Ten images are pulled at once, one of them from a registry that has fallen silent. One of the others shares a layer with it.
 func TestASilentRegistryHoldsUpNobodyElse(t *testing.T) {
 	t.Parallel()
 	besideNine(t, 0)
@@ -26,13 +26,13 @@ func TestADrippingRegistryHoldsUpNobodyElse(t *testing.T) {
 	besideNine(t, 100*time.Millisecond)
 }
 
-// besideNine pulls nine images and one whose registry is held, at a byte each interval: the nine become whole meanwhile, and that one
-// does when its registry sends again. It has more layers than silkd decodes at once, and they come first.
+// besideNine pulls nine images, and one that shares a layer with the last, whose registry is held, at a byte each interval: the others become whole
+// meanwhile, and that one does when its registry sends again. It has more layers than silkd decodes at once, and they come first.
 func besideNine(t *testing.T, interval time.Duration) {
 	const turns = 3
 	quick, slow := hub.Start(t), hub.Start(t)
-	bundles := tenImages(t)
-	refs := []string{slow.Add("slow", "1", bundles[0])}
+	bundles, sharing := tenImages(t)
+	refs := []string{slow.Add("slow", "1", bundles[0]), quick.Add("sharing", "1", sharing)}
 	for i, bundle := range bundles[1:] {
 		refs = append(refs, quick.Add(fmt.Sprint("quick-", i), "1", bundle))
 	}
@@ -77,17 +77,18 @@ func besideNine(t *testing.T, interval time.Duration) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("nine images were whole after %v, the tenth after %v, peak memory %d MiB",
+	t.Logf("ten images were whole after %v, the one that was held after %v, peak memory %d MiB",
 		took, time.Since(start).Round(10*time.Millisecond), peak>>20)
 	if peak > memoryBudget {
 		t.Errorf("silkd's peak memory is %d MiB, more than %d", peak>>20, memoryBudget>>20)
 	}
 }
 
-// tenImages are images of 40 MB on disk, 20 in a registry, in four layers each.
-func tenImages(t *testing.T) []image.Bundle {
+// tenImages are images of 40 MB on disk, 20 in a registry, in four layers each; and one more that shares a layer with the first.
+func tenImages(t *testing.T) (bundles []image.Bundle, sharing image.Bundle) {
 	t.Helper()
-	dir, bundles := t.TempDir(), make([]image.Bundle, 10)
+	dir := t.TempDir()
+	bundles = make([]image.Bundle, 10)
 	var group errgroup.Group
 	group.SetLimit(2)
 	for i := range bundles {
@@ -99,13 +100,16 @@ func tenImages(t *testing.T) []image.Bundle {
 				}
 			}
 			bundles[i] = image.Image{Layers: layers}.Bundle()
+			if i == 0 {
+				sharing = image.Image{Layers: []image.Layer{layers[0], noiseLayer("own", 1, 1<<20)}}.Bundle()
+			}
 			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	return bundles
+	return bundles, sharing
 }
 
 // asked says why not so many layers of an image were asked for.

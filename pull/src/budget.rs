@@ -8,7 +8,6 @@ use std::sync::{
 use futures::{FutureExt as _, future::BoxFuture};
 use silk_layer::media;
 use silk_model::Use;
-use silk_registry::Blob;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -19,6 +18,7 @@ use crate::{
     fetch::{self, Window},
     inlet::{Inlet, Turn},
     road::{self, Sink},
+    sources::Sources,
     timing::Clocks,
 };
 
@@ -97,12 +97,12 @@ impl Budget {
         }
     }
 
-    /// Moves a layer, as `blob` gives it, along the road into what `sink` makes on the layer's own thread. Goes on when it is dropped.
+    /// Moves a layer, as its sources give it, along the road into what `sink` makes on the layer's own thread. Goes on when it is dropped.
     pub(crate) async fn stream<S: Sink>(
         &self,
         place: Place,
         layer: &LayerSpec,
-        blob: Blob,
+        sources: Arc<Sources>,
         counts: Counts,
         sink: impl FnOnce() -> Result<S, LayerError> + Send + 'static,
     ) -> Result<S::Kept, LayerError>
@@ -110,10 +110,10 @@ impl Budget {
         S::Kept: Send + 'static,
     {
         let Place { _open: open, turn } = place;
-        let size = blob.size();
+        let size = layer.size;
         let plain = media::is_plain(&layer.media_type);
-        let job = road::Job { blob: blob.digest(), blob_size: size, plain, limit: self.config.decoded_limit(size) };
-        let pieces = fetch::start(blob, size, self.window.clone(), counts.clone());
+        let job = road::Job { blob: layer.blob, blob_size: size, plain, limit: self.config.decoded_limit(size) };
+        let pieces = fetch::start(sources, size, self.window.clone(), counts.clone());
         let turn = Turn { permit: Some(turn), turns: Arc::clone(&self.turns), runtime: Handle::current() };
         let span = tracing::Span::current();
         let streamed = tokio::task::spawn_blocking(move || {

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use silk_model::Use;
-use silk_registry::{Blob, BlobStream, Error};
+use silk_registry::Error;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
@@ -22,7 +22,12 @@ use tokio::{
 
 use tracing::Instrument as _;
 
-use crate::{Config, budget::Counts, spans};
+use crate::{
+    Config,
+    budget::Counts,
+    sources::{Manner, Sources, Stretch},
+    spans,
+};
 
 /// Pieces that may wait between the network and the decoder once their range's permits are given back. A piece is what one
 /// read of the socket gave: 160 KiB on average, 680 KiB at most, so this is about the memory of one decoder.
@@ -61,14 +66,14 @@ impl Window {
     }
 }
 
-/// Starts to fetch `size` bytes of `blob`; `counts` has them as they come. Dropping the receiver ends it.
-pub(crate) fn start(blob: Blob, size: u64, window: Window, counts: Counts) -> Pieces {
+/// Starts to fetch `size` bytes of a blob; `counts` has them as they come. Dropping the receiver ends it.
+pub(crate) fn start(sources: Arc<Sources>, size: u64, window: Window, counts: Counts) -> Pieces {
     let (to, pieces) = mpsc::channel(PIECES);
     let work = async move {
         if size <= window.range {
-            whole(&blob, 0..size, &to, &counts).instrument(spans::fetch(0, size)).await;
+            whole(&sources, 0..size, &to, &counts).instrument(spans::fetch(0, size)).await;
         } else {
-            InRanges { blob, size, window, counts, next: 0, under_way: VecDeque::new(), width: 2 }.run(&to).await;
+            InRanges { sources, size, window, counts, next: 0, under_way: VecDeque::new(), width: 2 }.run(&to).await;
         }
     };
     tokio::spawn(work.in_current_span());
@@ -78,9 +83,9 @@ pub(crate) fn start(blob: Blob, size: u64, window: Window, counts: Counts) -> Pi
 type To = mpsc::Sender<Result<Bytes, Error>>;
 
 /// One request for everything; the channel's bound holds the socket back.
-async fn whole(blob: &Blob, bytes: Range<u64>, to: &To, counts: &Counts) {
-    let mut stream = blob.read(bytes);
-    while let Some(piece) = next(&mut stream, counts).await {
+async fn whole(sources: &Arc<Sources>, bytes: Range<u64>, to: &To, counts: &Counts) {
+    let mut stretch = Stretch::read(sources, bytes, Manner::default());
+    while let Some(piece) = next(&mut stretch, counts).await {
         let last = piece.is_err();
         if to.send(piece).await.is_err() || last {
             return;
@@ -89,8 +94,8 @@ async fn whole(blob: &Blob, bytes: Range<u64>, to: &To, counts: &Counts) {
 }
 
 /// The next piece, counted; `None` at the end.
-async fn next(stream: &mut BlobStream, counts: &Counts) -> Option<Result<Bytes, Error>> {
-    let piece = stream.next().await.transpose();
+async fn next(stretch: &mut Stretch, counts: &Counts) -> Option<Result<Bytes, Error>> {
+    let piece = stretch.next().await.transpose();
     if let Some(Ok(bytes)) = &piece {
         counts.came(bytes.len());
     }
@@ -110,7 +115,7 @@ impl Drop for UnderWay {
 }
 
 struct InRanges {
-    blob: Blob,
+    sources: Arc<Sources>,
     size: u64,
     window: Window,
     counts: Counts,
@@ -136,7 +141,7 @@ impl InRanges {
                 let asked = Instant::now();
                 let Some(piece) = head.pieces.recv().await else { break };
                 waited += asked.elapsed();
-                if std::mem::take(&mut first) && self.blob.ranges() == Some(false) {
+                if std::mem::take(&mut first) && self.sources.first().ranges() == Some(false) {
                     drop(head);
                     return self.whole(to).await;
                 }
@@ -160,13 +165,13 @@ impl InRanges {
     }
 
     async fn whole(&self, to: &To) {
-        whole(&self.blob, 0..self.size, to, &self.counts).instrument(spans::fetch(0, self.size)).await;
+        whole(&self.sources, 0..self.size, to, &self.counts).instrument(spans::fetch(0, self.size)).await;
     }
 
     /// What no range was begun for, as one plain stream: it needs no memory of the window.
     async fn rest(&self, to: &To) {
         let span = spans::fetch(self.next, self.size - self.next);
-        whole(&self.blob, self.next..self.size, to, &self.counts).instrument(span).await;
+        whole(&self.sources, self.next..self.size, to, &self.counts).instrument(span).await;
     }
 
     /// Starts ranges while the width and the window allow, without waiting.
@@ -191,15 +196,20 @@ impl InRanges {
         self.next = range.end;
         let (to, pieces) = mpsc::unbounded_channel();
         let span = spans::fetch(range.start, range.end - range.start);
-        let task = tokio::spawn(one(self.blob.clone(), range, to, self.counts.clone()).instrument(span));
+        let task = tokio::spawn(one(Arc::clone(&self.sources), range, to, self.counts.clone()).instrument(span));
         self.under_way.push_back(UnderWay { pieces, task, _permit: permit });
         true
     }
 }
 
-async fn one(blob: Blob, range: Range<u64>, to: mpsc::UnboundedSender<Result<Bytes, Error>>, counts: Counts) {
-    let mut stream = blob.read(range);
-    while let Some(piece) = next(&mut stream, &counts).await {
+async fn one(
+    sources: Arc<Sources>,
+    range: Range<u64>,
+    to: mpsc::UnboundedSender<Result<Bytes, Error>>,
+    counts: Counts,
+) {
+    let mut stretch = Stretch::read(&sources, range, Manner::default());
+    while let Some(piece) = next(&mut stretch, &counts).await {
         let last = piece.is_err();
         if to.send(piece).is_err() || last {
             return;

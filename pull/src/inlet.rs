@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     fetch::Pieces,
+    pace::Pace,
     timing::{Clocks, Part},
 };
 
@@ -53,27 +54,6 @@ pub(crate) struct Inlet {
     pace: Pace,
 }
 
-/// What came lately.
-#[derive(Debug)]
-struct Pace {
-    since: Instant,
-    bytes: u64,
-    waited: Duration,
-}
-
-impl Pace {
-    fn begin() -> Self {
-        Self { since: Instant::now(), bytes: 0, waited: Duration::ZERO }
-    }
-
-    /// After a while: does so little come that it is the sender's fault?
-    fn is_drip(&self) -> Option<bool> {
-        let elapsed = self.since.elapsed();
-        let is_few = || self.bytes < (DRIP as f64 * elapsed.as_secs_f64()) as u64;
-        (elapsed >= PATIENCE).then(|| self.waited > elapsed / 2 && is_few())
-    }
-}
-
 impl Inlet {
     pub(crate) fn new(pieces: Pieces, turn: Turn, clocks: Arc<Clocks>) -> Self {
         Self {
@@ -97,9 +77,9 @@ impl Inlet {
     fn next_piece(&mut self) -> Option<Result<Bytes, silk_registry::Error>> {
         let piece = self.pieces.try_recv().map_or_else(|_| self.wait(), Some);
         if let Some(Ok(piece)) = &piece {
-            self.pace.bytes += piece.len() as u64;
+            self.pace.came(piece.len() as u64, Duration::ZERO);
         }
-        match self.pace.is_drip() {
+        match self.pace.is_drip(PATIENCE, DRIP) {
             None => {}
             Some(true) => {
                 self.turn.permit = None;
@@ -126,7 +106,7 @@ impl Inlet {
             self.pieces.blocking_recv()
         });
         self.clocks.add(waited, asked.elapsed());
-        self.pace.waited += asked.elapsed();
+        self.pace.came(0, asked.elapsed());
         piece
     }
 

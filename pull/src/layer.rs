@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,7 @@ use silk_model::{
     Digest, Use,
     metrics::{Arrival, Class, METRICS},
 };
-use silk_registry::{Blob, Repository};
+use silk_registry::Repository;
 use silk_store::{Facts, LayerWriter, Store, StoreError};
 use tokio::sync::watch;
 use tracing::Instrument as _;
@@ -20,6 +21,7 @@ use crate::{
     Config, LayerError, LayerSpec,
     budget::{Budget, Counts, Place},
     road::Sink,
+    sources::Sources,
     spans,
     timing::{Part, Trip},
 };
@@ -32,7 +34,7 @@ pub(crate) type Outcome = Option<Result<(), Arc<LayerError>>>;
 pub(crate) struct LayerJob {
     pub(crate) counts: Counts,
     started: Mutex<Option<Instant>>,
-    source: Mutex<String>,
+    sources: Arc<Sources>,
     outcome: watch::Sender<Outcome>,
 }
 
@@ -40,7 +42,16 @@ impl LayerJob {
     /// The registry host, and how long it has been sending; `None` while the layer waits for its turn.
     pub(crate) fn under_way(&self) -> Option<(String, Duration)> {
         let started = (*lock(&self.started))?;
-        Some((lock(&self.source).clone(), started.elapsed()))
+        Some((self.sources.first().host(), started.elapsed()))
+    }
+}
+
+impl LayerJob {
+    /// Wrong bytes came: is there anybody who may have the right ones?
+    fn is_elsewhere(&self) -> bool {
+        let blob = self.sources.first();
+        let (has_hosts, was_last) = (blob.distrust(), self.sources.failed(&blob));
+        has_hosts || !was_last
     }
 }
 
@@ -91,7 +102,11 @@ impl Layers {
                     return Ok(());
                 }
                 let (watcher, mine) = match jobs.get(&spec.diff_id) {
-                    Some(job) => (job.outcome.subscribe(), false),
+                    Some(job) => {
+                        // Its registry may be slow.
+                        job.sources.keep(repository.blob(spec.blob, spec.size));
+                        (job.outcome.subscribe(), false)
+                    }
                     None => (self.start(&mut jobs, spec, repository), true),
                 };
                 if let (Some(trip), Some(job)) = (trip, jobs.get(&spec.diff_id)) {
@@ -119,18 +134,18 @@ impl Layers {
         let job = Arc::new(LayerJob {
             counts: Counts::default(),
             started: Mutex::default(),
-            source: Mutex::default(),
+            sources: Sources::new(repository.blob(spec.blob, spec.size)),
             outcome,
         });
         jobs.insert(spec.diff_id, Arc::clone(&job));
-        let (layers, spec, repository) = (Arc::clone(self), spec.clone(), repository.clone());
+        let (layers, spec) = (Arc::clone(self), spec.clone());
         let place = self.budget.place();
         let span = spans::layer(&spec.diff_id, &spec.blob, spec.size, "streamed");
         tokio::spawn(async move {
             // In a task of its own: whatever happens there, those who wait are told.
             let run = tokio::spawn({
                 let (layers, job, spec) = (Arc::clone(&layers), Arc::clone(&job), spec.clone());
-                async move { layers.run(&job, place, &spec, &repository).await }.instrument(span.clone())
+                async move { layers.run(&job, place, &spec).await }.instrument(span.clone())
             });
             let result = run.await.unwrap_or(Err(LayerError::Panicked));
             job.counts.clocks.end();
@@ -154,7 +169,6 @@ impl Layers {
         job: &Arc<LayerJob>,
         place: impl Future<Output = Result<Place, LayerError>>,
         spec: &LayerSpec,
-        repository: &Repository,
     ) -> Result<(), LayerError> {
         let asked = Instant::now();
         let place = place.await?;
@@ -175,16 +189,15 @@ impl Layers {
                 Some(place) => place,
                 None => self.budget.place().await?,
             };
-            let blob = repository.blob(spec.blob, spec.size);
-            *lock(&job.source) = blob.host();
+            let sources = Arc::clone(&job.sources);
             let sink = {
-                let (store, blob) = (Arc::clone(&self.store), blob.clone());
-                move || Ok(Stored { writer: store.writer(diff_id)?, blob, began })
+                let (store, sources) = (Arc::clone(&self.store), Arc::clone(&sources));
+                move || Ok(Stored { writer: writer(&store, diff_id)?, sources, began })
             };
-            match self.budget.stream(place, spec, blob.clone(), job.counts.clone(), sink).await {
+            match self.budget.stream(place, spec, sources, job.counts.clone(), sink).await {
                 Err(LayerError::Store(StoreError::Whole(_))) => return Ok(()),
-                // A mirror's copy is damaged: another host may have a good one.
-                Err(error @ LayerError::WrongBlob { .. }) if blob.distrust() && tries_left > 0 => {
+                // A mirror's copy is damaged, or another repository's: another host may have a good one.
+                Err(error @ LayerError::WrongBlob { .. }) if job.is_elsewhere() && tries_left > 0 => {
                     tracing::warn!(%diff_id, %error, "a layer is fetched again, from another host");
                 }
                 streamed => {
@@ -201,10 +214,24 @@ impl Layers {
     }
 }
 
+/// How long a layer that is being given up may keep others from writing it: its mounts and files go meanwhile.
+const GIVEN_UP: Duration = Duration::from_secs(5);
+
+/// The right to write a layer. Blocks.
+fn writer(store: &Arc<Store>, diff_id: Digest) -> Result<LayerWriter, StoreError> {
+    let began = Instant::now();
+    loop {
+        match store.writer(diff_id) {
+            Err(StoreError::Busy(_)) if began.elapsed() < GIVEN_UP => thread::sleep(GIVEN_UP / 100),
+            outcome => return outcome,
+        }
+    }
+}
+
 /// The store, as the end of a layer's road.
 struct Stored {
     writer: LayerWriter,
-    blob: Blob,
+    sources: Arc<Sources>,
     began: Instant,
 }
 
@@ -217,7 +244,8 @@ impl Sink for Stored {
     }
 
     fn finish(self, toc: &Toc, index: &Index) -> Result<(), StoreError> {
-        let Self { writer, blob, began } = self;
+        let Self { writer, sources, began } = self;
+        let blob = sources.first();
         let facts = Facts {
             size: toc.size(),
             entries: toc.count(),

@@ -13,6 +13,7 @@ use crate::{
     Config, LayerError, LayerSpec,
     budget::{Budget, Counts},
     road::Sink,
+    sources::Sources,
 };
 
 /// Learns layers, as many at once and within as much memory as a node pulls them.
@@ -33,7 +34,7 @@ impl Learner {
     pub async fn learn(&self, layer: &LayerSpec, blob: &Blob, counts: Counts) -> Result<LayerKnowledge, LayerError> {
         let place = self.0.place().await?;
         let diff_id = layer.diff_id;
-        let known = self.0.stream(place, layer, blob.clone(), counts, move || Ok(Known(diff_id))).await?;
+        let known = self.0.stream(place, layer, Sources::new(blob.clone()), counts, move || Ok(Known(diff_id))).await?;
         let Encoded { toc, index } = known;
         Ok(LayerKnowledge { blob: layer.blob, diff_id, toc: toc.into(), index: index.into() })
     }

@@ -23,10 +23,12 @@ mod inlet;
 mod layer;
 mod lazy;
 mod learn;
+mod pace;
 mod records;
 mod resolve;
 mod road;
 mod settle;
+mod sources;
 mod spans;
 mod timing;
 

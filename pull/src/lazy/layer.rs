@@ -33,15 +33,13 @@ use super::{
 };
 use crate::{
     LayerSpec,
+    sources::Sources,
     timing::{Clocks, Way},
 };
 
 mod ground;
-mod sources;
 mod take;
 mod tend;
-
-use sources::Sources;
 
 /// Waits before a range that failed is fetched again.
 const BACKOFF: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(8);
@@ -71,7 +69,7 @@ pub struct Lazy {
     image: String,
     /// Who gave names and index, if it was another node and since the daemon started.
     pub(super) learned: Option<Found<()>>,
-    pub(super) sources: Mutex<Sources>,
+    pub(super) sources: Arc<Sources>,
     pub(super) partial: Partial,
     work: Mutex<Work>,
     /// Counts everything that happens: who waits for anything looks again at each change.
@@ -213,7 +211,7 @@ impl Lazy {
             spec,
             image,
             learned,
-            sources: Mutex::new(Sources::new(blob)),
+            sources: Sources::new(blob),
             partial,
             work: Mutex::default(),
             events: watch::Sender::new(0),
@@ -252,17 +250,13 @@ impl Lazy {
 
     /// The blob, where it is to be asked for.
     pub(super) fn blob(&self) -> Blob {
-        self.sources().first()
-    }
-
-    fn sources(&self) -> MutexGuard<'_, Sources> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sources.first()
     }
 
     /// Another image has the layer's blob in its own repository, which was asked last.
     pub(crate) fn offer(&self, blob: Blob) {
         let mut work = self.work();
-        if self.sources().offer(blob) {
+        if self.sources.offer(blob) {
             // Who waits until the others are asked again need not.
             work.trouble = None;
             drop(work);
@@ -374,7 +368,7 @@ impl Lazy {
         let mut work = self.work();
         work.coming.remove(&span);
         work.trouble = None;
-        self.sources().came();
+        self.sources.came();
         let ready = work.waiting.extract_if(.., |w| self.has(&w.bytes)).collect::<Vec<_>>();
         drop(work);
         for Waiting { bytes, answer, .. } in ready {
@@ -407,7 +401,7 @@ impl Lazy {
             let in_a_row = work.trouble.as_ref().map_or(0, |t| t.in_a_row) + 1;
             // Of the disk's trouble no other repository knows more.
             let is_its = matches!(error, RangeError::Registry(_) | RangeError::Content { .. });
-            let is_last = !is_its || self.sources().failed(blob);
+            let is_last = !is_its || self.sources.failed(blob);
             // A reader that comes now is to see some tries before its time is over.
             let longest = BACKOFF.end.min(self.read_wait / 4);
             let wait = BACKOFF.start.saturating_mul(1 << (in_a_row - 1).min(16)).min(longest);

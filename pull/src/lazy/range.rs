@@ -23,6 +23,7 @@ use tracing::Instrument as _;
 use super::{Lazy, buffers::Buffer, pieces::PieceReader, scheduler::Admitted};
 use crate::{
     fetch::PIECES,
+    sources::{Manner, Stretch},
     spans,
     timing::{Clocks, Part, Way},
 };
@@ -85,8 +86,7 @@ impl Lazy {
         };
         let began = Instant::now();
         let span = spans::range(&self.span, &wanted, &run, self.blob_bytes(&run));
-        let blob = self.blob();
-        let outcome = self.fetch(&blob, run.clone(), wanted).instrument(span).await;
+        let (blob, outcome) = self.fetch(run.clone(), wanted).instrument(span).await;
         tracing::debug!(
             diff_id = %self.spec.diff_id,
             spans = ?run,
@@ -99,15 +99,11 @@ impl Lazy {
         self.ended(run, (began, &blob), outcome);
     }
 
-    async fn fetch(self: &Arc<Self>, blob: &Blob, run: Range<usize>, wanted: Wanted) -> Result<(), RangeError> {
+    /// Says also who sent it.
+    async fn fetch(self: &Arc<Self>, run: Range<usize>, wanted: Wanted) -> (Blob, Result<(), RangeError>) {
         let (to, pieces) = mpsc::channel(PIECES);
-        let mut stream = blob.read(self.partial.index().blob_range(run.clone()));
-        if !self.is_all(&run) {
-            stream = stream.ranges_only();
-        }
-        if wanted == Wanted::Now {
-            stream = stream.urgent();
-        }
+        let manner = Manner { urgent: wanted == Wanted::Now, ranges_only: !self.is_all(&run) };
+        let mut stretch = Stretch::read(&self.sources, self.partial.index().blob_range(run.clone()), manner);
         let lazy = Arc::clone(self);
         let span = spans::part!("decode");
         let decode = tokio::task::spawn_blocking(move || {
@@ -118,7 +114,7 @@ impl Lazy {
             lazy.clocks.take_in(&clocks);
             outcome
         });
-        while let Some(piece) = stream.next().await.transpose() {
+        while let Some(piece) = stretch.next().await.transpose() {
             let last = piece.is_err();
             if let Ok(bytes) = &piece {
                 self.counts.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -129,10 +125,11 @@ impl Lazy {
             }
         }
         drop(to);
-        decode.await.unwrap_or(Err(RangeError::Panicked)).map_err(|error| match error {
-            RangeError::Content { error, .. } => RangeError::Content { error, elsewhere: stream.distrust() },
+        let outcome = decode.await.unwrap_or(Err(RangeError::Panicked)).map_err(|error| match error {
+            RangeError::Content { error, .. } => RangeError::Content { error, elsewhere: stretch.distrust() },
             error => error,
-        })
+        });
+        (stretch.blob().clone(), outcome)
     }
 
     /// Blocks until the run is decoded.

@@ -177,3 +177,54 @@ async fn a_mirror_with_a_damaged_copy_is_left() {
         assert_eq!(known.from, "", "proved here");
     }
 }
+
+/// Its image was removed a moment ago.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_being_given_up_is_waited_for() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(1, 3_000_000))]);
+    let image = push(&registry, "library/a:1", &tar, None);
+    let id = image.layers[0].diff_id;
+    let teacher = Node::new();
+    teacher.pull(&image).await.unwrap();
+    let node = Node::new();
+    node.learn_from(&teacher, &image);
+    let going = node.store.partial(id).unwrap();
+    node.claim(&image).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    going.discard(false).unwrap();
+    node.ready(&image).await.unwrap();
+    assert_eq!(node.data(&id), tar);
+}
+
+/// Its registry is as good as silent; that of another image, which has the layer, too, is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_goes_on_from_the_registry_of_another_image() {
+    for (is_known, fault) in [(false, Fault::Slow(10_000)), (false, Fault::Hold), (true, Fault::Hold)] {
+        let (slow, quick) = (Fake::start().await, Fake::start().await);
+        let tar = tar(&[("noise", &noise(1, 15_000_000))]);
+        let (first, second) = (push(&slow, "library/a:1", &tar, None), push(&quick, "library/b:1", &tar, None));
+        let (id, size) = (first.layers[0].diff_id, first.layers[0].size);
+        let node = Node::patient_with(|_| {});
+        if is_known {
+            let teacher = Node::new();
+            teacher.pull(&first).await.unwrap();
+            node.learn_from(&teacher, &first);
+        }
+        slow.fault("GET .*/blobs/", fault, ALWAYS);
+        node.claim(&first).await.unwrap();
+        slow.wait_for_bodies(1).await;
+        let sent = quick.sent("GET .*/blobs/");
+        let pulled = tokio::time::timeout(Duration::from_secs(60), async {
+            node.pull(&second).await.unwrap();
+            assert_eq!(node.read(&id, 100, 5000).await.unwrap(), tar[100..5100]);
+            node.ready(&first).await.unwrap();
+            node.whole(&id).await;
+        });
+        pulled.await.expect("the slow registry holds it up");
+        assert_eq!(node.data(&id), tar);
+        let sent = quick.sent("GET .*/blobs/") - sent;
+        // First contact asks for a byte.
+        assert!(sent <= size + 1, "it was begun anew: {sent} bytes of {size}");
+    }
+}
