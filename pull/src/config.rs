@@ -36,7 +36,7 @@ pub struct Config {
     /// first byte, and are what a registry is asked for at once by default.
     pub profile_ranges: usize,
     /// Milliseconds that the first Prepare of an image may spend on learning that the registry answers and lets silk in.
-    /// Without an answer by then, containerd pulls the image itself.
+    /// Without an answer by then, containerd pulls the image itself, and so it does after 5 s in any case.
     pub first_contact_millis: u64,
     /// The largest layer silk decodes, in uncompressed bytes for each compressed byte. Blocks of zeros do not count, up to 256 GiB in
     /// all: they take no room on disk. deflate cannot exceed 1032, and nothing but zeros comes near: 200 refuses bombs only. Layers below

@@ -173,7 +173,7 @@ impl Puller {
     /// When the database cannot be read.
     pub fn new(config: Config, registry: Registry, lazies: Arc<Lazies>, seams: Seams) -> Result<Arc<Self>, StoreError> {
         let store = Arc::clone(lazies.store());
-        settle::left(&store);
+        settle::watch(&store);
         let (records, specs) = Records::open(store.database())?;
         let profiles = Profiles::open(store.database())?;
         let images =
@@ -394,7 +394,6 @@ impl Puller {
         let (puller, image, spec) = (Arc::clone(self), Arc::clone(image), Arc::clone(spec));
         let span = spans::pull(&spec.reference, &spec.manifest);
         tokio::spawn(async move {
-            let began = Instant::now();
             // In a task of its own: whatever happens there, those who wait are told.
             let pull = tokio::spawn({
                 let (puller, image, spec) = (Arc::clone(&puller), Arc::clone(&image), Arc::clone(&spec));
@@ -403,14 +402,14 @@ impl Puller {
             let outcome = pull.await.unwrap_or_else(|_| Err(pull::failed(&spec, 0, Arc::new(LayerError::Panicked))));
             let ended = if outcome.is_ok() { Outcome::Ready } else { Outcome::Failed };
             let kind = *lock(&image.kind);
-            METRICS.image_pull.of((ended, kind)).took(began.elapsed());
+            METRICS.image_pull.of((ended, kind)).took(asked.elapsed());
             for (name, value) in kind.pairs() {
                 span.record(name, value);
             }
             spans::ended(&span, "ready", outcome.as_ref().map(drop));
             drop(span);
             let state = match outcome {
-                Ok(()) => State::Ready(began.elapsed()),
+                Ok(()) => State::Ready(asked.elapsed()),
                 Err(error) => {
                     tracing::error!(image = spec.reference, "{error}");
                     State::Failed(Failure { error, at: Instant::now(), in_a_row: failures + 1 })

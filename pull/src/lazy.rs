@@ -6,10 +6,10 @@
 //! decides over all of them who fetches first.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -54,8 +54,10 @@ pub struct Lazies {
     range: u64,
     layers: Mutex<HashMap<Digest, Entry>>,
     watches: Arc<Watches>,
-    /// Held while a layer is opened: two images that want it open it once.
-    opening: Mutex<()>,
+    /// Layers that are being opened, which may read all that is here of them: two images that want one open it once.
+    opening: Mutex<HashSet<Digest>>,
+    /// Told when one of them is.
+    opened: Condvar,
 }
 
 #[derive(Debug)]
@@ -148,6 +150,7 @@ impl Lazies {
             layers: Mutex::default(),
             watches: Arc::default(),
             opening: Mutex::default(),
+            opened: Condvar::new(),
         })
     }
 
@@ -179,7 +182,7 @@ impl Lazies {
         learned: Option<Found<()>>,
         road: &Road,
     ) -> Result<bool, StoreError> {
-        let _alone = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.alone(spec.diff_id);
         if self.get(&spec.diff_id).is_some() {
             return Ok(self.size(&spec.diff_id).is_some());
         }
@@ -216,6 +219,14 @@ impl Lazies {
             entry.task = Some(task);
         }
         Ok(true)
+    }
+
+    /// The right to open a layer. Blocks while others open it.
+    fn alone(&self, diff_id: Digest) -> Opening<'_> {
+        let opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.opened.wait_while(opening, |opening| opening.contains(&diff_id));
+        free.unwrap_or_else(PoisonError::into_inner).insert(diff_id);
+        Opening(self, diff_id)
     }
 
     /// All of them.
@@ -261,6 +272,17 @@ impl Lazies {
 
     fn layers(&self) -> MutexGuard<'_, HashMap<Digest, Entry>> {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A layer that is being opened.
+struct Opening<'l>(&'l Lazies, Digest);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        let Self(lazies, diff_id) = self;
+        lazies.opening.lock().unwrap_or_else(PoisonError::into_inner).remove(diff_id);
+        lazies.opened.notify_all();
     }
 }
 

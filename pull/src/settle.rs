@@ -28,11 +28,21 @@ pub(crate) fn later(store: &Arc<Store>, diff_ids: Vec<Digest>, of: String) {
     });
 }
 
-/// Syncs, after a while, what an earlier process did not.
-pub(crate) fn left(store: &Arc<Store>) {
-    let left = store.list().into_iter().filter(|(_, record)| record.whole && !record.durable).map(|(id, _)| id);
-    let left: Vec<_> = left.collect();
-    if !left.is_empty() {
-        later(store, left, "an earlier process".to_owned());
-    }
+/// How often it is looked for what nobody has synced.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// Syncs, as long as there is the store, what nobody else does: what an earlier process left, and layers that came when the pull they were of had ended.
+pub(crate) fn watch(store: &Arc<Store>) {
+    let store = Arc::downgrade(store);
+    tokio::spawn(async move {
+        while let Some(store) = store.upgrade() {
+            let left = store.list().into_iter().filter(|(_, record)| record.whole && !record.durable).map(|(id, _)| id);
+            let left: Vec<_> = left.collect();
+            if !left.is_empty() {
+                later(&store, left, "earlier pulls".to_owned());
+            }
+            drop(store);
+            tokio::time::sleep(ROUND).await;
+        }
+    });
 }

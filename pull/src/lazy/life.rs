@@ -117,13 +117,14 @@ impl Lazy {
                 changed(&mut events, None).await;
                 continue;
             }
-            let _admitted = self.lane.scan().await;
+            let admitted = self.lane.scan().await;
             let (lazy, spans) = (Arc::clone(self), done..end);
             let step = tokio::task::spawn_blocking(move || {
                 let scanned = lazy.scan_spans(&mut scanner, spans)?;
                 Ok::<_, TarError>((scanner, scanned))
             });
             (scanner, done) = step.await.map_err(|_| LayerError::Panicked)??;
+            drop(admitted);
             if done < end {
                 self.happened();
                 tokio::time::sleep(DISK_AGAIN).await;
