@@ -12,7 +12,7 @@ use silk_mount::{Rung, Variant};
 use silk_pull::{Arrived, ImageStatus, LayerStatus};
 use silk_share::{BackendStatus, State};
 use silk_store::{Finding, Store};
-use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -189,16 +189,20 @@ fn sentence(layer: &Layer, rung: Rung) -> String {
     format!("{how}{known} ({} of {} bytes, {} bytes of tar)", layer.blob_received, layer.blob_size, layer.data_bytes)
 }
 
-fn verdict(image: &Image) -> String {
+fn verdict(image: &Image, rung: Rung) -> String {
     match image.state.as_str() {
         "refused" => format!("left to containerd: {}", image.error),
         "failed" => format!("not here: {}", image.error),
         "pulling" => {
             "on its way: its pull returns when each layer is whole and proved, or known and mounted".to_owned()
         }
-        "ready" if image.layers.iter().all(|l| l.proved) => {
-            "here: every layer is whole and proved, and served by the kernel without silk".to_owned()
-        }
+        "ready" if image.layers.iter().all(|l| l.proved) => match rung {
+            Rung::File | Rung::Loop => {
+                "here: every layer is whole and proved; containers that start now are served by the kernel alone"
+                    .to_owned()
+            }
+            Rung::Tree | Rung::None => "here: every layer is whole and proved, and served by silkd".to_owned(),
+        },
         "ready" => "can run: layers that are not whole are served by silkd while their bytes arrive".to_owned(),
         _ => "known from before a restart; pulled again when containerd asks for it".to_owned(),
     }
@@ -207,7 +211,7 @@ fn verdict(image: &Image) -> String {
 /// All images of one name: after the first, the others. A name that was pushed again may have several here.
 fn explained(images: Vec<Image>, rung: Rung) -> Option<ExplainResponse> {
     let mut told = images.into_iter().map(|image| ExplainResponse {
-        verdict: verdict(&image),
+        verdict: verdict(&image, rung),
         layers: image.layers.iter().map(|layer| sentence(layer, rung)).collect(),
         image: Some(image),
         ..ExplainResponse::default()
@@ -248,7 +252,8 @@ impl Control for Service {
         if images.is_empty() {
             return Err(Status::not_found(format!(
                 "silk has not seen {name}: it was pulled without silk or without the labels a remote snapshotter needs \
-                 (CRI: disable_snapshot_annotations = false), or all its layers were here already, from another image"
+                 (CRI: disable_snapshot_annotations = false), or left to containerd before silkd's last start, or all its layers were \
+                 here already, from another image"
             )));
         }
         let rung = self.0.janitor.views.views.mounts().rung();
@@ -273,22 +278,17 @@ impl Control for Service {
                 if all && report.as_ref().is_err_and(|status| status.code() == tonic::Code::NotFound) {
                     continue; // evicted meanwhile
                 }
+                // Here, and not where the report is sent on: who asked may be gone by then, and the layer is.
+                if report.as_ref().is_ok_and(|report| !report.ok) {
+                    janitor.refetch();
+                }
                 if to.blocking_send(report).is_err() {
                     break;
                 }
             }
             janitor.wake.notify_one();
         });
-        let janitor = Arc::clone(&self.0.janitor);
-        let reports = ReceiverStream::new(reports).map(move |report| {
-            if let Ok(report) = &report
-                && !report.ok
-            {
-                janitor.refetch();
-            }
-            report
-        });
-        Ok(Response::new(Box::pin(reports)))
+        Ok(Response::new(Box::pin(ReceiverStream::new(reports))))
     }
 
     async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcResponse>, Status> {

@@ -1,6 +1,9 @@
 //! The composition root: builds the rooms from the configuration, joins them, serves, and stops on a signal.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use silk_api::{connect, control::control_server::ControlServer};
@@ -14,7 +17,6 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
@@ -29,8 +31,7 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     Process::now();
-    std::fs::create_dir_all(&config.root).with_context(|| format!("cannot create {}", config.root.display()))?;
-    let root = config.root.canonicalize().with_context(|| format!("cannot use {}", config.root.display()))?;
+    let root = made(&config.root)?;
     let store = Arc::new(Store::open(&root, config.store).context("cannot open the store")?);
     let lazies = Lazies::new(Arc::clone(&store), &config.pull);
     let slots = Slots::open(store.database()).context("cannot read the names of served files")?;
@@ -89,7 +90,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let server = Server::builder()
         .add_service(service.into_server())
         .add_service(ControlServer::new(control::Service::new(node)))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(socket::incoming(listener), async move {
             let _ = stopped.wait_for(|s| *s).await;
         });
     let mut server = tokio::spawn(server);
@@ -110,6 +111,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     starts.stop();
     let _ = std::fs::remove_file(&config.address);
     Ok(())
+}
+
+/// The directory where everything lies, by its real path.
+fn made(root: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
+    root.canonicalize().with_context(|| format!("cannot use {}", root.display()))
 }
 
 /// Layers as containers in user namespaces see them, of the snapshots that there are.

@@ -2,13 +2,30 @@
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
+use futures::{Stream, StreamExt as _};
 use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+
+/// How long to wait when the kernel gives no connection, for lack of descriptors or memory: it would refuse the next one as well.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The connections that come.
+pub fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<tokio::net::UnixStream>> {
+    UnixListenerStream::new(listener).then(|accepted| async {
+        if let Err(error) = &accepted {
+            tracing::warn!(%error, "a connection cannot be taken");
+            tokio::time::sleep(AGAIN).await;
+        }
+        accepted
+    })
+}
 
 /// Binds `path` with mode 0600. A socket that nobody listens on any more is replaced.
 ///
