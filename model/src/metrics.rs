@@ -342,7 +342,7 @@ impl Metrics {
             images: b.gauges("silk_images", "Images that silk knows or left to containerd"),
             image_pull: b.times_by(
                 "silk_image_pull_seconds",
-                "Seconds from an image's claim until it could be mounted, or failed",
+                "Seconds from an image's first Prepare until it could be mounted, or failed",
                 PULL,
             ),
             images_refused: b.counter("silk_images_refused_total", "Times that silk left an image to containerd"),

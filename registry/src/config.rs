@@ -17,7 +17,7 @@ pub struct Config {
     pub hosts_dirs: Vec<PathBuf>,
     /// Docker's `config.json` with the registries' credentials: `auths`, `credHelpers` and `credsStore`. Read each
     /// time credentials are needed, so that a new login takes effect at once. When not set:
-    /// `$DOCKER_CONFIG/config.json` if that variable is set, else `/root/.docker/config.json`.
+    /// `$DOCKER_CONFIG/config.json` if that variable is set, else `$HOME/.docker/config.json`, or root's where nothing says whose home it is.
     pub docker_config: Option<PathBuf>,
     /// Registries (`host` or `host:port`, as written in image references) that are spoken to without TLS when their
     /// `hosts.toml` does not say how. Loopback registries need no entry: they are tried with TLS and then without, as
@@ -75,10 +75,10 @@ impl Default for Config {
 impl Config {
     /// The file that credentials are read from.
     pub fn docker_config_path(&self) -> PathBuf {
-        self.docker_config.clone().unwrap_or_else(|| match std::env::var_os("DOCKER_CONFIG") {
-            Some(dir) => PathBuf::from(dir).join("config.json"),
-            None => "/root/.docker/config.json".into(),
-        })
+        let named = |variable| std::env::var_os(variable).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let docker =
+            || named("DOCKER_CONFIG").unwrap_or_else(|| named("HOME").unwrap_or("/root".into()).join(".docker"));
+        self.docker_config.clone().unwrap_or_else(|| docker().join("config.json"))
     }
 
     pub(crate) fn connect_timeout(&self) -> Duration {

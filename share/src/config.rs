@@ -37,7 +37,8 @@ pub struct RedisConfig {
     /// The number of the database.
     pub database: u32,
     /// Milliseconds of silence after which Redis counts as away. A pull waits that long for it at most, once; then silk goes
-    /// on without Redis until a probe in the background finds it well again. A Redis in the same network answers in 1 to 5.
+    /// on without Redis until a probe in the background finds it well again. A Redis in the same network answers in 1 to 5. One that
+    /// sends, but slowly, has ten times as long for each of at most three answers.
     pub deadline_millis: u64,
     /// Seconds that a value is kept after its last use.
     pub expiry_secs: u64,
