@@ -7,7 +7,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 env_begin() {
-    SCRATCH=$(mktemp -d /tmp/silk-demo-XXXXXX)
+    SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/silk-demo-XXXXXX")
     ENV_PIDS=()
     trap env_end EXIT
     trap 'exit 130' INT TERM
