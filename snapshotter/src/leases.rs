@@ -86,13 +86,16 @@ impl Leases {
     }
 }
 
+/// How old a lease may have been when this process began to answer: a client's pull of a chain that containerd knows, whose manifest was on its
+/// way while silkd was started again, has yet to ask. Manifests take a second; a registry that has to be asked again takes some.
+const ON_ITS_WAY: Duration = Duration::from_secs(30);
+
 /// When this process began to answer.
 ///
-/// A lease outlives its pull by up to a day where containerd or the machine died. None that is older than silkd has a pull that
+/// A lease outlives its pull by up to a day where containerd or the machine died. None that is much older than silkd has a pull that
 /// still has to wait: a Stat that waited when the last silkd ended has failed with the connection, and its pull with it, to be tried
 /// again under another lease; and a pull that has its Prepare or Stat still before it brings its lease along (CRI), or is expected
-/// after its Prepare. What is left is a client's pull of a chain that containerd knows, whose manifest was on its way while
-/// silkd was started again: that one returns before its image is whole.
+/// after its Prepare.
 #[derive(Debug, Clone, Copy)]
 struct Start {
     moment: Instant,
@@ -104,12 +107,12 @@ impl Start {
         Self { moment: Instant::now(), date: SystemTime::now() }
     }
 
-    /// Is the lease older? By the date, and by how long ago that is: a clock that was set after the start, forward or back, must
+    /// Is the lease so much older? By the date, and by how long ago that is: a clock that was set after the start, forward or back, must
     /// not make old what is new.
     fn is_after(&self, lease: &Lease, (moment, date): (Instant, SystemTime)) -> bool {
         let Some(made) = lease.created_at.and_then(system_time) else { return false };
         let age = date.duration_since(made).unwrap_or_default();
-        made < self.date && age > moment.duration_since(self.moment)
+        made + ON_ITS_WAY < self.date && age > moment.duration_since(self.moment) + ON_ITS_WAY
     }
 }
 
