@@ -44,11 +44,12 @@ impl LayerJob {
         let started = (*lock(&self.started))?;
         Some((self.sources.first().host(), started.elapsed()))
     }
-}
 
-impl LayerJob {
     /// Wrong bytes came: is there anybody who may have the right ones?
     fn is_elsewhere(&self) -> bool {
+        if self.sources.come_apart() {
+            return true;
+        }
         let blob = self.sources.first();
         let (has_hosts, was_last) = (blob.distrust(), self.sources.failed(&blob));
         has_hosts || !was_last

@@ -102,7 +102,8 @@ impl Road {
         METRICS.lies.of(Lie::Names).one();
         tracing::error!(%diff_id, image = self.image.reference, "the names of a layer were wrong: containers that use it must be started again");
         self.distrust(lazy, "its names are not those of the layer");
-        self.lazies.remove(&diff_id);
+        // It cannot be mounted until its own are there; who reads it, can.
+        lazy.stream_instead("its names were wrong");
         self.show.renew(&diff_id, true);
         self.show.forget(&diff_id);
     }
@@ -183,8 +184,11 @@ impl Lazies {
         road: &Road,
     ) -> Result<bool, StoreError> {
         let _alone = self.alone(spec.diff_id);
-        if self.get(&spec.diff_id).is_some() {
-            return Ok(self.size(&spec.diff_id).is_some());
+        if let Some(lazy) = self.get(&spec.diff_id) {
+            if !lazy.is_of(&road.image.reference) {
+                lazy.offer(road.repository.blob(spec.blob, spec.size));
+            }
+            return Ok(lazy.is_indexed());
         }
         if !self.store.is_known(&spec.diff_id, &spec.blob, spec.size) {
             return Ok(false);

@@ -3,6 +3,7 @@
 
 use std::{
     ops::Range,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use crate::pace::Pace;
 const MOST: usize = 8;
 
 /// A registry from which so few bytes a second come on a connection is left for another that has the blob, too. Six connections of this rate are a
-/// link of 12 Mbit/s: whose link is slower than that loses what is in the sockets, once for each range of the blob and each registry.
+/// link of 12 Mbit/s: whose link is slower loses what is in the sockets, once for each range and each registry.
 const DRIP: u64 = 256 << 10;
 
 /// After so long: above what a lost packet or a server's pause takes.
@@ -33,12 +34,14 @@ struct State {
     blobs: Vec<Blob>,
     /// How many failed since bytes came last.
     failed: usize,
+    /// Bytes of several were put together, and were not the blob's: nobody knows whose were wrong. No more of that.
+    apart: bool,
 }
 
 impl Sources {
     /// One.
     pub(crate) fn new(blob: Blob) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { blobs: vec![blob], failed: 0 })))
+        Arc::new(Self(Mutex::new(State { blobs: vec![blob], failed: 0, apart: false })))
     }
 
     /// The one to ask.
@@ -82,13 +85,26 @@ impl Sources {
         self.state().failed = 0;
     }
 
-    /// One at another registry, which is asked first from now on.
-    fn instead_of(&self, slow: &Blob) -> Option<Blob> {
-        let blobs = &mut self.state().blobs;
-        let at = blobs.iter().position(|blob| blob.repository().0 != slow.repository().0)?;
-        let other = blobs.remove(at);
-        blobs.insert(0, other.clone());
+    /// One at a registry that none of these are of. It is asked first from now on.
+    fn unlike(&self, tried: &[Blob]) -> Option<Blob> {
+        let mut state = self.state();
+        let is_tried = |blob: &Blob| tried.iter().any(|tried| tried.repository().0 == blob.repository().0);
+        let at = state.blobs.iter().position(|blob| !is_tried(blob)).filter(|_| !state.apart)?;
+        let other = state.blobs.remove(at);
+        state.blobs.insert(0, other.clone());
         Some(other)
+    }
+
+    fn has_others(&self, tried: &[Blob]) -> bool {
+        let state = self.state();
+        let is_tried = |blob: &Blob| tried.iter().any(|tried| tried.repository().0 == blob.repository().0);
+        !state.apart && !state.blobs.iter().all(is_tried)
+    }
+
+    /// What was put together of several is wrong: is it to be tried again from one alone?
+    pub(crate) fn come_apart(&self) -> bool {
+        let mut state = self.state();
+        state.blobs.len() > 1 && !std::mem::replace(&mut state.apart, true)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -122,13 +138,14 @@ impl Manner {
 #[derive(Debug)]
 pub(crate) struct Stretch {
     sources: Arc<Sources>,
-    blob: Blob,
     stream: BlobStream,
     end: u64,
     manner: Manner,
     pace: Pace,
-    /// Registries that may still be left.
-    left: usize,
+    /// Those that were asked, the last of them now.
+    tried: Vec<Blob>,
+    /// The others were no good: the first has it for itself.
+    alone: bool,
 }
 
 impl Stretch {
@@ -136,52 +153,76 @@ impl Stretch {
     pub(crate) fn read(sources: &Arc<Sources>, range: Range<u64>, manner: Manner) -> Self {
         let (sources, blob, end) = (Arc::clone(sources), sources.first(), range.end);
         let stream = manner.read(&blob, range);
-        Self { sources, blob, stream, end, manner, pace: Pace::begin(), left: MOST }
+        Self { sources, stream, end, manner, pace: Pace::begin(), tried: vec![blob], alone: false }
     }
 
-    /// The next bytes; `None` at the end. Dropping the future loses nothing.
+    /// The next bytes; `None` at the end. Dropping the future loses no bytes.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
-            let asked = Instant::now();
-            let next = timeout(self.pace.left(PATIENCE), self.stream.next()).await;
-            let bytes = next.as_ref().map_or(0, |next| next.as_ref().map_or(0, |b| b.as_ref().map_or(0, Bytes::len)));
-            self.pace.came(bytes as u64, asked.elapsed());
-            match self.pace.is_drip(PATIENCE, DRIP) {
-                None => {}
-                Some(is_drip) => {
-                    self.pace = Pace::begin();
-                    if is_drip {
-                        self.go_elsewhere();
-                    }
+            let next = match self.patiently().await {
+                Some(Err(error)) if self.tried.len() > 1 => {
+                    tracing::info!(%error, "another image's registry does not go on");
+                    self.go_back();
+                    continue;
                 }
-            }
-            if let Ok(next) = next {
-                return next;
+                Some(next) => return next,
+                None => self.sources.unlike(&self.tried),
+            };
+            if let Some(other) = next {
+                self.go_to(other);
             }
         }
     }
 
-    fn go_elsewhere(&mut self) {
+    /// What the source gives; nothing if it drips, and another might go on.
+    async fn patiently(&mut self) -> Option<Result<Option<Bytes>, Error>> {
+        let Self { stream, pace, alone, .. } = self;
+        // One future: who drops it begins its waits for connections and answers anew.
+        let mut next = pin!(stream.next());
+        loop {
+            if let Some(is_drip) = pace.is_drip(PATIENCE, DRIP) {
+                *pace = Pace::begin();
+                if is_drip && !*alone && self.sources.has_others(&self.tried) {
+                    return None;
+                }
+            }
+            let asked = Instant::now();
+            let came = timeout(pace.left(PATIENCE), &mut next).await;
+            let bytes = came.as_ref().map_or(0, |came| came.as_ref().map_or(0, |b| b.as_ref().map_or(0, Bytes::len)));
+            pace.came(bytes as u64, asked.elapsed());
+            if let Ok(came) = came {
+                return Some(came);
+            }
+        }
+    }
+
+    fn go_to(&mut self, other: Blob) {
         let at = self.stream.position();
-        let Some(other) = self.sources.instead_of(&self.blob).filter(|_| self.left > 0 && at < self.end) else {
-            return;
-        };
         tracing::info!(
-            blob = %other.digest(), at, from = self.blob.host(), to = other.host(),
+            blob = %other.digest(), at, from = self.blob().host(), to = other.host(),
             "bytes come slowly: another image's registry goes on"
         );
-        self.left -= 1;
-        self.stream = self.manner.read(&other, at..self.end);
-        self.blob = other;
+        // A server without ranges would send all that is here.
+        let ranges_only = self.manner.ranges_only || at > 0;
+        self.stream = Manner { ranges_only, ..self.manner }.read(&other, at..self.end);
+        self.tried.push(other);
+    }
+
+    fn go_back(&mut self) {
+        let at = self.stream.position();
+        self.tried.truncate(1);
+        self.alone = true;
+        self.stream = self.manner.read(&self.tried[0], at..self.end);
+        self.pace = Pace::begin();
     }
 
     /// Who sends it.
     pub(crate) fn blob(&self) -> &Blob {
-        &self.blob
+        self.tried.last().expect("it begins with one")
     }
 
-    /// As [`BlobStream::distrust`].
+    /// As [`BlobStream::distrust`]. Of bytes of several nobody knows whose were wrong.
     pub(crate) fn distrust(&self) -> bool {
-        self.stream.distrust()
+        if self.tried.len() > 1 || self.alone { self.sources.come_apart() } else { self.stream.distrust() }
     }
 }

@@ -190,6 +190,11 @@ impl Node {
         Self::open(config, Arc::default(), vec![], tempfile::tempdir().unwrap(), 3600)
     }
 
+    /// A node that gives a silent registry up after so many seconds, twice.
+    pub fn waiting(secs: u64) -> Self {
+        Self::open(Config::default(), Arc::default(), vec![], tempfile::tempdir().unwrap(), secs)
+    }
+
     fn open(
         config: Config,
         documents: Arc<Documents>,

@@ -197,6 +197,37 @@ async fn a_layer_that_is_being_given_up_is_waited_for() {
     assert_eq!(node.data(&id), tar);
 }
 
+/// Waiting for bytes, and looking now and then whether others have them, begins no wait anew: a registry is given up when its time is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_registry_is_given_up_in_time() {
+    let registry = Fake::start().await;
+    let image = push(&registry, "library/a:1", &tar(&[("noise", &noise(1, 1_000_000))]), None);
+    let node = Node::waiting(4);
+    registry.fault("GET .*/blobs/", Fault::Hold, ALWAYS);
+    node.claim(&image).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), node.ready(&image)).await;
+    ended.expect("it is given up").unwrap_err();
+}
+
+/// Where the other image's registry is no better, the first one's has all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_images_registry_costs_this_one_nothing() {
+    let (slow, other) = (Fake::start().await, Fake::start().await);
+    let tar = tar(&[("noise", &noise(1, 1_000_000))]);
+    let (first, second) = (push(&slow, "library/a:1", &tar, None), push(&other, "library/b:1", &tar, None));
+    let node = Node::waiting(30);
+    slow.fault("GET .*/blobs/", Fault::Slow(150_000), ALWAYS);
+    node.claim(&first).await.unwrap();
+    slow.wait_for_bodies(1).await;
+    node.claim(&second).await.unwrap();
+    let asked = other.count("GET .*/blobs/");
+    other.fault("GET .*/blobs/", Fault::status(403), ALWAYS);
+    node.ready(&first).await.unwrap();
+    node.ready(&second).await.unwrap();
+    assert_eq!(node.data(&first.layers[0].diff_id), tar);
+    assert!(other.count("GET .*/blobs/") > asked, "it was not asked");
+}
+
 /// Its registry is as good as silent; that of another image, which has the layer, too, is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_goes_on_from_the_registry_of_another_image() {
