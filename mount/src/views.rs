@@ -230,12 +230,12 @@ impl Views {
             let failed = |source| ViewError::Mount { layer, source };
             let (under, ground) = devices(files, &layers);
             let mountpoint = self.mounts.show(view, &path, &under, ground).map_err(failed)?;
-            // One of the layers below may have become whole meanwhile, and found nothing here to renew.
-            let (now, ground) = devices(files, &layers);
-            if now != under {
-                self.mounts.replace(&view.name(), &path, &now, ground).map_err(failed)?;
-            }
             if self.lies() == lies {
+                // One of the layers below may have become whole meanwhile, and found nothing here to renew.
+                let (now, ground) = devices(files, &layers);
+                if now != under {
+                    self.mounts.replace(&view.name(), &path, &now, ground).map_err(failed)?;
+                }
                 return Ok(Some(mountpoint));
             }
             self.mounts.disown(&view.name()).map_err(failed)?;

@@ -71,6 +71,8 @@ pub struct Store {
     records: Mutex<HashMap<Digest, LayerRecord>>,
     /// Held while a record is read, changed and written, so that no change undoes another.
     changing: Mutex<()>,
+    /// Held while layers are synced: the kernel tells one of two who sync a file at once of its trouble.
+    settling: Mutex<()>,
     /// Layers that have a writer.
     writing: Mutex<HashSet<Digest>>,
     /// Layers whose bytes the disk lost.
@@ -103,6 +105,7 @@ impl Store {
             boot: boot_id()?,
             records: Mutex::default(),
             changing: Mutex::default(),
+            settling: Mutex::default(),
             writing: Mutex::default(),
             losses: Mutex::default(),
             ways: way::Ways::default(),

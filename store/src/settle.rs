@@ -26,6 +26,7 @@ impl Store {
     /// What the file system or the database says: the layers stay usable for this boot. [`StoreError::Lost`] when a sync failed and
     /// the disk does not have the layer: see [`Store::lost`].
     pub fn settle(&self, diff_ids: &[Digest]) -> Result<(), StoreError> {
+        let _alone = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
         let mut synced = Vec::new();
         let mut failed = None;
         for id in diff_ids {

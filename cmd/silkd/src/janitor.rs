@@ -6,7 +6,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use silk_model::{Digest, chain_ids};
 use silk_mount::ChainName;
-use silk_pull::Puller;
+use silk_pull::{Puller, Show as _};
 use silk_snapshotter::Snapshots;
 use silk_store::{Evicted, StoreError};
 use tokio::sync::Notify;
@@ -60,6 +60,8 @@ impl Janitor {
             );
             std::process::exit(1);
         }
+        // Those of layers that became whole a while ago are put away by then.
+        self.views.put_away(INTERVAL);
         self.drop_broken()?;
         self.drop_lost();
         self.forget_images()?;

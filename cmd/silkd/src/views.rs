@@ -58,8 +58,10 @@ impl StoreViews {
         then: impl FnOnce() -> R,
     ) -> Result<Option<R>, ViewError> {
         self.views.retire(&Files(self), diff_id, in_use, || {
+            let done = then();
+            // Afterwards: a reader may have opened it meanwhile.
             self.served.iter().for_each(|served| served.close(diff_id));
-            then()
+            done
         })
     }
 
