@@ -57,6 +57,11 @@ func TestSoak(t *testing.T) {
 		s.nodes = append(s.nodes, &soaked{Node: node.Start(t, node.Options{Generation: node.Second, Rung: rung, Extra: s.redis.Config()})})
 	}
 	var clients sync.WaitGroup
+	// Before the nodes go, also if the weather cannot.
+	t.Cleanup(func() {
+		s.over.Store(true)
+		clients.Wait()
+	})
 	for _, n := range s.nodes {
 		for range soakClients {
 			random := rand.New(rand.NewSource(s.random.Int63()))
@@ -88,8 +93,8 @@ type soak struct {
 	blobs    []string
 	nodes    []*soaked
 	over     atomic.Bool
-	// lie is until when what the registry has sent may make reads fail, in nanoseconds since 1970.
-	lie atomic.Int64
+	// lies are until when what the registry has sent of a blob may make reads fail.
+	lies sync.Map
 
 	read, unread, pulled, unpulled atomic.Int64
 }
@@ -97,6 +102,7 @@ type soak struct {
 type soakImage struct {
 	ref   string
 	names []string
+	blobs []string
 	files map[string][]byte
 }
 
@@ -137,6 +143,7 @@ func (s *soak) makeImages() {
 		var chosen []image.Layer
 		for _, l := range s.random.Perm(soakLayers)[:2+s.random.Intn(4)] {
 			chosen = append(chosen, layers[l])
+			made.blobs = append(made.blobs, layers[l].Blob.Digest)
 			for _, entry := range layers[l].Entries {
 				made.files[entry.Name] = entry.Body
 			}
@@ -202,7 +209,7 @@ func (s *soak) use(n *soaked, image soakImage, random *rand.Rand) {
 		s.read.Add(1)
 		if err != nil {
 			s.unread.Add(1)
-			if !n.down.Load() && n.restarts.Load() == restarts && time.Now().UnixNano() > s.lie.Load() {
+			if !n.down.Load() && n.restarts.Load() == restarts && !s.isLiedOf(image) {
 				s.Errorf("%s, rung %s: reading %s of %s: %v", n.Dir, n.Rung, name, image.ref, err)
 			}
 			return
@@ -210,6 +217,14 @@ func (s *soak) use(n *soaked, image soakImage, random *rand.Rand) {
 		s.compare(n, image, name, got)
 		time.Sleep(time.Duration(random.Intn(30)) * time.Millisecond)
 	}
+}
+
+// isLiedOf says whether the registry has lately sent other bytes in place of a blob of the image.
+func (s *soak) isLiedOf(image soakImage) bool {
+	return slices.ContainsFunc(image.blobs, func(blob string) bool {
+		until, lied := s.lies.Load(blob)
+		return lied && time.Now().Before(until.(time.Time))
+	})
 }
 
 func (s *soak) compare(n *soaked, image soakImage, name string, got []byte) {
@@ -270,10 +285,10 @@ func (s *soak) weather() {
 	case 8:
 		s.fault(hub.Status(502, ""))
 	case 9:
-		s.lie.Store(time.Now().Add(time.Hour).UnixNano())
+		s.lies.Store(blob, time.Now().Add(time.Hour))
 		s.fault(hub.Only(blob, hub.Instead(noise(int64(somewhere), 1<<20))))
-		// So long may a layer refuse its readers before it is tried again.
-		s.lie.Store(time.Now().Add(20 * time.Second).UnixNano())
+		// So long may its layer refuse readers: it is tried again after 8 s, and that may meet other weather.
+		s.lies.Store(blob, time.Now().Add(time.Minute))
 	case 10:
 		s.upset("redis.call('FLUSHALL')")
 	case 11:
@@ -358,6 +373,13 @@ func (s *soak) peace(n *soaked) {
 	}
 	s.endLeases(ctx, n)
 	nothingLeaks(s.T, n.Node, refs)
+	// Nothing of containerd's own is left that it could stand on.
+	if _, err := n.Pull(ctx, refs[0], "silk"); err != nil {
+		s.Error(err)
+	}
+	if state, message := n.ImageState(refs[0]); state != "ready" {
+		s.Errorf("rung %s: silk does not take it: %s is %q: %s", n.Rung, refs[0], state, message)
+	}
 }
 
 // endLeases ends those of pulls that went with their containerd: it would keep for a day what they hold.
