@@ -159,17 +159,19 @@ impl Stretch {
     /// The next bytes; `None` at the end. Dropping the future loses no bytes.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
-            let next = match self.patiently().await {
-                Some(Err(error)) if self.tried.len() > 1 => {
-                    tracing::info!(%error, "another image's registry does not go on");
-                    self.go_back();
-                    continue;
-                }
-                Some(next) => return next,
-                None => self.sources.unlike(&self.tried),
+            let failed = match self.patiently().await {
+                Some(Err(error)) => Some(error),
+                Some(came) => return came,
+                None => None,
             };
-            if let Some(other) = next {
+            if self.tried.len() > 1 && failed.is_some() {
+                self.go_back();
+            } else if !self.alone
+                && let Some(other) = self.sources.unlike(&self.tried)
+            {
                 self.go_to(other);
+            } else if let Some(error) = failed {
+                return Err(error);
             }
         }
     }
@@ -200,7 +202,7 @@ impl Stretch {
         let at = self.stream.position();
         tracing::info!(
             blob = %other.digest(), at, from = self.blob().host(), to = other.host(),
-            "bytes come slowly: another image's registry goes on"
+            "bytes come slowly, or not at all: another image's registry goes on"
         );
         // A server without ranges would send all that is here.
         let ranges_only = self.manner.ranges_only || at > 0;
@@ -210,8 +212,11 @@ impl Stretch {
 
     fn go_back(&mut self) {
         let at = self.stream.position();
+        // It is asked last from now on.
+        self.sources.failed(self.blob());
         self.tried.truncate(1);
         self.alone = true;
+        tracing::info!(blob = %self.blob().digest(), at, to = self.blob().host(), "the other registry does not: back to the first");
         self.stream = self.manner.read(&self.tried[0], at..self.end);
         self.pace = Pace::begin();
     }

@@ -213,10 +213,10 @@ async fn a_silent_registry_is_given_up_in_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_images_registry_costs_this_one_nothing() {
     let (slow, other) = (Fake::start().await, Fake::start().await);
-    let tar = tar(&[("noise", &noise(1, 1_000_000))]);
+    let tar = tar(&[("noise", &noise(1, 9_000_000))]);
     let (first, second) = (push(&slow, "library/a:1", &tar, None), push(&other, "library/b:1", &tar, None));
     let node = Node::waiting(30);
-    slow.fault("GET .*/blobs/", Fault::Slow(150_000), ALWAYS);
+    slow.fault("GET .*/blobs/", Fault::Slow(200_000), ALWAYS);
     node.claim(&first).await.unwrap();
     slow.wait_for_bodies(1).await;
     node.claim(&second).await.unwrap();
