@@ -28,8 +28,9 @@ pub(crate) fn later(store: &Arc<Store>, diff_ids: Vec<Digest>, of: String) {
     });
 }
 
-/// How often it is looked for what nobody has synced.
-const ROUND: Duration = Duration::from_secs(60);
+/// How often it is looked for what nobody has synced. Chosen: what is lost meanwhile is fetched again, and a layer that a failing disk does not give
+/// back is read to no avail each time.
+const ROUND: Duration = Duration::from_secs(600);
 
 /// Syncs, as long as there is the store, what nobody else does: what an earlier process left, and layers that came when the pull they were of had ended.
 pub(crate) fn watch(store: &Arc<Store>) {
