@@ -87,8 +87,9 @@ impl Leases {
 }
 
 /// How old a lease may have been when this process began to answer: a client's pull of a chain that containerd knows, whose manifest was on its
-/// way while silkd was started again, has yet to ask. Manifests take a second; a registry that has to be asked again takes some.
-const ON_ITS_WAY: Duration = Duration::from_secs(30);
+/// way while silkd was started again, has yet to ask. Manifests take a second; a registry that has to be asked again takes some. A list may wait in
+/// the place of a pull that died in these seconds together with its containerd: once, until the image is there.
+const ON_ITS_WAY: Duration = Duration::from_secs(10);
 
 /// When this process began to answer.
 ///

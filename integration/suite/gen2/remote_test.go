@@ -364,7 +364,9 @@ func TestARestartWhileAPullWaits(t *testing.T) {
 		if err := <-pull; err == nil {
 			t.Fatal("the pull ended well without silkd")
 		}
-		// The lease stays, as after a crash of containerd: no list waits in the place of its pull.
+		// The lease stays, as after a crash of containerd: no list waits in the place of its pull, but for those of the last ten seconds, which may
+		// be about to ask.
+		time.Sleep(11 * time.Second)
 		b.start()
 		b.walk("one")
 		ctx = b.lease("one", who)
