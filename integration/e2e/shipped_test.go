@@ -67,10 +67,10 @@ func TestUnitNeedsNoConfiguration(t *testing.T) {
 	defer ready.Close()
 	// The machine's own files of silk, if it has any, stay out of sight and untouched.
 	const bare = `set -e
-mkdir "$0/work"
-mount -t tmpfs tmpfs "$0/work"
-mkdir "$0/work/upper" "$0/work/work"
-mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/work/upper,workdir=$0/work/work" /etc
+mkdir "$0/over"
+mount -t tmpfs tmpfs "$0/over"
+mkdir "$0/over/upper" "$0/over/work"
+mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/over/upper,workdir=$0/over/work" /etc
 rm -rf /etc/silk
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /var/lib

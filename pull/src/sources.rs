@@ -38,6 +38,13 @@ struct State {
     apart: bool,
 }
 
+impl State {
+    fn unlike(&self, tried: &[Blob]) -> Option<usize> {
+        let is_tried = |blob: &Blob| tried.iter().any(|tried| tried.repository().0 == blob.repository().0);
+        self.blobs.iter().position(|blob| !is_tried(blob)).filter(|_| !self.apart)
+    }
+}
+
 impl Sources {
     /// One.
     pub(crate) fn new(blob: Blob) -> Arc<Self> {
@@ -56,7 +63,7 @@ impl Sources {
 
     /// Another image has the same blob: it is asked when the others are no good.
     pub(crate) fn keep(&self, blob: Blob) {
-        self.add(blob, MOST);
+        self.add(blob, usize::MAX);
     }
 
     fn add(&self, blob: Blob, at: usize) -> bool {
@@ -88,17 +95,15 @@ impl Sources {
     /// One at a registry that none of these are of. It is asked first from now on.
     fn unlike(&self, tried: &[Blob]) -> Option<Blob> {
         let mut state = self.state();
-        let is_tried = |blob: &Blob| tried.iter().any(|tried| tried.repository().0 == blob.repository().0);
-        let at = state.blobs.iter().position(|blob| !is_tried(blob)).filter(|_| !state.apart)?;
+        let at = state.unlike(tried)?;
         let other = state.blobs.remove(at);
         state.blobs.insert(0, other.clone());
         Some(other)
     }
 
-    fn has_others(&self, tried: &[Blob]) -> bool {
-        let state = self.state();
-        let is_tried = |blob: &Blob| tried.iter().any(|tried| tried.repository().0 == blob.repository().0);
-        !state.apart && !state.blobs.iter().all(is_tried)
+    /// Is there such a one?
+    fn has_unlike(&self, tried: &[Blob]) -> bool {
+        self.state().unlike(tried).is_some()
     }
 
     /// What was put together of several is wrong: is it to be tried again from one alone?
@@ -184,7 +189,7 @@ impl Stretch {
         loop {
             if let Some(is_drip) = pace.is_drip(PATIENCE, DRIP) {
                 *pace = Pace::begin();
-                if is_drip && !*alone && self.sources.has_others(&self.tried) {
+                if is_drip && !*alone && self.sources.has_unlike(&self.tried) {
                     return None;
                 }
             }
