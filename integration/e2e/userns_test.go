@@ -71,10 +71,13 @@ func mountOf(t *testing.T, n *node.Node, ctx context.Context, snapshotter, key s
 // open lets runc in: in a user namespace its way to the root file system is that of a stranger.
 func open(dir string) error { return os.Chmod(dir, 0o711) }
 
-// nothingMapped waits until silkd keeps no mounts for user namespaces: containerd removes snapshots when it collects garbage.
+// nothingMapped waits until silkd keeps no mounts for user namespaces.
 func nothingMapped(t *testing.T, n *node.Node) {
 	t.Helper()
 	n.Eventually("nothing is left for user namespaces", func() error {
+		if err := n.CollectGarbage(); err != nil {
+			return err
+		}
 		dir := filepath.Join(n.Dir, "silk/mapped")
 		left, err := os.ReadDir(dir)
 		if mounts := node.MountsBelow(dir); err == nil && (len(mounts) > 0 || len(left) > 0) {
@@ -191,6 +194,9 @@ func TestUserNamespacePod(t *testing.T) {
 			p.start(t)
 			p.checkLook(t, want)
 			p.Eventually("the first container's mounts are gone", func() error {
+				if err := p.CollectGarbage(); err != nil {
+					return err
+				}
 				left, err := os.ReadDir(filepath.Join(p.Dir, "silk/mapped"))
 				if err == nil && len(left) != 2 {
 					return fmt.Errorf("the sandbox's and the second container's are %v", left)

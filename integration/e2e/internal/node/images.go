@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -86,6 +87,18 @@ func (n *Node) ViewThrough(ctx context.Context, client *containerd.Client, snaps
 		}
 		return service.Remove(ctx, key)
 	}, nil
+}
+
+// CollectGarbage makes containerd collect garbage now, and waits for that. Snapshots that were removed are taken from their snapshotter
+// only then, and its scheduler overlooks what was removed while it was at work.
+func (n *Node) CollectGarbage() error {
+	ctx := n.Context()
+	service := n.Client.LeasesService()
+	lease, err := service.Create(ctx, leases.WithRandomID())
+	if err != nil {
+		return err
+	}
+	return service.Delete(ctx, lease, leases.SynchronousDelete)
 }
 
 // Tree pulls an image into a snapshotter and reads its root file system.
