@@ -15,10 +15,13 @@ use silk_model::{
     Digest,
     metrics::{Kind, Label as _, METRICS, Outcome},
 };
-use silk_registry::{Object, Reference, Registry, Repository};
+use silk_registry::{Reference, Registry, Repository};
 use silk_share::Share;
 use silk_store::{LayerRecord, Profiles, Store, StoreError};
-use tokio::sync::{OnceCell, watch};
+use tokio::{
+    sync::{OnceCell, watch},
+    task::JoinHandle,
+};
 use tracing::Instrument as _;
 
 use crate::{
@@ -125,6 +128,8 @@ struct Image {
     kind: Mutex<Kind>,
     /// Where the time of that pull goes.
     trip: Mutex<Option<Arc<Trip>>>,
+    /// What others know of its layers, asked for the pull that is about to begin.
+    asked: Mutex<Option<JoinHandle<known::Asked>>>,
 }
 
 impl Image {
@@ -135,8 +140,8 @@ impl Image {
         // One from before a restart has its snapshot, or never will.
         let (state, held) = (watch::Sender::new(State::Idle), AtomicBool::new(spec.initialized()));
         let (others, untried) = (Mutex::default(), AtomicBool::new(false));
-        let (kind, trip) = (Mutex::new(Kind::Here), Mutex::default());
-        Arc::new(Self { spec, state, accepted, held, claimed, others, untried, kind, trip })
+        let (kind, trip, asked) = (Mutex::new(Kind::Here), Mutex::default(), Mutex::default());
+        Arc::new(Self { spec, state, accepted, held, claimed, others, untried, kind, trip, asked })
     }
 
     fn had_to(&self, kind: Kind) {
@@ -234,6 +239,7 @@ impl Puller {
         };
         if !settled {
             if !here {
+                self.ask_ahead(&image, &spec).await;
                 self.first_contact(&spec).instrument(spans::part!("first contact")).await?;
             }
             image.accepted.store(true, Ordering::Relaxed);
@@ -244,14 +250,6 @@ impl Puller {
             tokio::task::spawn_blocking(move || puller.remember(&spec));
         }
         Ok(claimed)
-    }
-
-    /// Asks the registry for the manifest: does it answer, does it let us in?
-    async fn first_contact(&self, spec: &ImageSpec) -> Result<(), Refused> {
-        let deadline = Duration::from_millis(self.config.first_contact_millis);
-        let repository = self.repository(&spec.reference).await.map_err(|e| Refused::Registry(e.to_string()))?;
-        let asked = repository.check(Object::Manifest(spec.manifest), deadline).await;
-        asked.map_err(|e| Refused::Registry(e.to_string()))
     }
 
     async fn repository(&self, reference: &str) -> Result<Repository, LayerError> {
@@ -415,6 +413,8 @@ impl Puller {
                     State::Failed(Failure { error, at: Instant::now(), in_a_row: failures + 1 })
                 }
             };
+            // Asked beside a pull that had begun: by the next one they may know something else.
+            lock(&image.asked).take();
             image.state.send_replace(state);
             settle::later(&puller.store, spec.diff_ids(), spec.reference.clone());
         });

@@ -1,7 +1,11 @@
 //! What containerd asks for.
 
-use silk_model::Digest;
+use std::time::Duration;
 
+use silk_model::Digest;
+use silk_registry::Object;
+
+use super::Puller;
 use crate::{ImageSpec, Refused};
 
 /// containerd prepares a layer of an image.
@@ -40,6 +44,16 @@ pub struct Claimed {
     pub diff_id: Digest,
     /// Is it the image's last?
     pub top: bool,
+}
+
+impl Puller {
+    /// Asks the registry for the manifest: does it answer, does it let us in?
+    pub(super) async fn first_contact(&self, spec: &ImageSpec) -> Result<(), Refused> {
+        let deadline = Duration::from_millis(self.config.first_contact_millis);
+        let repository = self.repository(&spec.reference).await.map_err(|e| Refused::Registry(e.to_string()))?;
+        let asked = repository.check(Object::Manifest(spec.manifest), deadline).await;
+        asked.map_err(|e| Refused::Registry(e.to_string()))
+    }
 }
 
 /// The pull that waits for an image: what it holds in containerd may name other sources of the same layers.

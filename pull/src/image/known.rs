@@ -19,19 +19,24 @@ use silk_model::{
     metrics::{Lie, METRICS},
 };
 use silk_registry::Repository;
-use silk_share::{Found, Image, LayerKnowledge};
+use silk_share::{Found, Image as Shared, LayerKnowledge};
 use silk_store::{Checked, Known, StoreError};
+use tracing::Instrument as _;
 
-use super::{Puller, pull::Source};
+use super::{
+    Image, Puller, lock,
+    pull::{Source, missing},
+};
 use crate::{
     ImageSpec, LayerSpec,
     lazy::{Road, knowledge},
+    spans,
     timing::Trip,
 };
 
 /// What others know of layers.
-#[derive(Default)]
-struct Asked {
+#[derive(Debug, Default)]
+pub(super) struct Asked {
     learned: HashMap<Digest, Found<()>>,
     /// Start profiles, if anybody was asked.
     profiles: Option<Vec<Found<Bytes>>>,
@@ -57,17 +62,36 @@ enum Useless {
 }
 
 impl Puller {
+    /// Begins to ask others, for the image's pull that is about to begin: whether the registry lets silk in takes as long to find out.
+    pub(super) async fn ask_ahead(self: &Arc<Self>, image: &Image, spec: &Arc<ImageSpec>) {
+        if !self.opens_known() || self.seams.share.is_alone() {
+            return;
+        }
+        let Ok(repository) = self.repository(&spec.reference).await else { return };
+        lock(&image.asked).get_or_insert_with(|| {
+            let (puller, spec) = (Arc::clone(self), Arc::clone(spec));
+            let layers: Vec<_> = missing(&spec, &self.lazies).into_iter().map(|(_, layer)| layer).collect();
+            tokio::spawn(async move { puller.ask(&spec, &repository, &layers).await }.instrument(spans::part!("ask")))
+        });
+    }
+
+    fn opens_known(&self) -> bool {
+        self.config.lazy && self.seams.show.lazily()
+    }
+
     /// Opens the layers whose names and index are known; returns the others.
     pub(super) async fn open_known(
         self: &Arc<Self>,
+        image: &Image,
         missing: Vec<(usize, LayerSpec)>,
         sources: &[Source],
         trip: Option<&Arc<Trip>>,
     ) -> Unknown {
         let mut unknown = Unknown { layers: missing, newer: HashSet::new() };
-        if !self.config.lazy || !self.seams.show.lazily() {
+        if !self.opens_known() {
             return unknown;
         }
+        let mut ahead = lock(&image.asked).take();
         for (spec, repository) in sources {
             let Ok(repository) = repository else { continue };
             // Of one that is streamed because what was known of it is no good, the same would be said again.
@@ -79,7 +103,11 @@ impl Puller {
                 continue;
             }
             let began = Instant::now();
-            let Asked { learned, profiles, newer } = self.ask(spec, repository, &layers).await;
+            let is_own = image.spec.get().is_some_and(|own| Arc::ptr_eq(own, spec));
+            let Asked { learned, profiles, newer } = match ahead.take_if(|_| is_own) {
+                Some(ahead) => ahead.await.unwrap_or_default(),
+                None => self.ask(spec, repository, &layers).await,
+            };
             unknown.newer.extend(newer);
             let asked = began.elapsed().as_secs_f64();
             let starting = self.lazies.starting();
@@ -101,7 +129,7 @@ impl Puller {
         if unknown.is_empty() || self.seams.share.is_alone() {
             return Asked::default();
         }
-        let image = Image { repository: Some(repository.clone()), manifest: spec.manifest };
+        let image = Shared { repository: Some(repository.clone()), manifest: spec.manifest };
         let blobs: Vec<_> = unknown.iter().map(|l| l.blob).collect();
         let knowledge = self.seams.share.image(&image, &blobs).await;
         let mut asked = Asked { profiles: Some(knowledge.profiles), ..Asked::default() };
@@ -196,7 +224,7 @@ impl Puller {
         if self.seams.share.is_alone() {
             return;
         }
-        let image = Image { repository: Some(repository.clone()), manifest: spec.manifest };
+        let image = Shared { repository: Some(repository.clone()), manifest: spec.manifest };
         let (store, share) = (Arc::clone(&self.store), Arc::clone(&self.seams.share));
         tokio::task::spawn_blocking(move || match store.known(&diff_id) {
             Ok(known) => share.publish_layer(&image, knowledge(known)),

@@ -133,7 +133,7 @@ impl Puller {
             let repository = self.repository(&source.reference).await.map_err(Arc::new);
             sources.push((source, repository));
         }
-        let unknown = self.open_known(missing, &sources, trip).instrument(spans::part!("known")).await;
+        let unknown = self.open_known(image, missing, &sources, trip).instrument(spans::part!("known")).await;
         let Unknown { layers: missing, newer } = unknown;
         had_to(if missing.is_empty() { Kind::Known } else { Kind::First });
         let trip = trip.map(Arc::as_ref);
@@ -233,7 +233,7 @@ pub(super) fn failed(spec: &ImageSpec, index: usize, source: Arc<LayerError>) ->
 }
 
 /// The layers that are not here, each diff ID once, the largest first: the end of a pull is decided by its largest layer.
-fn missing(spec: &ImageSpec, lazies: &Lazies) -> Vec<(usize, LayerSpec)> {
+pub(super) fn missing(spec: &ImageSpec, lazies: &Lazies) -> Vec<(usize, LayerSpec)> {
     let mut missing: Vec<(usize, LayerSpec)> = Vec::new();
     for (index, layer) in spec.layers.iter().enumerate() {
         if !lazies.is_here(&layer.diff_id) && missing.iter().all(|(_, m)| m.diff_id != layer.diff_id) {

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -25,6 +25,8 @@ pub struct Peer {
     /// It does not answer before it is told to.
     pub hangs: AtomicBool,
     pub resume: Notify,
+    /// How often it was asked about layers.
+    pub asked: AtomicUsize,
 }
 
 impl Peer {
@@ -69,6 +71,7 @@ impl Backend for Peer {
 
     fn look_up<'a>(&'a self, query: &'a Query<'a>) -> BoxFuture<'a, Answer> {
         async move {
+            self.asked.fetch_add(usize::from(!query.blobs.is_empty()), Ordering::Relaxed);
             if self.hangs.load(Ordering::Relaxed) {
                 self.resume.notified().await;
             }

@@ -14,7 +14,7 @@ use silk_layer::{
 };
 use silk_share::{Backend, Key};
 use silk_store::Known;
-use silk_testkit::{Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed, PushedLayer, noise, tar};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed, PushedLayer, noise, tar};
 
 use crate::{
     node::{Misnamed, Node, eventually},
@@ -367,4 +367,24 @@ async fn no_pull_waits_for_a_profile() {
     let pulled = tokio::time::timeout(Duration::from_secs(30), node.pull(&pushed)).await;
     pulled.expect("all that it needs is known").unwrap();
     node.whole(&pushed.layers[0].diff_id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_are_asked_while_the_registry_is() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(9, 1_000_000))]);
+    let (pushed, known) = taught(&registry, "library/app:1", &[(&tar, Compression::Gzip)]).await;
+    let peer = Peer::new();
+    peer.say(&known[0]);
+    let node = Node::sharing(vec![peer.clone()]);
+    registry.fault_status("/manifests/", 403, ALWAYS);
+    node.claim(&pushed).await.unwrap_err();
+    let layer = &pushed.layers[0];
+    let known = || node.store.is_known(&layer.diff_id, &layer.blob_digest, known[0].blob_size);
+    eventually("the peer was asked although the registry does not let the node in", known).await;
+    registry.heal();
+    node.pull(&pushed).await.unwrap();
+    assert_eq!(peer.asked.load(Ordering::Relaxed), 1, "nobody is asked again");
+    node.whole(&layer.diff_id).await;
+    assert_eq!(node.data(&layer.diff_id), tar);
 }
