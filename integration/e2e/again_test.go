@@ -22,7 +22,7 @@ func TestPushedAgain(t *testing.T) {
 
 func pushedAgain(t *testing.T, options node.Options) {
 	registry := hub.Start(t)
-	options.KeepGarbage = true
+	options.KeepGarbage, options.Stall = true, node.Patient
 	n := withPods(t, registry, options)
 	ctx := node.Context(t, "k8s.io")
 	for name, compression := range map[string]image.Compression{"gzip": image.GzipMembers, "zstd": image.Zstd} {

@@ -33,7 +33,7 @@ func startFleet(t *testing.T) fleet {
 func startFleetOf(t *testing.T, generation node.Generation) fleet {
 	t.Helper()
 	f := fleet{registry: hub.Start(t), memory: node.StartRedis(t)}
-	options := node.Options{Generation: generation, Extra: f.memory.Config()}
+	options := node.Options{Generation: generation, Stall: node.Patient, Extra: f.memory.Config()}
 	f.teacher = node.Start(t, options)
 	f.student = withPods(t, f.registry, options)
 	f.bundle = runnable(t, noiseLayer("data/large", 77, large), noiseLayer("data/small", 78, 1000)).Bundle()
@@ -53,7 +53,8 @@ func TestReadersWaitForTheRegistry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.registry.SetRate(4 << 20)
+	// Some 13 s for all of it: far from whole when the registry goes.
+	f.registry.SetRate(512 << 10)
 	if err := f.student.PullCRI(ctx, f.ref); err != nil {
 		t.Fatal(err)
 	}

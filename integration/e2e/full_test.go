@@ -60,6 +60,7 @@ func fullDisk(t *testing.T, rung string) {
 		if state, message := n.ImageState(ref); state != "ready" {
 			t.Errorf("silk status says %q: %s", state, message)
 		}
+		n.Reconnected(ctx, "container")
 		mounts, err := service.Mounts(ctx, "container")
 		if err != nil {
 			t.Fatal(err)

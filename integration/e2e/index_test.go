@@ -28,7 +28,7 @@ func TestIndexAheadOfTime(t *testing.T) {
 		n := node.Start(t, node.Options{Generation: node.Second, Extra: fleet.Config()})
 		index(t, n, s, "redis ")
 		// Slow enough that a layer is still on its way when silkd is asked.
-		registry.SetRate(10 << 20)
+		registry.SetRate(5 << 20)
 		firstPullIsLazy(t, n, s, learned{from: "redis unix:", why: "no key is configured", filling: 1})
 	})
 	t.Run("referrers", func(t *testing.T) {

@@ -24,15 +24,13 @@ const (
 )
 
 // silkd is killed at random moments of pulls, counted in bytes that the registry sent, and started again; the client tries again, as
-// kubelet does. Every pull must end with the right tree, and nothing may be left over at the end.
+// kubelet does. Every pull must end with the right tree, and nothing may be left over at the end. SILK_SEED chooses other moments.
 func TestKilledWhilePulling(t *testing.T) {
 	t.Parallel()
 	for _, rung := range []string{"file", "loop"} {
 		t.Run(rung, func(t *testing.T) {
 			t.Parallel()
-			seed := time.Now().UnixNano()
-			t.Logf("seed %d", seed)
-			k := &killer{Node: node.Start(t, node.Options{Generation: node.Second, Rung: rung}), registry: hub.Start(t), random: rand.New(rand.NewSource(seed))}
+			k := &killer{Node: node.Start(t, node.Options{Generation: node.Second, Rung: rung}), registry: hub.Start(t), random: chance(t)}
 			for i := 0; k.killed < kills; i++ {
 				k.pull(t, i)
 			}
@@ -116,6 +114,7 @@ func (k *killer) check(t *testing.T, ctx context.Context, ref string, number int
 	if err != nil {
 		t.Fatal(err)
 	}
+	k.Reconnected(ctx, chain)
 	dir, undo, err := k.View(ctx, "silk", chain)
 	if err != nil {
 		t.Fatal(err)

@@ -94,8 +94,9 @@ func TestMemoryAtRest(t *testing.T) {
 	const images, layers, containers = 4, 50, 100
 	registry := hub.Start(t)
 	n := node.Start(t, node.Options{Generation: node.Second})
-	ctx := n.Context()
 	refs := manyLayers(t, registry, images, layers, 10)
+	// From here on: the layers are made without it. A hundred containers start four at a time, beside other tests.
+	ctx := node.ContextFor(t, "e2e", 10*time.Minute)
 	pulled := make([]containerd.Image, images)
 	for i, ref := range refs {
 		var err error

@@ -30,6 +30,7 @@ func TestMetrics(t *testing.T) {
 	teacher := node.Start(t, node.Options{Generation: node.Second, Extra: fleet.Config()})
 	pupil := node.Start(t, node.Options{
 		Generation: node.Second,
+		Stall:      node.Patient,
 		Extra:      fleet.Config() + fmt.Sprintf("\n[metrics]\naddress = %q\n", address),
 	})
 	known := image.Image{Layers: []image.Layer{noiseLayer("known", 71, 6<<20)}}.Bundle()
@@ -44,7 +45,8 @@ func TestMetrics(t *testing.T) {
 	if got := before[`silk_layers{state="whole"}`]; got != 0 {
 		t.Errorf("%v layers before any pull", got)
 	}
-	registry.SetRate(8 << 20)
+	// Its 6 MiB take some 4 s: they are not here before somebody reads.
+	registry.SetRate(1 << 20)
 	chain, err := pupil.PullChain(pupil.Context(), knownRef)
 	if err != nil {
 		t.Fatal(err)

@@ -141,7 +141,8 @@ func TestTracesEndWithSilkd(t *testing.T) {
 		node.Cannot(t, fmt.Sprintf("reads of layers on the rung %q are not traced", status.Rung))
 	}
 	ref := registry.Add("app", "1", runnable(t, noiseLayer("one", 64, 1<<20)).Bundle())
-	for _, n := range []*node.Node{first, second} {
+	// Each ends at once: a start is watched for some seconds only.
+	watched := func(n *node.Node) {
 		runs(t, n, ref)
 		n.Eventually("the start is watched", func() error {
 			if len(traces(t, n)) == 0 {
@@ -150,12 +151,14 @@ func TestTracesEndWithSilkd(t *testing.T) {
 			return nil
 		})
 	}
+	watched(first)
 	if err := first.Silkd.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	if left := traces(t, first); len(left) != 0 {
 		t.Errorf("a silkd that was stopped left %q", left)
 	}
+	watched(second)
 	second.Silkd.Kill()
 	if left := traces(t, second); len(left) == 0 {
 		t.Error("a silkd that was killed left none: this test shows nothing")

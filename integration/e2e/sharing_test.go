@@ -48,7 +48,7 @@ func fetchedOnce(t *testing.T, registry *hub.Hub, bundle image.Bundle) {
 func TestTwoPodsAtOnceFetchOnce(t *testing.T) {
 	eachGeneration(t, func(t *testing.T, generation node.Generation) {
 		registry := hub.Start(t)
-		n := withPods(t, registry, node.Options{Generation: generation})
+		n := withPods(t, registry, node.Options{Generation: generation, Stall: node.Patient})
 		bundle := runnable(t, noiseLayer("one", 1, 20<<20), noiseLayer("two", 2, 3<<20), noiseLayer("three", 3, 100)).Bundle()
 		ref := registry.Add("app", "1", bundle)
 		var group errgroup.Group
@@ -76,7 +76,7 @@ func TestTwoPodsAtOnceFetchOnce(t *testing.T) {
 // Two images with one base: it is fetched once, mounted once, and what one image reads of it the other has in memory.
 func TestSharedBase(t *testing.T) {
 	registry := hub.Start(t)
-	n := node.Start(t, node.Options{Generation: node.Second})
+	n := node.Start(t, node.Options{Generation: node.Second, Stall: node.Patient})
 	ctx := n.Context()
 	base := noiseLayer("base/file", 7, 8<<20)
 	one := image.Image{Layers: []image.Layer{base, noiseLayer("one", 8, 1<<20)}}.Bundle()
@@ -113,7 +113,7 @@ func TestSharedBase(t *testing.T) {
 // What was read of a mounted layer comes through the page cache of its data file: when nobody reads any more, memory holds it
 // once. What nobody has read stays where it was written.
 func TestMemoryHoldsBytesOnce(t *testing.T) {
-	t.Parallel()
+	// Beside no other test: what those write and read, the kernel makes room for.
 	registry := hub.Start(t)
 	n := node.Start(t, node.Options{Generation: node.Second})
 	// The kernel drops a folio whole or not at all; on x86 they have up to 2 MiB.
@@ -163,7 +163,7 @@ func TestSharedLayersOfALazyImage(t *testing.T) {
 	oldAndNew(t, func(t *testing.T, generation node.Generation) {
 		t.Parallel()
 		registry, memory := hub.Start(t), node.StartRedis(t)
-		options := node.Options{Generation: generation, Extra: memory.Config()}
+		options := node.Options{Generation: generation, Stall: node.Patient, Extra: memory.Config()}
 		teacher, student := node.Start(t, options), node.Start(t, options)
 		base := []image.Layer{noiseLayer("base/large", 31, 8<<20), noiseLayer("base/small", 32, 1<<20)}
 		var bundles []image.Bundle

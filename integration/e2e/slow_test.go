@@ -26,6 +26,10 @@ func TestADrippingRegistryHoldsUpNobodyElse(t *testing.T) {
 	besideNine(t, 100*time.Millisecond)
 }
 
+// besideOthers is what silkd may hold in a test that runs beside seven others, where its task that gives memory back may wait for a
+// processor. Chosen: half as much again as memoryBudget and a little more; to that one memory_test.go holds it.
+const besideOthers = 256 << 20
+
 // besideNine pulls nine images, and one that shares a layer with the last, whose registry is held, at a byte each interval: the others become whole
 // meanwhile, and that one does when its registry sends again. It has more layers than silkd decodes at once, and they come first.
 func besideNine(t *testing.T, interval time.Duration) {
@@ -37,7 +41,7 @@ func besideNine(t *testing.T, interval time.Duration) {
 		refs = append(refs, quick.Add(fmt.Sprint("quick-", i), "1", bundle))
 	}
 	// Nobody gives a silent connection up here: what comes then, other tests show.
-	n := node.Start(t, node.Options{Generation: node.Second, Stall: 300, Extra: fmt.Sprintf("[pull]\nlayers_at_once = %d\n", turns)})
+	n := node.Start(t, node.Options{Generation: node.Second, Stall: 300, PullExtra: fmt.Sprintf("layers_at_once = %d", turns)})
 	release := make(chan struct{})
 	open := sync.OnceFunc(func() { close(release) })
 	defer open()
@@ -79,8 +83,8 @@ func besideNine(t *testing.T, interval time.Duration) {
 	}
 	t.Logf("ten images were whole after %v, the one that was held after %v, peak memory %d MiB",
 		took, time.Since(start).Round(10*time.Millisecond), peak>>20)
-	if peak > memoryBudget {
-		t.Errorf("silkd's peak memory is %d MiB, more than %d", peak>>20, memoryBudget>>20)
+	if peak > besideOthers {
+		t.Errorf("silkd's peak memory is %d MiB, more than %d", peak>>20, besideOthers>>20)
 	}
 }
 

@@ -40,16 +40,11 @@ const (
 // left of what was removed. SILK_SOAK is how many seconds the weather lasts, SILK_SEED chooses another.
 func TestSoak(t *testing.T) {
 	t.Parallel()
-	seed, _ := strconv.ParseInt(os.Getenv("SILK_SEED"), 10, 64)
-	if seed == 0 {
-		seed = time.Now().UnixNano()
-	}
 	lasts, _ := strconv.Atoi(os.Getenv("SILK_SOAK"))
 	if lasts == 0 {
 		lasts = 20
 	}
-	t.Logf("seed %d", seed)
-	s := &soak{T: t, registry: hub.Start(t), redis: node.StartRedis(t), random: rand.New(rand.NewSource(seed))}
+	s := &soak{T: t, registry: hub.Start(t), redis: node.StartRedis(t), random: chance(t)}
 	// Slow enough that layers arrive while they are read.
 	s.registry.SetRate(2 << 20)
 	s.makeImages()
@@ -82,6 +77,17 @@ func TestSoak(t *testing.T) {
 	for _, n := range s.nodes {
 		s.peace(n)
 	}
+}
+
+// chance is another one each time, or the one that SILK_SEED names; the log says which.
+func chance(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed, _ := strconv.ParseInt(os.Getenv("SILK_SEED"), 10, 64)
+	if seed == 0 {
+		seed = time.Now().UnixNano()
+	}
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewSource(seed))
 }
 
 type soak struct {
@@ -327,10 +333,10 @@ func (s *soak) restart(n *soaked, end func()) {
 
 // peace looks whether a node is as if nothing had been.
 func (s *soak) peace(n *soaked) {
-	ctx := n.Context()
-	s.clearViews(ctx, n)
+	s.clearViews(n.Context(), n)
 	ordinary := 0
 	for _, image := range s.images {
+		ctx := n.Context()
 		var chain string
 		n.Settled("an image can be pulled: "+image.ref, func() (err error) {
 			chain, err = n.PullChain(ctx, image.ref)
@@ -371,10 +377,10 @@ func (s *soak) peace(n *soaked) {
 	for _, image := range s.images {
 		refs = append(refs, image.ref)
 	}
-	s.endLeases(ctx, n)
+	s.endLeases(n.Context(), n)
 	nothingLeaks(s.T, n.Node, refs)
 	// Nothing of containerd's own is left that it could stand on.
-	if _, err := n.Pull(ctx, refs[0], "silk"); err != nil {
+	if _, err := n.Pull(n.Context(), refs[0], "silk"); err != nil {
 		s.Error(err)
 	}
 	if state, message := n.ImageState(refs[0]); state != "ready" {

@@ -25,7 +25,7 @@ func TestTwentyPodsStreamOnce(t *testing.T) {
 	oldAndNew(t, func(t *testing.T, generation node.Generation) {
 		t.Parallel()
 		registry := hub.Start(t)
-		options := node.Options{Generation: generation}
+		options := node.Options{Generation: generation, Stall: node.Patient}
 		many, alone := withPods(t, registry, options), withPods(t, registry, options)
 		// Slow enough that all twenty ask while it comes.
 		registry.SetRate(20 << 20)

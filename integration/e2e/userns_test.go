@@ -178,10 +178,13 @@ func TestUserNamespacePod(t *testing.T) {
 		t.Run(rung, func(t *testing.T) {
 			p := startUserPod(t, registry, node.Options{Rung: rung, RemapIDs: true, Extra: fleet.Config()})
 			p.checkSandbox(t)
-			registry.SetRate(2 << 20)
+			// Six connections take some 16 s for all of it: the container is to start before.
+			registry.SetRate(512 << 10)
 			defer registry.SetRate(0)
 			p.create(t, 0, ref)
-			p.killSilkd()
+			p.Silkd.Kill()
+			p.StartSilkd()
+			p.Reconnected(p.ctx, p.container)
 			p.start(t)
 			if whole(p.Node, ref) == nil {
 				t.Error("the image was whole before the container was ready: nothing was lazy")
@@ -271,16 +274,6 @@ func (p *userPod) start(t *testing.T) {
 	if err := p.StartContainer(p.ctx, p.container); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// killSilkd starts it again, and waits until containerd, which may have failed to reach it, tries anew.
-func (p *userPod) killSilkd() {
-	p.Silkd.Kill()
-	p.StartSilkd()
-	p.Eventually("containerd reaches the next silkd", func() error {
-		_, err := p.Client.SnapshotService("silk").Stat(p.ctx, p.container)
-		return err
-	})
 }
 
 // remove kills the container and removes it.
@@ -389,7 +382,7 @@ func TestUserNamespaceContainer(t *testing.T) {
 	teacher.Eventually("the fleet knows its layers", func() error { return fleet.Knows(teacher, ref) })
 	for _, rung := range []string{"file", "loop", "tree"} {
 		t.Run(rung, func(t *testing.T) {
-			registry.SetRate(2 << 20)
+			registry.SetRate(512 << 10)
 			n := node.Start(t, node.Options{Generation: node.Second, Rung: rung, RemapIDs: true, Extra: fleet.Config(), Prepare: open})
 			ctx := node.Context(t, "e2e")
 			pulled, err := n.Pull(ctx, ref, "silk")
@@ -413,10 +406,7 @@ func TestUserNamespaceContainer(t *testing.T) {
 				t.Errorf("what the killed silkd served is still there: %v", dead)
 			}
 			checkOwners(t, again, rung == "tree")
-			n.Eventually("Mounts of the next silkd", func() error {
-				_, err := n.Client.SnapshotService("silk").Mounts(ctx, "mapped")
-				return err
-			})
+			n.Reconnected(ctx, "mapped")
 			checkOwners(t, mountOf(t, n, ctx, "silk", "mapped"), false)
 			if _, err := task.Delete(ctx, containerd.WithProcessKill); err != nil {
 				t.Error(err)

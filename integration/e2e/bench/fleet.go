@@ -44,7 +44,7 @@ func (b *bench) fleet(c column) *fleet {
 func (f *fleet) settings(publish bool) string {
 	switch f.fleet {
 	case "redis":
-		return f.redis.Config()
+		return f.redis.Measured()
 	case "referrers":
 		return fmt.Sprintf("[share]\nkey_file = %q\n[share.referrers]\ndiscover = true\npublish = %v\n", f.key, publish)
 	default:

@@ -183,7 +183,7 @@ func (s lazySettings) touch(t scope.Scope) (all []timing, err error) {
 	origin, redis := hub.StartShaped(t, shape.Profile{}), node.StartRedis(t)
 	ref := origin.Add("touch", "latest", bundle)
 	silk := column{snapshotter: "silk"}
-	teacher := node.Start(t, silk.options(redis.Config(), "auto", false))
+	teacher := node.Start(t, silk.options(redis.Measured(), "auto", false))
 	dir := view(t, teacher, ref, "silk")
 	listing := filepath.Join(t.TempDir(), "touch")
 	entries, err := listTree(dir)
@@ -197,7 +197,7 @@ func (s lazySettings) touch(t scope.Scope) (all []timing, err error) {
 	grounds := []ground{{name: baseline, dir: view(t, node.Start(t, column{snapshotter: "overlayfs"}.options("", "", false)), ref, "overlayfs")}}
 	origin.SetFault(hub.Silk(hub.Only(bundle.LayerDigests[0], hub.StallAt(layer.Blob.Size-1<<20))))
 	for _, rung := range split(s.rungs) {
-		n := node.Start(t, silk.options(redis.Config(), rung, false))
+		n := node.Start(t, silk.options(redis.Measured(), rung, false))
 		dir := view(t, n, ref, "silk")
 		n.Eventually("all but the end is here", func() error { return allButTheEnd(n, ref, uint64(len(tar)-lastFile)) })
 		grounds = append(grounds, ground{name: "silk " + rung, dir: dir})

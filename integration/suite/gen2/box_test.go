@@ -76,12 +76,14 @@ func (b *backend) Cleanup(ctx context.Context) error {
 	return b.Snapshotter.(snapshots.Cleaner).Cleanup(ctx)
 }
 
-// config makes failures quick: what a test waits for is the answer, not the patience.
+// config makes failures quick: what a test waits for is the answer, not the patience. For the first contact's end no test waits: it is a
+// little below the snapshotter's own 5 s.
 const config = `
 [registry]
 attempts = 2
 retry_delay_ms = 10
 [pull]
+first_contact_millis = 4500
 retry_min_secs = 0
 `
 
@@ -267,8 +269,8 @@ func (b *box) pull(ctx context.Context, img *image) <-chan error {
 func (b *box) waits(count int32, pulls ...<-chan error) {
 	b.t.Helper()
 	deadline := time.Now().Add(limit)
-	for steady := 0; steady < 20; time.Sleep(10 * time.Millisecond) {
-		// An unpacker's Stats of lower layers pass by: those that wait stay.
+	// Half a second: an unpacker's Stats of lower layers pass by sooner, and those that wait stay.
+	for steady := 0; steady < 50; time.Sleep(10 * time.Millisecond) {
 		if b.backend.waiting.Load() == count {
 			steady++
 		} else {

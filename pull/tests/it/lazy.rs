@@ -64,7 +64,7 @@ async fn a_pull_is_ready_before_any_byte_and_a_read_fetches_what_it_needs() {
     let tar = tar(&[("noise", &noise(1, 40_000_000))]);
     let (teacher, pushed) = taught(&registry, &tar, Compression::Gzip).await;
     let id = pushed.layers[0].diff_id;
-    let node = Node::new();
+    let node = Node::waiting(1);
     node.learn_from(&teacher, &pushed);
     registry.fault(&blobs(&pushed), Fault::NoAnswer, ALWAYS);
     node.pull(&pushed).await.unwrap();
@@ -115,9 +115,10 @@ async fn spans_survive_a_restart() {
     let tar = tar(&[("noise", &noise(5, 20_000_000))]);
     let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
     let id = pushed.layers[0].diff_id;
-    let node = Node::new();
+    let node = Node::waiting_with(1, |config| config.ranges_at_once = 1);
     node.learn_from(&teacher, &pushed);
-    registry.fault(&blobs(&pushed), Fault::Slow(20_000_000), ALWAYS);
+    // 20 MB in 5 s: it is not whole before the restart.
+    registry.fault(&blobs(&pushed), Fault::Slow(4_000_000), ALWAYS);
     node.pull(&pushed).await.unwrap();
     node.read(&id, 10_000_000, 1000).await.unwrap();
     let here = node.lazies.get(&id).unwrap().bytes_here();
@@ -254,7 +255,8 @@ async fn a_read_is_refused_after_its_time_with_the_cause() {
     let tar = tar(&[("noise", &noise(10, 3_000_000))]);
     let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
     let id = pushed.layers[0].diff_id;
-    let node = Node::with(|config| config.read_wait_secs = 1);
+    // Enough for the read when the registry is well again, too.
+    let node = Node::with(|config| config.read_wait_secs = 4);
     node.learn_from(&teacher, &pushed);
     registry.fault_status(&blobs(&pushed), 503, ALWAYS);
     node.pull(&pushed).await.unwrap();
@@ -391,7 +393,7 @@ async fn a_registry_that_has_another_blob_costs_no_knowledge() {
     let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
     let id = pushed.layers[0].diff_id;
     // With it the time between two tries is short, too.
-    let node = Node::with(|config| config.read_wait_secs = 1);
+    let node = Node::with(|config| config.read_wait_secs = 4);
     node.learn_from(&teacher, &pushed);
     let asked =
         || registry.requests().iter().filter(|r| r.path.contains(&pushed.layers[0].blob_digest.to_string())).count();
@@ -458,10 +460,11 @@ async fn bytes_that_the_disk_does_not_give_back_are_fetched_again() {
     let tar = tar(&[("noise", &noise(1, 20_000_000))]);
     let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
     let id = pushed.layers[0].diff_id;
-    let node = Node::new();
+    let node = Node::waiting_with(1, |config| config.ranges_at_once = 1);
     node.learn_from(&teacher, &pushed);
     let before = registry.sent(&blobs(&pushed));
-    registry.fault(&blobs(&pushed), Fault::Slow(20_000_000), ALWAYS);
+    // 20 MB in 5 s: it is not whole before the restart.
+    registry.fault(&blobs(&pushed), Fault::Slow(4_000_000), ALWAYS);
     node.pull(&pushed).await.unwrap();
     node.read(&id, tar.len() as u64 - 1000, 1000).await.unwrap();
     let node = node.restart();

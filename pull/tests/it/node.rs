@@ -131,6 +131,17 @@ pub struct Node {
     shown: Arc<Shown>,
     others: Vec<Arc<dyn Backend>>,
     root: TempDir,
+    silence: u64,
+}
+
+/// Seconds after which a silent registry is given up, twice, where no test waits for that: longer than a machine pauses.
+const SILENCE: u64 = 10;
+
+/// No first contact ends because the machine is slow.
+fn config(change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config { first_contact_millis: 30_000, ..Config::default() };
+    change(&mut config);
+    config
 }
 
 impl Node {
@@ -144,9 +155,7 @@ impl Node {
     }
 
     pub fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config::default();
-        change(&mut config);
-        Self::open(config, Arc::default(), vec![], tempfile::tempdir().unwrap(), 1)
+        Self::waiting_with(SILENCE, change)
     }
 
     /// A node that asks others.
@@ -155,14 +164,12 @@ impl Node {
     }
 
     pub fn sharing_with(others: Vec<Arc<dyn Backend>>, change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config::default();
-        change(&mut config);
-        Self::open(config, Arc::default(), others, tempfile::tempdir().unwrap(), 1)
+        Self::open(config(change), Arc::default(), others, tempfile::tempdir().unwrap(), SILENCE)
     }
 
     /// A node whose store lies there.
     pub fn on(disk: &Path) -> Self {
-        Self::open(Config::default(), Arc::default(), vec![], tempfile::tempdir_in(disk).unwrap(), 1)
+        Self::open(config(|_| {}), Arc::default(), vec![], tempfile::tempdir_in(disk).unwrap(), SILENCE)
     }
 
     /// A node that asks a mirror first.
@@ -172,27 +179,26 @@ impl Node {
         std::fs::create_dir_all(&dir).unwrap();
         let hosts = format!("server = \"{}\"\n[host.\"{}\"]\n", registry.url(), mirror.url());
         std::fs::write(dir.join("hosts.toml"), hosts).unwrap();
-        let mut config = Config::default();
-        change(&mut config);
-        Self::open(config, Arc::default(), vec![], root, 1)
+        Self::open(config(change), Arc::default(), vec![], root, SILENCE)
     }
 
     /// A node that decodes one layer at a time and never gives a silent registry up.
     pub fn patient() -> Self {
-        let config = Config { layers_at_once: 1, ..Config::default() };
-        Self::open(config, Arc::default(), vec![], tempfile::tempdir().unwrap(), 3600)
+        Self::patient_with(|config| config.layers_at_once = 1)
     }
 
     /// A node that never gives a silent registry up.
     pub fn patient_with(change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config::default();
-        change(&mut config);
-        Self::open(config, Arc::default(), vec![], tempfile::tempdir().unwrap(), 3600)
+        Self::waiting_with(3600, change)
     }
 
     /// A node that gives a silent registry up after so many seconds, twice.
     pub fn waiting(secs: u64) -> Self {
-        Self::open(Config::default(), Arc::default(), vec![], tempfile::tempdir().unwrap(), secs)
+        Self::waiting_with(secs, |_| {})
+    }
+
+    pub fn waiting_with(secs: u64, change: impl FnOnce(&mut Config)) -> Self {
+        Self::open(config(change), Arc::default(), vec![], tempfile::tempdir().unwrap(), secs)
     }
 
     fn open(
@@ -200,15 +206,15 @@ impl Node {
         documents: Arc<Documents>,
         others: Vec<Arc<dyn Backend>>,
         root: TempDir,
-        stall_timeout_secs: u64,
+        silence: u64,
     ) -> Self {
         let store = Arc::new(Store::open(root.path(), silk_store::Config::default()).unwrap());
         // No waiting: a fault is given up after one more try.
         let registry = silk_registry::Config {
             attempts: 2,
             retry_delay_ms: 1,
-            stall_timeout_secs,
-            response_timeout_secs: stall_timeout_secs,
+            stall_timeout_secs: silence,
+            response_timeout_secs: silence,
             docker_config: Some("/nonexistent/config.json".into()),
             hosts_dirs: vec![root.path().join("certs.d")],
             ..Default::default()
@@ -219,12 +225,12 @@ impl Node {
         let registry = Registry::new(registry).unwrap();
         let lazies = Lazies::new(Arc::clone(&store), &config);
         let puller = Puller::new(config.clone(), registry, Arc::clone(&lazies), seams).unwrap();
-        Self { store, puller, lazies, config, documents, shown, others, root }
+        Self { store, puller, lazies, config, documents, shown, others, root, silence }
     }
 
     /// The daemon ends and starts again.
     pub fn restart(self) -> Self {
-        let Self { store, puller, lazies, config, documents, others, root, .. } = self;
+        let Self { store, puller, lazies, config, documents, others, root, silence, .. } = self;
         for diff_id in lazies.list() {
             lazies.stop(&diff_id);
         }
@@ -234,7 +240,7 @@ impl Node {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         drop(store);
-        Self::open(config, documents, others, root, 1)
+        Self::open(config, documents, others, root, silence)
     }
 
     /// containerd prepares all layers.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::node::{Node, caller};
+use silk_pull::Config;
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed, noise, tar};
 
 /// An image of two layers, the upper of which was pushed broken.
@@ -22,9 +23,13 @@ fn mended(registry: &Fake, name: &str, compression: Compression) -> Pushed {
     registry.push_image(name, &image)
 }
 
-/// A node that would wait for an hour before it tried the same again.
+/// Of a node that would wait for an hour before it tried the same again.
+fn stubbornly(config: &mut Config) {
+    (config.retry_min_secs, config.retry_max_secs) = (3600, 3600);
+}
+
 fn stubborn() -> Node {
-    Node::with(|config| (config.retry_min_secs, config.retry_max_secs) = (3600, 3600))
+    Node::with(stubbornly)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,7 +70,7 @@ async fn a_lower_layer_and_another_repository_serve_as_well() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_was_under_way_is_followed_by_one_from_what_the_caller_brings() {
     let registry = Fake::start().await;
-    let node = stubborn();
+    let node = Node::waiting_with(1, stubbornly);
     let old = mended(&registry, "library/app:1", Compression::Gzip);
     registry.fault(&format!("GET .*{}", old.layers[1].blob_digest), Fault::StallAfter(0), ALWAYS);
     node.claim(&old).await.unwrap();

@@ -163,7 +163,7 @@ async fn a_reader_joins_what_comes_by_profile() {
     let registry = Fake::start().await;
     let (teacher, pushed, tars) = taught(&registry).await;
     let layer = pushed.layers[1].clone();
-    let node = Node::new();
+    let node = Node::waiting(1);
     node.learn_from(&teacher, &pushed);
     let touches = [(layer.diff_id, 10_000_000..10_000_001)];
     node.puller.import_profile(&pushed.manifest_digest, &pushed.reference, profile(&touches)).await.unwrap();

@@ -161,7 +161,7 @@ async fn a_registry_that_fails_names_itself_and_the_next_try_succeeds() {
         (Fault::Flip(1000), "sent other bytes than the manifest names"),
     ] {
         let registry = Fake::start().await;
-        let node = Node::with(|config| config.retry_max_secs = 0);
+        let node = Node::waiting_with(1, |config| config.retry_max_secs = 0);
         let image = ImageSpec::new().layer(tar(&[("a", &noise(3, 100_000))]), Compression::Gzip);
         let pushed = registry.push_image("library/app:1", &image);
         registry.fault("GET .*blobs/", fault.clone(), ALWAYS);
@@ -423,7 +423,7 @@ async fn a_removed_image_frees_its_layers_at_once_and_a_new_claim_keeps_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_cannot_be_shown_is_broken_while_no_other_image_has_it() {
     let registry = Fake::start().await;
-    let node = Node::new();
+    let node = Node::waiting(1);
     let image = |top: &[u8]| {
         let base = tar(&[("base", b"base")]);
         ImageSpec::new().layer(base, Compression::Gzip).layer(tar(&[("top", top)]), Compression::Gzip)

@@ -6,9 +6,9 @@ use crate::node::Node;
 use silk_pull::{ImageTiming, LayerTiming, Limit, Part, Way};
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, Pushed, noise, tar};
 
-/// Bodies begin this late, or a little later.
-const HELD: Duration = Duration::from_millis(300);
-/// What certainly went by then.
+/// Bodies begin this late, or a little later. Half of what a silent layer keeps its turn for.
+const HELD: Duration = Duration::from_millis(500);
+/// What certainly went by then, also of a wait that began later than the first body on a slow machine.
 const WAITED: Duration = Duration::from_millis(250);
 
 /// Lets bodies go once `count` of them were held for [`HELD`].

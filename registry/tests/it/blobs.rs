@@ -12,10 +12,14 @@ use crate::world::{World, pattern, read, rest};
 const SIZE: u64 = 300_000;
 
 async fn start() -> (Fake, Blob, bytes::Bytes) {
+    start_in(World::new).await
+}
+
+async fn start_in(world: fn(&[&Fake]) -> World) -> (Fake, Blob, bytes::Bytes) {
     let fake = Fake::start().await;
     let content = pattern(SIZE as usize);
     let digest = fake.put_blob(content.clone());
-    let blob = World::new(&[&fake]).repository(&format!("{}/library/app", fake.host())).await.blob(digest, SIZE);
+    let blob = world(&[&fake]).repository(&format!("{}/library/app", fake.host())).await.blob(digest, SIZE);
     (fake, blob, content)
 }
 
@@ -56,7 +60,7 @@ async fn empty_and_impossible_ranges_ask_nobody() {
 async fn a_broken_body_goes_on_at_the_next_byte() {
     for fault in [Fault::CutAfter(100_000), Fault::EndAfter(100_000), Fault::StallAfter(100_000)] {
         for start_at in [0, 50_000] {
-            let (fake, blob, content) = start().await;
+            let (fake, blob, content) = start_in(World::hasty).await;
             fake.fault("blobs", fault.clone(), 2);
             assert_eq!(read(&blob, start_at..SIZE).await.unwrap(), content[start_at as usize..], "{fault:?}");
             let ranges: Vec<String> = ranges_of(&fake).into_iter().flatten().collect();
@@ -116,7 +120,7 @@ async fn passing_statuses_are_waited_out_and_final_ones_are_not() {
 #[tokio::test]
 async fn an_outage_is_waited_out() {
     let (fake, _, content) = start().await;
-    let mut world = World::new(&[&fake]);
+    let mut world = World::hasty(&[&fake]);
     world.config.attempts = 1_000_000;
     let digest = silk_model::Digest::of(&content);
     let blob = world.repository(&format!("{}/app", fake.host())).await.blob(digest, SIZE);

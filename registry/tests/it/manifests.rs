@@ -50,7 +50,7 @@ async fn what_was_compressed_on_the_way_is_as_it_was() {
 async fn passing_faults_are_tried_again() {
     let fake = Fake::start().await;
     let pushed = fake.push_image("app:latest", &ImageSpec::new());
-    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    let repository = World::hasty(&[&fake]).repository(&pushed.reference).await;
     for fault in [
         Fault::status(500),
         Fault::status(503),

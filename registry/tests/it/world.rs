@@ -13,7 +13,7 @@ pub struct World {
 }
 
 impl World {
-    /// For plain HTTP with these registries; retries cost a millisecond, silence is noticed after one second.
+    /// For plain HTTP with these registries; retries cost a millisecond, and a body may be silent for longer than a machine pauses.
     pub fn new(plain: &[&Fake]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
@@ -22,12 +22,19 @@ impl World {
             plain_http: plain.iter().map(|fake| fake.host()).collect(),
             connect_timeout_secs: 5,
             response_timeout_secs: 5,
-            stall_timeout_secs: 1,
+            stall_timeout_secs: 10,
             attempts: 4,
             retry_delay_ms: 1,
             ..Config::default()
         };
         Self { dir, config }
+    }
+
+    /// Silence of a body is noticed after one second.
+    pub fn hasty(plain: &[&Fake]) -> Self {
+        let mut world = Self::new(plain);
+        world.config.stall_timeout_secs = 1;
+        world
     }
 
     pub fn hosts(&self, registry: &str, toml: &str) {

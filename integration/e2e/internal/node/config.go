@@ -134,7 +134,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     snapshotter = "overlayfs"
 `)
 
-// Deadlines are short so that a test of an outage ends soon; what they protect from is the same.
+// Deadlines are short so that a test of an outage ends soon; what they protect from is the same. But for the first contact's, for whose
+// end no test waits: containerd pulls the image then. It is a little below the 5 s after which the snapshotter leaves an image to containerd.
 var silkdConfig = parse(`root = "{{.Dir}}/silk"
 address = "{{.Dir}}/silk.sock"
 log = "info"
@@ -148,6 +149,9 @@ retry_delay_ms = 100
 stall_timeout_secs = {{or .Stall 2}}
 response_timeout_secs = 5
 give_up_after_secs = 15
+[pull]
+first_contact_millis = 4500
+{{.PullExtra}}
 [mount]
 rung = "{{.Rung}}"
 {{.Extra}}

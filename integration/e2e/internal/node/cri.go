@@ -125,7 +125,7 @@ func (n *Node) ContainerState(ctx context.Context, id string) runtime.ContainerS
 
 // Exec runs a command in a container and returns what it printed.
 func (n *Node) Exec(ctx context.Context, id string, command ...string) (string, error) {
-	answer, err := n.Pods.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: 60})
+	answer, err := n.Pods.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: 180})
 	if err != nil {
 		return "", fmt.Errorf("ExecSync: %w", err)
 	}

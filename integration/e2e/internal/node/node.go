@@ -30,10 +30,11 @@ type Options struct {
 	Sandbox string
 	// Transfer makes CRI of a 2.x pull through the transfer service, and not by itself.
 	Transfer bool
-	// Stall is how many seconds a body may be silent before silkd asks anew; 0 is 2.
+	// Stall is how many seconds a body may be silent before silkd asks anew; 0 is 2. Tests that count bytes, none of which stop,
+	// take Patient: some would come twice when the machine pauses.
 	Stall int
-	// Extra is appended to silkd's configuration.
-	Extra string
+	// Extra is appended to silkd's configuration, PullExtra to its [pull].
+	Extra, PullExtra string
 	// RemapIDs tells containerd that silk maps the owners of files by itself.
 	RemapIDs bool
 	// PodIDs puts pods in user namespaces with these users and groups.
@@ -162,6 +163,16 @@ func (n *Node) StartSilkd() {
 	})
 }
 
+// Reconnected waits until containerd, which tries again only after a moment when a silkd has gone, reaches the next one; key is a
+// snapshot that it has.
+func (n *Node) Reconnected(ctx context.Context, key string) {
+	n.t.Helper()
+	n.Eventually("containerd reaches the next silkd", func() error {
+		_, err := n.Client.SnapshotService("silk").Stat(ctx, key)
+		return err
+	})
+}
+
 // The programs under test.
 var (
 	Silkd = env("SILKD", built("silkd"))
@@ -252,6 +263,9 @@ func within(t scope.Scope, limit time.Duration, what string, try func() error) {
 
 // Context is one of the test's namespace with a deadline: nothing here may hang.
 func (n *Node) Context() context.Context { return Context(n.t, "e2e") }
+
+// Patient is a Stall with which silkd asks nothing anew. Chosen: longer than any machine pauses.
+const Patient = 60
 
 // Deadline is that of a Context.
 const Deadline = 4 * time.Minute

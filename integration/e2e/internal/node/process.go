@@ -63,15 +63,15 @@ func (p *Process) Pid() int { return p.cmd.Process.Pid }
 // Exited is closed when the process is gone.
 func (p *Process) Exited() <-chan struct{} { return p.done }
 
-// Stop asks the process to end, and fails when it does not within 20 seconds.
+// Stop asks the process to end, and fails when it does not within a minute.
 func (p *Process) Stop() error {
 	p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		p.Kill()
-		return fmt.Errorf("%s did not end within 20 s of SIGTERM", p.Name)
+		return fmt.Errorf("%s did not end within a minute of SIGTERM", p.Name)
 	}
 }
 

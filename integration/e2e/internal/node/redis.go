@@ -39,8 +39,12 @@ func StartRedis(t scope.Scope) *Redis {
 	return r
 }
 
-// Config is the part of silkd's configuration that names it.
-func (r *Redis) Config() string {
+// Config is the part of silkd's configuration that names it. It counts as away late: with silkd's own 200 ms, a machine that is busy for
+// a moment makes a known image a new one. No test has a Redis that hangs.
+func (r *Redis) Config() string { return r.Measured() + "deadline_millis = 5000\n" }
+
+// Measured is Config with silkd's own deadline, for the bench.
+func (r *Redis) Measured() string {
 	return fmt.Sprintf("[share.redis]\naddress = \"unix:%s\"\n", r.Socket)
 }
 

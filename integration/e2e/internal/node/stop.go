@@ -3,7 +3,9 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,7 +59,7 @@ func (n *Node) stop() {
 }
 
 func (n *Node) removeContainers() {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	// There may be a hundred.
 	var group errgroup.Group
@@ -140,9 +142,12 @@ func (n *Node) LayerData() map[string]int64 {
 	return sizes
 }
 
-// DiskUse is what a folder's files take, holes left out.
+// DiskUse is what a folder's files take, holes left out. Files may go meanwhile.
 func DiskUse(dir string) (bytes int64, err error) {
 	err = filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && path != dir {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
