@@ -75,7 +75,7 @@ struct Section {
     server: String,
     capabilities: Vec<String>,
     ca: Option<OneOrMany<PathBuf>>,
-    client: Option<OneOrMany<PathOrPair>>,
+    client: Option<OneOrMany<PathBuf, PathOrPair>>,
     skip_verify: Option<bool>,
     header: toml::map::Map<String, toml::Value>,
     override_path: bool,
@@ -85,16 +85,23 @@ struct Section {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum OneOrMany<T> {
+enum OneOrMany<T, E = T> {
     One(T),
-    Many(Vec<T>),
+    Many(Vec<E>),
 }
 
+/// Of a list only: two strings by themselves are two files, each with a certificate and its key.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum PathOrPair {
     Path(PathBuf),
     Pair([PathBuf; 2]),
+}
+
+impl From<PathBuf> for PathOrPair {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
 }
 
 fn parse(folder: &Path, bytes: &[u8]) -> Result<Vec<Entry>, Fault> {
@@ -150,10 +157,10 @@ impl Section {
     }
 }
 
-impl<T> OneOrMany<T> {
-    fn into_vec(self) -> Vec<T> {
+impl<T: Into<E>, E> OneOrMany<T, E> {
+    fn into_vec(self) -> Vec<E> {
         match self {
-            Self::One(one) => vec![one],
+            Self::One(one) => vec![one.into()],
             Self::Many(many) => many,
         }
     }

@@ -96,6 +96,8 @@ fn hosts_keep_the_files_order_and_the_registry_comes_last() {
           capabilities = ["pull", "Resolve", "push"]
           override_path = true
           client = "c1.pem"
+        [host."https://two.example"]
+          client = ["c1.pem", "k1.pem"]
         "#,
     );
     let hosts = dir.load("docker.io");
@@ -104,12 +106,13 @@ fn hosts_keep_the_files_order_and_the_registry_comes_last() {
         [
             "Host(https://z.example/v2)",
             "Host(http://a.example:8080/v2/mirror)",
+            "Host(https://two.example/v2)",
             "Host(https://registry-1.docker.io/v2)"
         ]
         .map(|url| url.replace("http://a.example", "https://a.example")),
         "a host with TLS settings is tried with TLS"
     );
-    let [z, a, own] = &hosts[..] else { panic!() };
+    let [z, a, two, own] = &hosts[..] else { panic!() };
     assert_eq!(z.capabilities, Capabilities { pull: true, resolve: false, push: false });
     assert_eq!((z.ca.len(), z.identities.len(), z.dial_timeout), (1, 2, Some(Duration::from_millis(1500))));
     assert_eq!(z.identities[0].key.as_ref().unwrap().bytes, b"k1");
@@ -117,6 +120,8 @@ fn hosts_keep_the_files_order_and_the_registry_comes_last() {
     assert_eq!(pairs, ["x-one=1", "x-two=2", "x-two=3"]);
     assert_eq!(a.capabilities, Capabilities { pull: true, resolve: true, push: true });
     assert!(a.may_fall_back && a.identities[0].key.is_none());
+    let alone: Vec<_> = two.identities.iter().map(|identity| identity.key.is_none()).collect();
+    assert_eq!(alone, [true, true], "as containerd reads it: no pair");
     assert!(own.skip_verify && own.ca.is_empty());
 }
 
