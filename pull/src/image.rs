@@ -426,6 +426,13 @@ impl Puller {
         self.wanted_chains().into_iter().flatten().collect()
     }
 
+    /// Is it one of them?
+    pub fn wants(&self, diff_id: &Digest) -> bool {
+        let images = lock(&self.images);
+        let mut specs = images.values().filter(|i| i.is_wanted()).filter_map(|i| i.spec.get());
+        specs.any(|spec| spec.layers.iter().any(|layer| layer.diff_id == *diff_id))
+    }
+
     /// The same, image by image, base first.
     pub fn wanted_chains(&self) -> Vec<Vec<Digest>> {
         let images = lock(&self.images);

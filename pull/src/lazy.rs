@@ -327,7 +327,10 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
     lazy.give_up();
     let mut again = STREAM_AGAIN.start;
     loop {
-        let streamed = lazy.while_readers_wait(road.streams.pull(&lazy.spec, &road.repository, road.trip.as_deref()));
+        // Its hosts may be others than when the layer was opened.
+        let repository = road.repository.renewed().await.ok().flatten();
+        let repository = repository.as_ref().unwrap_or(&road.repository);
+        let streamed = lazy.while_readers_wait(road.streams.pull(&lazy.spec, repository, road.trip.as_deref()));
         match streamed.await {
             Ok(()) => {
                 road.judge(&lazy, said, &fault.to_string()).await;

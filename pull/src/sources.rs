@@ -87,6 +87,20 @@ impl Sources {
         state.failed >= state.blobs.len()
     }
 
+    /// This one failed: how its hosts are to be asked may have been mended since the layer was opened.
+    pub(crate) async fn renew(&self, blob: &Blob) {
+        let renewed = match blob.renewed().await {
+            Ok(Some(renewed)) => renewed,
+            Ok(None) => return,
+            Err(error) => return tracing::warn!(blob = %blob.digest(), %error, "its hosts stay what they were"),
+        };
+        let mut state = self.state();
+        if let Some(known) = state.blobs.iter_mut().find(|known| known.repository() == blob.repository()) {
+            tracing::info!(blob = %blob.digest(), "hosts.toml has changed: it is asked for by that from now on");
+            *known = renewed;
+        }
+    }
+
     /// Bytes came.
     pub(crate) fn came(&self) {
         self.state().failed = 0;

@@ -21,7 +21,7 @@ use tracing::debug;
 use url::Url;
 
 use crate::{
-    Asked, Error,
+    Asked, Error, Repository,
     auth::authority,
     coding::{self, Coding},
     endpoint::{Answer, Call, Endpoint},
@@ -118,6 +118,16 @@ impl Blob {
     /// The registry, as references name it, and the repository there.
     pub fn repository(&self) -> (&str, &str) {
         (&self.inner.repository.registry, &self.inner.repository.path)
+    }
+
+    /// As [`Repository::renewed`].
+    ///
+    /// # Errors
+    /// A certificate cannot be used.
+    pub async fn renewed(&self) -> Result<Option<Self>, Error> {
+        let Shared { repository, digest, size, .. } = &*self.inner;
+        let renewed = Repository { inner: Arc::clone(repository) }.renewed().await?;
+        Ok(renewed.map(|repository| repository.blob(*digest, *size)))
     }
 
     /// Streams exactly `range`. Nothing is asked before the first [`BlobStream::next`].

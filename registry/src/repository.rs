@@ -42,7 +42,7 @@ pub const MANIFEST_TYPES: &[&str] = &[
 const MAX_ENDPOINTS: usize = 256;
 
 /// All registries, with one pool of connections, tokens and permits for the process.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Registry {
     config: Arc<Config>,
     credentials: Arc<Credentials>,
@@ -58,6 +58,8 @@ pub struct Repository {
 }
 
 pub(crate) struct Inner {
+    /// Where its hosts come from.
+    all: Registry,
     /// The registry as the reference names it.
     pub registry: String,
     /// `library/app`.
@@ -124,7 +126,10 @@ impl Registry {
     /// # Errors
     /// A certificate cannot be used.
     pub async fn repository(&self, reference: &Reference) -> Result<Repository, Error> {
-        let registry = reference.host().to_owned();
+        self.named(reference.host().to_owned(), reference.path().to_owned()).await
+    }
+
+    async fn named(&self, registry: String, path: String) -> Result<Repository, Error> {
         let endpoints = tokio::task::spawn_blocking({
             let (config, registry) = (self.config.clone(), registry.clone());
             let (credentials, roots, known) = (self.credentials.clone(), self.roots.clone(), self.endpoints.clone());
@@ -151,8 +156,8 @@ impl Registry {
         });
         let endpoints = endpoints.await.expect("reading hosts does not panic, nor is it cancelled")?;
         let (policy, stall_timeout) = (Policy::new(&self.config), self.config.stall_timeout());
-        let path = reference.path().to_owned();
-        Ok(Repository { inner: Arc::new(Inner { registry, path, endpoints, policy, stall_timeout }) })
+        let inner = Inner { all: self.clone(), registry, path, endpoints, policy, stall_timeout };
+        Ok(Repository { inner: Arc::new(inner) })
     }
 }
 
@@ -162,6 +167,17 @@ impl Repository {
     /// The registry, as references name it.
     pub fn registry(&self) -> &str {
         &self.inner.registry
+    }
+
+    /// The same repository, with its hosts as `hosts.toml` gives them by now; `None` where they are the same.
+    ///
+    /// # Errors
+    /// A certificate cannot be used.
+    pub async fn renewed(&self) -> Result<Option<Self>, Error> {
+        let Inner { all, registry, path, endpoints, .. } = &*self.inner;
+        let now = all.named(registry.clone(), path.clone()).await?;
+        let is_same = now.inner.endpoints.iter().map(Arc::as_ptr).eq(endpoints.iter().map(Arc::as_ptr));
+        Ok(Some(now).filter(|_| !is_same))
     }
 
     /// A manifest or index, whole (at most 8 MiB) and proved against its digest. [`MANIFEST_TYPES`] accepts any.

@@ -96,6 +96,9 @@ impl Lazy {
             seconds = began.elapsed().as_secs_f64(),
             "a range was fetched"
         );
+        if let Err(RangeError::Registry(_)) = &outcome {
+            self.sources.renew(&blob).await;
+        }
         self.ended(run, (began, &blob), outcome);
     }
 

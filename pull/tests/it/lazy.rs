@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use crate::node::Node;
+use crate::node::{Node, eventually};
 use silk_layer::{
     index,
     toc::{self, Entry, Toc},
@@ -406,6 +406,26 @@ async fn a_registry_that_has_another_blob_costs_no_knowledge() {
     assert!(node.lazies.size(&id).is_some(), "its index is not believed");
     registry.heal();
     assert_eq!(node.read(&id, 2_000_000, 4096).await.unwrap(), tar[2_000_000..2_004_096]);
+    node.whole(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_are_mended_are_asked_for_a_layer_that_fills() {
+    let (registry, mirror) = (Fake::start().await, Fake::start().await);
+    let tar = tar(&[("noise", &noise(15, 3_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    mirror.mirror(&registry);
+    // With it the time between two tries is short, too.
+    let node = Node::with(|config| config.read_wait_secs = 4);
+    node.learn_from(&teacher, &pushed);
+    registry.fault_status(&blobs(&pushed), 403, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    let error = node.read(&id, 0, 4096).await.unwrap_err();
+    assert!(error.to_string().contains("403"), "{error}");
+    node.mirror(&registry, &mirror);
+    eventually("the mirror is asked", || mirror.count("GET .*/blobs/") > 0).await;
+    assert_eq!(node.read(&id, 0, 4096).await.unwrap(), tar[..4096]);
     node.whole(&id).await;
 }
 

@@ -175,11 +175,13 @@ impl Node {
     /// A node that asks a mirror first.
     pub fn mirrored(registry: &Fake, mirror: &Fake, change: impl FnOnce(&mut Config)) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("certs.d").join(registry.host());
-        std::fs::create_dir_all(&dir).unwrap();
-        let hosts = format!("server = \"{}\"\n[host.\"{}\"]\n", registry.url(), mirror.url());
-        std::fs::write(dir.join("hosts.toml"), hosts).unwrap();
+        put_mirror(root.path(), registry, mirror);
         Self::open(config(change), Arc::default(), vec![], root, SILENCE)
+    }
+
+    /// From now on the operator wants a mirror asked first.
+    pub fn mirror(&self, registry: &Fake, mirror: &Fake) {
+        put_mirror(self.root.path(), registry, mirror);
     }
 
     /// A node that decodes one layer at a time and never gives a silent registry up.
@@ -370,6 +372,13 @@ impl Node {
         }
         panic!("{diff_id} does not become whole");
     }
+}
+
+fn put_mirror(root: &Path, registry: &Fake, mirror: &Fake) {
+    let dir = root.join("certs.d").join(registry.host());
+    std::fs::create_dir_all(&dir).unwrap();
+    let hosts = format!("server = \"{}\"\n[host.\"{}\"]\n", registry.url(), mirror.url());
+    std::fs::write(dir.join("hosts.toml"), hosts).unwrap();
 }
 
 pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
