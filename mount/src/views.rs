@@ -65,6 +65,8 @@ pub struct Views {
     making: Making,
     /// On what a layer's tree depends; an entry for each layer that was shown and not hidden since.
     dependences: Mutex<HashMap<Digest, Dependence>>,
+    /// Layers that have views, of whatever kind.
+    viewed: Mutex<HashSet<Digest>>,
     /// Views of [`Variant::Chain`] with their images and the layers these point into, by the name of the mount.
     chains: Mutex<HashMap<String, Wants>>,
     /// How often names were given up because they lied. Raised before what was made of them is looked for: what is made of names that were
@@ -84,8 +86,8 @@ impl Views {
     /// Views over these mounts. Call [`Views::sweep`] before anything else.
     pub fn new(mounts: Mounts) -> Self {
         let (turns, layers, making) = (Turns::default(), Turns::default(), Making::default());
-        let (dependences, chains, lies) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
-        Self { mounts, turns, layers, making, dependences, chains, lies }
+        let (dependences, viewed, chains) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { mounts, turns, layers, making, dependences, viewed, chains, lies: AtomicU64::new(0) }
     }
 
     /// The mounts below.
@@ -228,6 +230,7 @@ impl Views {
                 self.chains().insert(view.name(), Wants { meta: path.clone(), layers: layers.clone(), below });
             }
             let failed = |source| ViewError::Mount { layer, source };
+            self.viewed().insert(layer);
             let (under, ground) = devices(files, &layers);
             let mountpoint = self.mounts.show(view, &path, &under, ground).map_err(failed)?;
             if self.lies() == lies {
@@ -334,6 +337,10 @@ impl Views {
 
     fn dependences(&self) -> MutexGuard<'_, HashMap<Digest, Dependence>> {
         self.dependences.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn viewed(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.viewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn chains(&self) -> MutexGuard<'_, HashMap<String, Wants>> {

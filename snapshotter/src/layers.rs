@@ -153,4 +153,7 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// Snapshots of remote layers came or went: [`Snapshots::in_use`](crate::Snapshots::in_use) and
     /// [`Snapshots::remote_chains`](crate::Snapshots::remote_chains) say something new. Must return at once.
     fn changed(&self);
+
+    /// Ends when the data of layers that no snapshot stands for any more is deleted, as far as it is not kept. Does nothing unless implemented.
+    async fn given_back(&self) {}
 }

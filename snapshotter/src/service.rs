@@ -471,13 +471,16 @@ impl snapshots_server::Snapshots for Service {
     }
 
     async fn cleanup(&self, _: Request<CleanupRequest>) -> Result<Response<()>, Status> {
-        let work = self.blocking(|inner| {
-            if !inner.snapshots.clean_up(CLEANUP) {
+        let files = self.blocking(|inner| Ok(inner.snapshots.clean_up(CLEANUP)));
+        answer(Call::Cleanup, async move {
+            let layers = tokio::time::timeout(CLEANUP, self.0.layers.given_back());
+            let (files, layers) = tokio::join!(files, layers);
+            if !files? || layers.is_err() {
                 tracing::debug!("cleanup goes on in the background");
             }
             Ok(())
-        });
-        answer(Call::Cleanup, work).await
+        })
+        .await
     }
 }
 

@@ -92,6 +92,11 @@ impl Snapshots {
         self.table().layers().clone()
     }
 
+    /// Does any snapshot stand for the layer?
+    pub fn uses(&self, diff_id: &Digest) -> bool {
+        self.table().layers().contains_key(diff_id)
+    }
+
     /// Those that are shown with the owners of a user namespace.
     pub fn mapped(&self) -> HashSet<u64> {
         let mapped = |s: &&Arc<Snapshot>| s.kind != Kind::Committed && idmap::is_mapped(&s.labels);

@@ -102,8 +102,10 @@ impl Store {
     pub(crate) fn forget_oldest(&self) -> Result<(), StoreError> {
         // A layer that is on its way again is about to be whole.
         let writing = self.writing();
-        let absent = |(id, r): &(Digest, crate::LayerRecord)| !r.whole && !writing.contains(id);
-        let mut known: Vec<_> = self.list().into_iter().filter(absent).map(|(id, r)| (r.last_used, id)).collect();
+        let records = self.records();
+        let absent = records.iter().filter(|(id, r)| !r.whole && !writing.contains(*id));
+        let mut known: Vec<_> = absent.map(|(id, r)| (r.last_used, *id)).collect();
+        drop(records);
         if known.len() <= self.config.known_layers {
             return Ok(());
         }

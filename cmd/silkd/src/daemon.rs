@@ -13,10 +13,7 @@ use silk_registry::Registry;
 use silk_share::Share;
 use silk_snapshotter::{Service, Snapshots};
 use silk_store::{Slots, Store};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Server;
 
 use crate::{
@@ -60,22 +57,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let share = Arc::new(Share::new(&config.share, vec![]).context("the configuration of what is shared")?);
     let seams = Seams { contents, show: Arc::clone(&views) as Arc<_>, share: Arc::clone(&share) };
     let puller = Puller::new(config.pull, registry, lazies, seams).context("cannot read known images")?;
-    let wake = Arc::new(Notify::new());
     let starts = Starts::new(&root, Arc::clone(&views), Arc::clone(&puller), connect(&config.containerd.address))
         .with_context(|| format!("cannot look at {}", root.display()))?;
     let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
+    let janitor = Janitor::new(Arc::clone(&views), Arc::clone(&puller), Arc::clone(&snapshots));
     let rooms = Rooms {
         mapped: Arc::new(mapped(&root, &snapshots)?),
         puller: Arc::clone(&puller),
         views: Arc::clone(&views),
         starts: Arc::clone(&starts),
-        wake: Arc::clone(&wake),
+        janitor: Arc::clone(&janitor),
     };
     let service =
         Service::new(Arc::clone(&snapshots), Arc::new(rooms)).with_containerd(connect(&config.containerd.address));
     tokio::spawn(trim::run());
-    tokio::spawn(Twice::new(Arc::clone(&views), Arc::clone(&snapshots)).run());
-    let janitor = Arc::new(Janitor { views, puller: Arc::clone(&puller), snapshots: Arc::clone(&snapshots), wake });
+    tokio::spawn(Twice::new(views, Arc::clone(&snapshots)).run());
     let cleaning = tokio::spawn(Arc::clone(&janitor).run());
     let node = Node::new(janitor, share);
     if let Some(address) = config.metrics.address {

@@ -2,7 +2,11 @@
 //!
 //! Woken by every removal and every pull that ends, and once a minute, because a file system fills without silk too.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use silk_model::{Digest, chain_ids};
 use silk_mount::ChainName;
@@ -28,10 +32,17 @@ pub struct Janitor {
     /// Snapshots.
     pub snapshots: Arc<Snapshots>,
     /// Wakes the janitor.
-    pub wake: Arc<Notify>,
+    pub wake: Notify,
+    /// Held for a round.
+    round: Mutex<()>,
 }
 
 impl Janitor {
+    /// One that does nothing before it runs.
+    pub fn new(views: Arc<StoreViews>, puller: Arc<Puller>, snapshots: Arc<Snapshots>) -> Arc<Self> {
+        Arc::new(Self { views, puller, snapshots, wake: Notify::new(), round: Mutex::default() })
+    }
+
     /// Runs until the daemon stops.
     pub async fn run(self: Arc<Self>) {
         loop {
@@ -39,17 +50,24 @@ impl Janitor {
                 () = self.wake.notified() => tokio::time::sleep(SETTLE).await,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            let janitor = Arc::clone(&self);
-            match tokio::task::spawn_blocking(move || janitor.tidy()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "could not give disk space back; tried again in a minute"),
-                Err(error) => tracing::error!(%error, "the janitor failed (a bug)"),
-            }
+            self.tidied().await;
+        }
+    }
+
+    /// Ends after a round that begins now, or once the one under way is over.
+    pub async fn tidied(self: &Arc<Self>) {
+        let janitor = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || janitor.tidy()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "could not give disk space back; tried again in a minute"),
+            Err(error) => tracing::error!(%error, "the janitor failed (a bug)"),
         }
     }
 
     /// One round. Blocks.
     fn tidy(&self) -> Result<(), StoreError> {
+        // Two would each give back what is too much.
+        let _alone = self.round.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = self.views.store.check() {
             tracing::error!(%error, "the database takes no changes any more: silkd ends, to be started again");
             std::process::exit(1);
@@ -67,7 +85,7 @@ impl Janitor {
         self.forget_images()?;
         let used = self.used();
         for (diff_id, record) in self.views.store.list() {
-            if record.whole && !used.contains(&diff_id) {
+            if record.whole && !used.contains(&diff_id) && self.views.views.shows(&diff_id) {
                 self.retire(&diff_id, || ());
             }
         }
@@ -144,6 +162,10 @@ impl Janitor {
         used
     }
 
+    fn uses(&self, diff_id: &Digest) -> bool {
+        self.puller.wants(diff_id) || self.snapshots.uses(diff_id)
+    }
+
     /// The chains of [`Janitor::used`], and all that lie below their layers.
     fn chains(&self) -> HashSet<ChainName> {
         let mut chains = self.puller.wanted_chains();
@@ -170,7 +192,7 @@ impl Janitor {
 
     /// Takes a layer's mounts away and does `then`, unless somebody has begun to use it.
     fn retire<R>(&self, diff_id: &Digest, then: impl FnOnce() -> R) -> Option<R> {
-        let retired = self.views.retire(diff_id, &|| self.used().contains(diff_id), then);
+        let retired = self.views.retire(diff_id, &|| self.uses(diff_id), then);
         retired.unwrap_or_else(|error| {
             tracing::warn!(%diff_id, %error, "a layer that nothing uses stays mounted");
             None

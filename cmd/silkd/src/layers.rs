@@ -6,9 +6,9 @@ use silk_model::{Digest, IdMaps};
 use silk_mount::Mapped;
 use silk_pull::{ImageError, Puller, State as Pull};
 use silk_snapshotter::{Caller, Claim, Claimed, Layers, NotReady, Refused, RemoteChain, State, Usage};
-use tokio::sync::Notify;
 
 use crate::{
+    janitor::Janitor,
     starts::Starts,
     views::{StoreViews, died},
 };
@@ -24,8 +24,8 @@ pub struct Rooms {
     pub mapped: Arc<Mapped>,
     /// Watches containers start.
     pub starts: Arc<Starts>,
-    /// Wakes the janitor.
-    pub wake: Arc<Notify>,
+    /// Gives back what nothing uses.
+    pub janitor: Arc<Janitor>,
 }
 
 impl Rooms {
@@ -90,7 +90,7 @@ impl Layers for Rooms {
             // The image it was claimed for is gone, its layers are not: no pull is needed.
             return self.show(chain).await;
         }
-        self.wake.notify_one();
+        self.janitor.wake.notify_one();
         outcome.map_err(|e| not_ready(&e))
     }
 
@@ -138,6 +138,10 @@ impl Layers for Rooms {
     }
 
     fn changed(&self) {
-        self.wake.notify_one();
+        self.janitor.wake.notify_one();
+    }
+
+    async fn given_back(&self) {
+        self.janitor.tidied().await;
     }
 }

@@ -66,6 +66,11 @@ impl Views {
         Ok(())
     }
 
+    /// Has the layer views? Without, there is nothing to retire.
+    pub fn shows(&self, diff_id: &Digest) -> bool {
+        self.viewed().contains(diff_id)
+    }
+
     /// Takes away all views of a layer, and those of other layers that point into its data. Call it before the layer's
     /// files are deleted: a mount keeps the space of deleted ones. Overlays that stand on them keep what they have.
     ///
@@ -83,6 +88,7 @@ impl Views {
         }
         self.hide_users(diff_id, &|user| user.layers.contains(diff_id), hide)?;
         self.dependences().remove(diff_id);
+        self.viewed().remove(diff_id);
         Ok(())
     }
 
@@ -151,6 +157,7 @@ impl Views {
                     if ChainName::of_file(&meta).is_some() {
                         self.chains().insert(name.clone(), Wants { meta, layers, below: None });
                     }
+                    self.viewed().insert(*diff_id);
                     keep.insert(name);
                 } else {
                     remove_file(&meta)?;

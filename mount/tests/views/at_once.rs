@@ -64,10 +64,12 @@ fn privileged_a_layer_is_retired_unless_it_is_in_use() {
     let chain = [layers.add(&base()), layers.add(&Tar::new().file("etc/added", "added").hard_link("sh", "bin"))];
     let lowers = views.lowers(&layers, &chain).unwrap();
     assert_eq!(views.retire(&layers, &chain[0], &|| true, || unreachable!()).unwrap(), None::<()>);
+    assert!(views.shows(&chain[0]));
     assert!(lowers.iter().all(|lower| lower.exists()));
     let deleted =
         views.retire(&layers, &chain[0], &|| false, || layers.known.lock().unwrap().remove(&chain[0]).is_some());
     assert_eq!(deleted.unwrap(), Some(true));
+    assert!(!views.shows(&chain[0]));
     assert!(lowers.iter().all(|lower| !lower.exists()), "the top's view held the base's data");
 }
 
