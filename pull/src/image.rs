@@ -18,10 +18,7 @@ use silk_model::{
 use silk_registry::{Reference, Registry, Repository};
 use silk_share::Share;
 use silk_store::{LayerRecord, Profiles, Store, StoreError};
-use tokio::{
-    sync::{OnceCell, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{OnceCell, watch};
 use tracing::Instrument as _;
 
 use crate::{
@@ -129,7 +126,7 @@ struct Image {
     /// Where the time of that pull goes.
     trip: Mutex<Option<Arc<Trip>>>,
     /// What others know of its layers, asked for the pull that is about to begin.
-    asked: Mutex<Option<JoinHandle<known::Asked>>>,
+    asked: Mutex<Option<tokio::task::JoinHandle<known::Asked>>>,
 }
 
 impl Image {
@@ -239,8 +236,9 @@ impl Puller {
         };
         if !settled {
             if !here {
-                self.ask_ahead(&image, &spec).await;
+                let ahead = self.ask_ahead(&image, &spec).await;
                 self.first_contact(&spec).instrument(spans::part!("first contact")).await?;
+                std::mem::forget(ahead);
             }
             image.accepted.store(true, Ordering::Relaxed);
             self.start(&image, &spec, began);

@@ -95,7 +95,8 @@ impl Sources {
             Err(error) => return tracing::warn!(blob = %blob.digest(), %error, "its hosts stay what they were"),
         };
         let mut state = self.state();
-        if let Some(known) = state.blobs.iter_mut().find(|known| known.repository() == blob.repository()) {
+        // Else another range that failed was first.
+        if let Some(known) = state.blobs.iter_mut().find(|known| known.is_same(blob)) {
             tracing::info!(blob = %blob.digest(), "hosts.toml has changed: it is asked for by that from now on");
             *known = renewed;
         }

@@ -120,6 +120,11 @@ impl Blob {
         (&self.inner.repository.registry, &self.inner.repository.path)
     }
 
+    /// Is this a clone of `other`, or it of this?
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// As [`Repository::renewed`].
     ///
     /// # Errors

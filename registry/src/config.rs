@@ -13,7 +13,8 @@ use crate::Error;
 pub struct Config {
     /// Directories that are searched, in this order, for a registry's folder with `hosts.toml` or with certificates
     /// (`*.crt`, `*.cert`, `*.key`), in containerd's layout. The first directory that has a folder for the registry,
-    /// or a `_default` one, decides. Read at the start of each pull.
+    /// or a `_default` one, decides. Read at the start of each pull, and again
+    /// where bytes of a layer that is filled as it is read do not arrive.
     pub hosts_dirs: Vec<PathBuf>,
     /// Docker's `config.json` with the registries' credentials: `auths`, `credHelpers` and `credsStore`. Read each
     /// time credentials are needed, so that a new login takes effect at once. When not set:

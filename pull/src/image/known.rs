@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    mem,
     pin::pin,
     sync::Arc,
     thread,
@@ -21,6 +22,7 @@ use silk_model::{
 use silk_registry::Repository;
 use silk_share::{Found, Image as Shared, LayerKnowledge};
 use silk_store::{Checked, Known, StoreError};
+use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
 use super::{
@@ -38,6 +40,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     learned: HashMap<Digest, Found<()>>,
+    /// The same, to be kept on this node.
+    sound: Vec<Checked>,
     /// Start profiles, if anybody was asked.
     profiles: Option<Vec<Found<Bytes>>>,
     newer: HashSet<Digest>,
@@ -51,6 +55,17 @@ pub(super) struct Unknown {
     pub(super) newer: HashSet<Digest>,
 }
 
+/// See [`Puller::ask_ahead`].
+#[must_use]
+pub(super) struct Ahead<'i>(&'i Image);
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        // A later pull is to ask for itself: the answer may be another one by then.
+        lock(&self.0.asked).take().inspect(JoinHandle::abort);
+    }
+}
+
 /// Why what somebody says of a layer is of no use.
 enum Useless {
     /// Nobody can use it.
@@ -62,17 +77,21 @@ enum Useless {
 }
 
 impl Puller {
-    /// Begins to ask others, for the image's pull that is about to begin: whether the registry lets silk in takes as long to find out.
-    pub(super) async fn ask_ahead(self: &Arc<Self>, image: &Image, spec: &Arc<ImageSpec>) {
-        if !self.opens_known() || self.seams.share.is_alone() {
-            return;
+    /// Begins to ask others, for the image's pull that is about to begin: whether the registry lets silk in takes as long to find out. Nobody
+    /// is asked any more when what is returned is dropped; forget it when there is a pull.
+    pub(super) async fn ask_ahead<'i>(self: &Arc<Self>, image: &'i Image, spec: &Arc<ImageSpec>) -> Ahead<'i> {
+        if self.opens_known()
+            && !self.seams.share.is_alone()
+            && let Ok(repository) = self.repository(&spec.reference).await
+        {
+            lock(&image.asked).get_or_insert_with(|| {
+                let (puller, spec) = (Arc::clone(self), Arc::clone(spec));
+                let layers: Vec<_> = missing(&spec, &self.lazies).into_iter().map(|(_, layer)| layer).collect();
+                let ask = async move { puller.ask(&spec, &repository, &layers).await };
+                tokio::spawn(ask.instrument(spans::part!("ask")))
+            });
         }
-        let Ok(repository) = self.repository(&spec.reference).await else { return };
-        lock(&image.asked).get_or_insert_with(|| {
-            let (puller, spec) = (Arc::clone(self), Arc::clone(spec));
-            let layers: Vec<_> = missing(&spec, &self.lazies).into_iter().map(|(_, layer)| layer).collect();
-            tokio::spawn(async move { puller.ask(&spec, &repository, &layers).await }.instrument(spans::part!("ask")))
-        });
+        Ahead(image)
     }
 
     fn opens_known(&self) -> bool {
@@ -91,7 +110,8 @@ impl Puller {
         if !self.opens_known() {
             return unknown;
         }
-        let mut ahead = lock(&image.asked).take();
+        // A pull for the sake of lower layers only leaves it to the image's own.
+        let mut ahead = trip.and_then(|_| lock(&image.asked).take());
         for (spec, repository) in sources {
             let Ok(repository) = repository else { continue };
             // Of one that is streamed because what was known of it is no good, the same would be said again.
@@ -104,10 +124,12 @@ impl Puller {
             }
             let began = Instant::now();
             let is_own = image.spec.get().is_some_and(|own| Arc::ptr_eq(own, spec));
-            let Asked { learned, profiles, newer } = match ahead.take_if(|_| is_own) {
+            let mut asked = match ahead.take_if(|_| is_own) {
                 Some(ahead) => ahead.await.unwrap_or_default(),
                 None => self.ask(spec, repository, &layers).await,
             };
+            self.keep_asked(spec, &mut asked).await;
+            let Asked { learned, profiles, newer, .. } = asked;
             unknown.newer.extend(newer);
             let asked = began.elapsed().as_secs_f64();
             let starting = self.lazies.starting();
@@ -142,12 +164,12 @@ impl Puller {
                 (layer, outcome, found)
             })
             .buffer_unordered(cores);
-        let (mut learned, mut sound) = (pin!(learned), Vec::new());
+        let mut learned = pin!(learned);
         while let Some((layer, outcome, found)) = learned.next().await {
             let (blob, from) = (layer.blob, found.origin());
             match outcome {
                 Ok(checked) => {
-                    sound.push(checked);
+                    asked.sound.push(checked);
                     asked.learned.insert(layer.diff_id, found.with(()));
                 }
                 Err(Useless::Lie(why)) => {
@@ -163,13 +185,21 @@ impl Puller {
                 }
             }
         }
+        asked
+    }
+
+    /// Keeps it. Not sooner than its layers are opened: who said it has to be known while they are not proved.
+    async fn keep_asked(&self, spec: &ImageSpec, asked: &mut Asked) {
+        let sound = mem::take(&mut asked.sound);
+        if sound.is_empty() {
+            return;
+        }
         let store = Arc::clone(&self.store);
         let kept = tokio::task::spawn_blocking(move || store.learn_all(&sound)).await;
         if let Err(why) = kept.map_err(|e| e.to_string()).and_then(|kept| kept.map_err(|e| e.to_string())) {
             tracing::warn!(image = spec.reference, why, "what is known of layers is not used");
             asked.learned.clear();
         }
-        asked
     }
 
     async fn check(&self, layer: &LayerSpec, found: &Found<LayerKnowledge>) -> Result<Checked, Useless> {

@@ -374,17 +374,24 @@ async fn others_are_asked_while_the_registry_is() {
     let registry = Fake::start().await;
     let tar = tar(&[("noise", &noise(9, 1_000_000))]);
     let (pushed, known) = taught(&registry, "library/app:1", &[(&tar, Compression::Gzip)]).await;
-    let peer = Peer::new();
+    let (peer, layer) = (Peer::new(), &pushed.layers[0]);
     peer.say(&known[0]);
+    peer.hangs.store(true, Ordering::Relaxed);
     let node = Node::sharing(vec![peer.clone()]);
-    registry.fault_status("/manifests/", 403, ALWAYS);
-    node.claim(&pushed).await.unwrap_err();
-    let layer = &pushed.layers[0];
-    let known = || node.store.is_known(&layer.diff_id, &layer.blob_digest, known[0].blob_size);
-    eventually("the peer was asked although the registry does not let the node in", known).await;
+    let asked = || peer.asked.load(Ordering::Relaxed);
+    registry.fault("/manifests/", Fault::NoAnswer, ALWAYS);
+    tokio::select! {
+        _ = node.claim(&pushed) => panic!("the registry has not answered"),
+        () = eventually("the peer is asked meanwhile", || asked() == 1) => {}
+    }
+    // The claim was given up. One that is not waits for the registry, and its pull for the peer that was asked with it.
     registry.heal();
-    node.pull(&pushed).await.unwrap();
-    assert_eq!(peer.asked.load(Ordering::Relaxed), 1, "nobody is asked again");
+    node.claim(&pushed).await.unwrap();
+    eventually("the peer is asked again", || asked() == 2).await;
+    peer.hangs.store(false, Ordering::Relaxed);
+    peer.resume.notify_one();
+    node.ready(&pushed).await.unwrap();
+    assert_eq!(asked(), 2, "the pull asks nobody itself");
     node.whole(&layer.diff_id).await;
     assert_eq!(node.data(&layer.diff_id), tar);
 }
