@@ -294,7 +294,9 @@ impl Control for Service {
     async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcResponse>, Status> {
         let janitor = Arc::clone(&self.0.janitor);
         let keep = request.get_ref().keep_bytes.unwrap_or(janitor.views.store.config().cache_bytes);
+        let alone = janitor.alone().await;
         let gone = tokio::task::spawn_blocking(move || {
+            let _alone = alone;
             janitor.forget_images()?;
             let used = janitor.used();
             let unused: u64 = janitor.views.store.unused(|id| used.contains(id)).iter().map(|u| u.bytes).sum();

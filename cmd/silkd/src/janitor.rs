@@ -2,18 +2,14 @@
 //!
 //! Woken by every removal and every pull that ends, and once a minute, because a file system fills without silk too.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use silk_model::{Digest, chain_ids};
 use silk_mount::ChainName;
 use silk_pull::{Puller, Show as _};
 use silk_snapshotter::Snapshots;
 use silk_store::{Evicted, StoreError};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use crate::views::StoreViews;
 
@@ -34,13 +30,13 @@ pub struct Janitor {
     /// Wakes the janitor.
     pub wake: Notify,
     /// Held for a round.
-    round: Mutex<()>,
+    round: Arc<Mutex<()>>,
 }
 
 impl Janitor {
     /// One that does nothing before it runs.
     pub fn new(views: Arc<StoreViews>, puller: Arc<Puller>, snapshots: Arc<Snapshots>) -> Arc<Self> {
-        Arc::new(Self { views, puller, snapshots, wake: Notify::new(), round: Mutex::default() })
+        Arc::new(Self { views, puller, snapshots, wake: Notify::new(), round: Arc::default() })
     }
 
     /// Runs until the daemon stops.
@@ -56,18 +52,25 @@ impl Janitor {
 
     /// Ends after a round that begins now, or once the one under way is over.
     pub async fn tidied(self: &Arc<Self>) {
-        let janitor = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || janitor.tidy()).await {
+        let (janitor, alone) = (Arc::clone(self), self.alone().await);
+        let round = move || {
+            let _alone = alone;
+            janitor.tidy()
+        };
+        match tokio::task::spawn_blocking(round).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "could not give disk space back; tried again in a minute"),
             Err(error) => tracing::error!(%error, "the janitor failed (a bug)"),
         }
     }
 
+    /// The right to give back: two at once would each give back what is too much. Who stops waiting leaves nothing behind.
+    pub async fn alone(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.round).lock_owned().await
+    }
+
     /// One round. Blocks.
     fn tidy(&self) -> Result<(), StoreError> {
-        // Two would each give back what is too much.
-        let _alone = self.round.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = self.views.store.check() {
             tracing::error!(%error, "the database takes no changes any more: silkd ends, to be started again");
             std::process::exit(1);
