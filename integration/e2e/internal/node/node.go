@@ -96,8 +96,10 @@ func Start(t scope.Scope, options Options) *Node {
 	n.must(os.WriteFile(filepath.Join(dir, "containerd.toml"), []byte(n.render(options.Config, options.Generation.config)), 0o600))
 	n.must(os.WriteFile(filepath.Join(dir, "silkd.toml"), []byte(n.render(options.Settings, silkdConfig)), 0o600))
 	// For kubelet: containerd 1.6, and 1.7 before 1.7.16, take no other place for that of silk's images.
-	n.must(os.Mkdir(filepath.Join(dir, "c"), 0o711))
-	n.must(os.Symlink(filepath.Join(dir, "silk"), filepath.Join(dir, "c", "io.containerd.snapshotter.v1.silk")))
+	if options.Generation.Name == Packaged.Name {
+		n.must(os.Mkdir(filepath.Join(dir, "c"), 0o711))
+		n.must(os.Symlink(filepath.Join(dir, "silk"), filepath.Join(dir, "c", "io.containerd.snapshotter.v1.silk")))
+	}
 	if options.Prepare != nil {
 		n.must(options.Prepare(dir))
 	}
