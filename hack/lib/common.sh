@@ -11,6 +11,8 @@ SILK_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 SILK_CACHE=${SILK_CACHE:-/var/cache/silk-dev}
 export SILK_TOP SILK_CACHE
 export LC_ALL=C.UTF-8
+# As root has them who became it by su, or runs without a login.
+export HOME=${HOME:-/root} PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # Images and nodes need a disk: Debian 13 has half of its memory there instead.
 if [ -z "${TMPDIR:-}" ] && [ "$(stat -f -c %T /tmp)" = tmpfs ]; then
     export TMPDIR=/var/tmp

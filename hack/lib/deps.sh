@@ -16,11 +16,24 @@ install_packages() {
     [ ${#missing[@]} -gt 0 ] || return 0
     need_root
     say "installing ${missing[*]}"
-    quietly "apt-get update" apt_get update
+    quietly "apt-get update" apt_update
     (
         without_services
-        quietly "apt-get install" apt_get install --no-install-recommends "${missing[@]}"
+        # Docker's own containerd, say, is not to go for Debian's.
+        quietly "apt-get install" apt_get install --no-install-recommends --no-remove "${missing[@]}"
     )
+}
+
+# A machine that has just started may be fetching the lists by itself, and apt-get waits for no lock of these.
+apt_update() {
+    local i said
+    for ((i = 0; i < 60; i++)); do
+        if said=$(apt_get update 2>&1); then return 0; fi
+        [[ $said == *'Could not get lock'* ]] || break
+        sleep 2
+    done
+    printf '%s\n' "$said"
+    return 1
 }
 
 # Until this subshell ends, however it does, the machine starts no service that is installed, unless it has a policy of its own.

@@ -11,8 +11,17 @@ RECIPES=$SILK_TOP/hack/images
 
 # Lines `URI SUITE COMPONENT` of the Debian repositories that this machine uses.
 debian_repositories() {
+    local uri list rest
     # shellcheck disable=SC2016  # apt's own variables
-    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 'Origin: Debian' | sort -u
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 'Origin: Debian' |
+        while read -r uri rest; do
+            # A list of mirrors on this machine, as Debian's cloud images have it: debootstrap and a build know only what stands in it.
+            if [[ $uri == mirror+file:* ]]; then
+                list=${uri#mirror+file:}
+                uri=$(awk '!/^#/ && NF { print $1; exit }' "${list%/}")
+            fi
+            printf '%s %s\n' "$uri" "$rest"
+        done | sort -u
 }
 
 # Writes into folder $1 what a build needs of this machine: apt/ (mounted at /etc/apt) and env/ (at /run/build).
@@ -20,9 +29,19 @@ write_machine() {
     local name
     mkdir -p "$1/apt/preferences.d" "$1/env"
     debian_repositories | sed 's/^/deb /' >"$1/apt/sources.list"
-    cp -rL /etc/apt/apt.conf.d /etc/apt/trusted.gpg.d "$1/apt/"
+    for name in apt.conf apt.conf.d auth.conf auth.conf.d trusted.gpg.d; do
+        [ ! -e "/etc/apt/$name" ] || cp -rL "/etc/apt/$name" "$1/apt/"
+    done
+    mkdir -p "$1/apt/apt.conf.d"
     cp -L /etc/ssl/certs/ca-certificates.crt "$1/env/"
-    echo 'Acquire::https::CAInfo "/run/build/ca-certificates.crt";' >"$1/apt/apt.conf.d/99build"
+    # Hooks call programs of this machine, such as apt-listchanges.
+    cat >"$1/apt/apt.conf.d/zz-build" <<'END'
+Acquire::https::CAInfo "/run/build/ca-certificates.crt";
+#clear DPkg::Pre-Install-Pkgs;
+#clear DPkg::Pre-Invoke;
+#clear DPkg::Post-Invoke;
+#clear APT::Update;
+END
     {
         printf 'export %s=/run/build/ca-certificates.crt\n' SSL_CERT_FILE PIP_CERT NODE_EXTRA_CA_CERTS NPM_CONFIG_CAFILE
         for name in http_proxy https_proxy no_proxy PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_DEFAULT_TIMEOUT NPM_CONFIG_REGISTRY; do
@@ -33,12 +52,20 @@ write_machine() {
     [ ! -r /etc/pip.conf ] || { cp /etc/pip.conf "$1/env/" && echo 'export PIP_CONFIG_FILE=/run/build/pip.conf' >>"$1/env/env"; }
 }
 
+# The proxy that apt has by its configuration; nothing for none.
+apt_proxy() {
+    local proxy=''
+    eval "$(apt-config shell proxy Acquire::http::Proxy)"
+    [ "$proxy" = DIRECT ] || printf '%s\n' "$proxy"
+}
+
 # Makes the tar of a minimal system of the machine's own release.
 debian_rootfs() {
     local target=$1 tar=$2 uri suite
     suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
     uri=$(debian_repositories | awk -v suite="$suite" '$2 == suite { print $1; exit }')
-    quietly "debootstrap" debootstrap --variant=minbase "$suite" "$target" "$uri"
+    # It takes apt's proxy from the environment only.
+    http_proxy=${http_proxy:-$(apt_proxy)} quietly "debootstrap" debootstrap --variant=minbase "$suite" "$target" "$uri"
     rm -rf "$target"/var/lib/apt/lists/* "$target"/var/cache/apt/archives/*.deb "$target"/var/log/*
     tar -C "$target" --numeric-owner --sort=name --xattrs -cf "$tar" .
 }

@@ -21,6 +21,7 @@ sid_apt() {
     shift
     "$command" -q -o Dir::Etc::SourceList="$SID/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
         -o Dir::State::Lists="$SID/apt/lists" -o Dir::Cache="$SID/apt/cache" -o APT::Sandbox::User=root \
+        -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null -o APT::Default-Release= \
         -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false "$@"
 }
 

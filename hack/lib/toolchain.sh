@@ -9,7 +9,7 @@ NEED_CARGO=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$SILK_TOP/Cargo.toml")
 NEED_GO=$(find "$SILK_TOP/integration" -name go.mod -exec sed -n 's/^go //p' {} + | sort -V | tail -n1)
 
 # What cargo's and rustc's packages name but a machine with a C compiler has: not unpacked a second time.
-HAVE_ALREADY='^(gcc|g\+\+|cpp|binutils|libc-dev|libc6-dev|linux-libc-dev|clang|debconf|openssl-provider|ca-certificates)'
+HAVE_ALREADY='^(gcc|g[+][+]|cpp|binutils|libc-dev|libc6-dev|linux-libc-dev|clang|debconf|openssl-provider|ca-certificates)'
 
 use_cargo() {
     local tree have
