@@ -78,7 +78,7 @@ func fsMain(arguments []string) error {
 	flags.StringVar(&s.images, "images", "python-service,node-service", "recipes under hack/images, with commas between")
 	flags.StringVar(&s.rungs, "rungs", "file,loop", "how silk mounts, with commas between")
 	s.define(flags)
-	flags.Parse(arguments)
+	parse(flags, arguments)
 	subjects, err := buildImages(s.builder, split(s.images))
 	if err != nil {
 		return err

@@ -72,9 +72,18 @@ func (s *settings) parse(flags *flag.FlagSet, arguments []string) {
 	flags.Int64Var(&s.network.Connection, "connection-rate", s.network.Connection, "bytes a second that it sends on one connection; 0 is no limit")
 	flags.DurationVar(&s.network.FirstByte, "first-byte", s.network.FirstByte, "time from a request to the first byte of its answer")
 	unshaped := flags.Bool("unshaped", false, "as fast as loopback: no limit and no delay")
-	flags.Parse(arguments)
+	parse(flags, arguments)
 	if *unshaped {
 		s.network = shape.Profile{}
+	}
+}
+
+// parse takes nothing but flags: those after another word would be lost.
+func parse(flags *flag.FlagSet, arguments []string) {
+	flags.Parse(arguments)
+	if word := flags.Arg(0); word != "" {
+		fmt.Fprintf(os.Stderr, "error: %s takes no %q: see --help\n", flags.Name(), word)
+		os.Exit(2)
 	}
 }
 
