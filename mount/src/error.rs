@@ -31,6 +31,12 @@ pub enum MountError {
         /// Why each way does not work.
         reason: String,
     },
+    /// Another layer is mounted there. By chance no two ever have the same mount point: somebody made one for that.
+    #[error("another layer is mounted at {}, whose name begins like this one's: one of the two was made for that", point.display())]
+    Taken {
+        /// The mount point.
+        point: PathBuf,
+    },
     /// The image wants other data files than were given. With none given the kernel would take its own blocks for theirs.
     #[error("{} is no metadata image over {given} data files", meta.display())]
     Devices {
@@ -79,7 +85,7 @@ impl MountError {
     pub fn class(&self) -> Class {
         match self {
             Self::Io { source, .. } => io_class(source),
-            Self::NoRung { .. } => Class::Unsupported,
+            Self::NoRung { .. } | Self::Taken { .. } => Class::Unsupported,
             // Linux 6.11 and earlier say so of FUSE, any of a file system that has no such mounts, and 5.11 knows none.
             Self::NotMapped { source, .. }
                 if matches!(raw(source), Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) =>

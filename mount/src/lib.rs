@@ -32,5 +32,5 @@ pub use mapped::Mapped;
 pub use mounts::{Mounts, Rung, Trees};
 pub use pages::Pages;
 pub use trace::{Device, Trace, Traced};
-pub use view::{ChainName, Ground, Variant, View};
+pub use view::{ChainName, Ground, Variant, View, ViewName};
 pub use views::{LayerFiles, Views};

@@ -6,7 +6,7 @@
 //! the mount that he found was detached meanwhile.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fmt, fs,
     io::{self, ErrorKind},
@@ -23,7 +23,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use silk_model::Digest;
 use silk_sys::apart;
 
-use crate::{Ground, MountError, RungChoice, View, kernel, meta, mountinfo, probe, turns::Turns, view::NAME_LEN};
+use crate::{Ground, MountError, RungChoice, View, kernel, meta, mountinfo, probe, turns::Turns, view::ViewName};
 
 /// How layers are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub trait Trees: fmt::Debug + Send + Sync {
 
 /// The mount point in a view's directory. Short, as it stands in overlays' options.
 const TREE: &str = "t";
+/// A file beside a mount point that says whose it is.
+const OF: &str = "of";
 /// A file beside a mount point whose view is served by the process that mounted it: to the next process it is of no use.
 const SERVED: &str = "served";
 
@@ -82,9 +84,10 @@ pub struct Mounts {
     rung: Rung,
     reason: String,
     trees: Option<Arc<dyn Trees>>,
-    shown: Mutex<BTreeSet<String>>,
+    /// By the names of mount points.
+    shown: Mutex<BTreeMap<String, ViewName>>,
     /// Those of them that were mounted since the process started and that nobody has used: see [`Mounts::first_use`].
-    unused: Mutex<BTreeSet<String>>,
+    unused: Mutex<BTreeSet<ViewName>>,
     replaced: Mutex<Vec<Replaced>>,
     turns: Turns<String>,
 }
@@ -92,7 +95,7 @@ pub struct Mounts {
 /// A view's mount that another took the place of.
 #[derive(Debug)]
 struct Replaced {
-    name: String,
+    name: ViewName,
     dir: PathBuf,
     since: Instant,
 }
@@ -132,8 +135,13 @@ impl Mounts {
         self.point(&view.name())
     }
 
-    fn point(&self, name: &str) -> PathBuf {
-        self.mnt.join(name).join(TREE)
+    fn point(&self, name: &ViewName) -> PathBuf {
+        self.mnt.join(name.to_string()).join(TREE)
+    }
+
+    /// Has another view this one's mount point?
+    fn is_taken(&self, name: &ViewName) -> bool {
+        self.shown_map().get(&name.to_string()).is_some_and(|of| of != name)
     }
 
     /// Whether a view is shown now. Asks the kernel too: an empty directory where somebody has unmounted the view by
@@ -147,8 +155,8 @@ impl Mounts {
         self.unused_set().remove(&view.name())
     }
 
-    fn is_live(&self, name: &str) -> bool {
-        let known = self.shown_set().contains(name);
+    fn is_live(&self, name: &ViewName) -> bool {
+        let known = self.shown_map().get(&name.to_string()) == Some(name);
         known && fs::metadata(self.point(name)).is_ok_and(|m| m.dev() != self.dev)
     }
 
@@ -159,13 +167,17 @@ impl Mounts {
     /// When the kernel cannot, or refuses.
     pub fn show(&self, view: &View, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<PathBuf, MountError> {
         let name = view.name();
-        self.turns.take(&name, || {
+        let short = name.to_string();
+        self.turns.take(&short, || {
+            if self.is_taken(&name) {
+                return Err(MountError::Taken { point: self.point(&name) });
+            }
             if !self.is_live(&name) {
-                let (dir, place) = (self.make(&name, meta, devices, ground)?, self.mnt.join(&name));
+                let (dir, place) = (self.make(&name, meta, devices, ground)?, self.mnt.join(&short));
                 let put = take_away(&place).and_then(|()| rename(&dir, &place, RenameFlags::empty()));
                 put.inspect_err(|_| give_up(&dir))?;
-                self.shown_set().insert(name.clone());
-                self.unused_set().insert(name.clone());
+                self.shown_map().insert(short.clone(), name);
+                self.unused_set().insert(name);
             }
             Ok(self.point(&name))
         })
@@ -177,15 +189,16 @@ impl Mounts {
     ///
     /// # Errors
     /// When the kernel refuses; the view is shown as before.
-    pub fn replace(&self, name: &str, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<(), MountError> {
-        self.turns.take(&name.to_owned(), || {
+    pub fn replace(&self, name: &ViewName, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<(), MountError> {
+        let short = name.to_string();
+        self.turns.take(&short, || {
             if self.rung == Rung::Tree || !self.is_live(name) {
                 return Ok(());
             }
             let dir = self.make(name, meta, devices, ground)?;
-            rename(&dir, &self.mnt.join(name), RenameFlags::EXCHANGE).inspect_err(|_| give_up(&dir))?;
-            self.unused_set().insert(name.to_owned());
-            self.replaced_list().push(Replaced { name: name.to_owned(), dir, since: Instant::now() });
+            rename(&dir, &self.mnt.join(&short), RenameFlags::EXCHANGE).inspect_err(|_| give_up(&dir))?;
+            self.unused_set().insert(*name);
+            self.replaced_list().push(Replaced { name: *name, dir, since: Instant::now() });
             Ok(())
         })
     }
@@ -205,7 +218,7 @@ impl Mounts {
     }
 
     /// Mounts a view aside. Returns the directory.
-    fn make(&self, name: &str, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<PathBuf, MountError> {
+    fn make(&self, name: &ViewName, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<PathBuf, MountError> {
         if self.rung == Rung::None {
             return Err(MountError::NoRung { reason: self.reason.clone() });
         }
@@ -217,13 +230,15 @@ impl Mounts {
         let mount = || {
             let target = dir.join(TREE);
             fs::create_dir_all(&target).map_err(|e| MountError::io("create", &target, e))?;
+            let of = dir.join(OF);
+            fs::write(&of, name.text()).map_err(|e| MountError::io("write", &of, e))?;
             if ground == Ground::Served {
                 let mark = dir.join(SERVED);
                 fs::write(&mark, []).map_err(|e| MountError::io("write", &mark, e))?;
             }
             let mounted = match (self.rung, &self.trees) {
                 (Rung::Tree, Some(trees)) => trees
-                    .tree(name, meta, &layers)
+                    .tree(&name.to_string(), meta, &layers)
                     // This process serves what it looks up here, and below.
                     .and_then(|tree| apart::run(|| Ok(rustix::mount::mount_bind(&tree, &target)?)).flatten())
                     .map_err(kernel::Refused::from),
@@ -256,9 +271,11 @@ impl Mounts {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn disown(&self, name: &str) -> Result<(), MountError> {
+    pub fn disown(&self, name: &ViewName) -> Result<(), MountError> {
         self.hide_name(name)?;
-        self.trees.iter().for_each(|trees| trees.lied(name));
+        if !self.is_taken(name) {
+            self.trees.iter().for_each(|trees| trees.lied(&name.to_string()));
+        }
         Ok(())
     }
 
@@ -266,12 +283,16 @@ impl Mounts {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn hide_name(&self, name: &str) -> Result<(), MountError> {
-        self.turns.take(&name.to_owned(), || {
-            take_away(&self.mnt.join(name))?;
-            self.end_replaced(|replaced| replaced.name == name)?;
-            self.shown_set().remove(name);
-            self.trees.iter().for_each(|trees| trees.gone(name));
+    pub fn hide_name(&self, name: &ViewName) -> Result<(), MountError> {
+        let short = name.to_string();
+        self.turns.take(&short, || {
+            if self.is_taken(name) {
+                return Ok(());
+            }
+            take_away(&self.mnt.join(&short))?;
+            self.end_replaced(|replaced| replaced.name == *name)?;
+            self.shown_map().remove(&short);
+            self.trees.iter().for_each(|trees| trees.gone(&short));
             self.unused_set().remove(name);
             Ok(())
         })
@@ -281,18 +302,18 @@ impl Mounts {
     ///
     /// # Errors
     /// The first refusal; others are taken away all the same.
-    pub fn hide_unknown(&self, keep: &dyn Fn(&str) -> bool) -> Result<Vec<String>, MountError> {
-        let unknown: Vec<String> = self.shown_set().iter().filter(|name| !keep(name)).cloned().collect();
+    pub fn hide_unknown(&self, keep: &dyn Fn(&ViewName) -> bool) -> Result<Vec<ViewName>, MountError> {
+        let unknown: Vec<_> = self.shown_map().values().filter(|name| !keep(name)).copied().collect();
         let failed = unknown.iter().filter_map(|name| self.hide_name(name).err()).next();
         failed.map_or(Ok(unknown), Err)
     }
 
     /// The names of all views that are shown, and where.
-    pub fn shown(&self) -> Vec<(String, PathBuf)> {
-        self.shown_set().iter().map(|name| (name.clone(), self.point(name))).collect()
+    pub fn shown(&self) -> Vec<(ViewName, PathBuf)> {
+        self.shown_map().values().map(|name| (*name, self.point(name))).collect()
     }
 
-    fn unused_set(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn unused_set(&self) -> MutexGuard<'_, BTreeSet<ViewName>> {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -300,7 +321,7 @@ impl Mounts {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn shown_set(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn shown_map(&self) -> MutexGuard<'_, BTreeMap<String, ViewName>> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -320,28 +341,23 @@ pub(crate) fn names(dir: &Path) -> Result<Vec<OsString>, MountError> {
 }
 
 /// The views that are mounted below `mnt`, but for those that an earlier process served. Directories without a mount are removed, mounts that are no views too.
-fn adopt(mnt: &Path) -> Result<BTreeSet<String>, MountError> {
+fn adopt(mnt: &Path) -> Result<BTreeMap<String, ViewName>, MountError> {
     let mounted = mountinfo::below(mnt).map_err(|e| MountError::io("read", Path::new("/proc/self/mountinfo"), e))?;
-    let mut shown = BTreeSet::new();
+    let mut shown = BTreeMap::new();
     for name in names(mnt)? {
+        if name == probe::DIR {
+            continue;
+        }
         let dir = mnt.join(&name);
-        let is_view = || {
-            let point = dir.join(TREE);
-            mounted.iter().any(|m| m.point == point && m.fs_type == b"erofs") && !dir.join(SERVED).exists()
-        };
-        match name.to_str() {
-            _ if name == probe::DIR => {}
-            Some(view) if is_name(view) && is_view() => {
-                shown.insert(view.to_owned());
-            }
-            _ => take_away(&dir)?,
+        let point = dir.join(TREE);
+        let is_view = mounted.iter().any(|m| m.point == point && m.fs_type == b"erofs") && !dir.join(SERVED).exists();
+        let of = fs::read_to_string(dir.join(OF)).ok().and_then(|text| ViewName::parse(&text));
+        match of.filter(|of| is_view && name == *of.to_string()) {
+            Some(of) => drop(shown.insert(of.to_string(), of)),
+            None => take_away(&dir)?,
         }
     }
     Ok(shown)
-}
-
-fn is_name(name: &str) -> bool {
-    name.len() == NAME_LEN && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }
 
 fn rename(from: &Path, to: &Path, how: RenameFlags) -> Result<(), MountError> {
@@ -355,6 +371,7 @@ fn take_away(dir: &Path) -> Result<(), MountError> {
     }
     remove_dir(&dir.join(TREE))?;
     remove_file(&dir.join(SERVED))?;
+    remove_file(&dir.join(OF))?;
     remove_dir(dir)
 }
 

@@ -1,13 +1,12 @@
 //! Which tree of a layer a mount shows, and the mount's name.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
-use sha2::{Digest as _, Sha256};
 use silk_model::Digest;
 
-/// Letters in a view's name: 50 bits. A hundred mount points, with `/var/lib/silk/mnt/` before the name, `/t` and a colon behind it,
-/// take 3,100 bytes of the 4,096 that mount(2) passes on as options.
-pub(crate) const NAME_LEN: usize = 10;
+/// Letters of a view's name in its mount point: 50 bits. A hundred mount points, with `/var/lib/silk/mnt/` before the name, `/t` and a colon
+/// behind it, take 3,100 bytes of the 4,096 that mount(2) passes on as options. So few can be met on purpose: see [`ViewName`].
+const LETTERS: usize = 10;
 
 /// One way to show a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,23 +38,17 @@ pub enum Ground {
 }
 
 impl View {
-    /// The mount point's name below `<root>/mnt`: the same in every process, so that an overlay's options are too.
-    pub fn name(&self) -> String {
-        const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-        let hash = self.hash();
-        (0..NAME_LEN)
-            .map(|nr| {
-                let bit = nr * 5;
-                let pair = u16::from_be_bytes([hash[bit / 8], hash[bit / 8 + 1]]);
-                char::from(LETTERS[usize::from(pair >> (11 - bit % 8) & 31)])
-            })
-            .collect()
+    /// Its name: the same in every process, so that an overlay's options are too. Of the diff ID and of what [`View::file_name`]
+    /// says: 64 bits of the parent's chain ID tell chains apart well enough, as they come from the images of one node, and they can be read back
+    /// from the file's name.
+    pub fn name(&self) -> ViewName {
+        ViewName(Digest::of(format!("silk view 1 {} {}", self.diff_id, self.file_name()).as_bytes()))
     }
 
     /// The file system's UUID: overlayfs tells lower layers apart by it.
     pub(crate) fn uuid(&self) -> [u8; 16] {
         let mut uuid = [0; 16];
-        uuid.copy_from_slice(&self.hash()[16..]);
+        uuid.copy_from_slice(&self.name().0.as_bytes()[16..]);
         uuid
     }
 
@@ -70,7 +63,7 @@ impl View {
 
     /// The mount's name for a metadata image in a layer's directory; `None` for another file. So whoever removes a
     /// layer needs to know nothing but its directory.
-    pub(crate) fn name_of_file(diff_id: &Digest, file_name: &str) -> Option<String> {
+    pub(crate) fn name_of_file(diff_id: &Digest, file_name: &str) -> Option<ViewName> {
         let variant = match file_name.strip_prefix("erofs")? {
             "" => Variant::Shared,
             "-base" => Variant::Base,
@@ -81,11 +74,36 @@ impl View {
         };
         Some(Self { diff_id: *diff_id, variant }.name())
     }
+}
 
-    /// Of the diff ID and of what [`View::file_name`] says: 64 bits of the parent's chain ID tell chains apart well
-    /// enough, as they come from the images of one node, and they can be read back from the file's name.
-    fn hash(&self) -> [u8; 32] {
-        Sha256::digest(format!("silk view 1 {} {}", self.diff_id, self.file_name())).into()
+/// A view's name. Its mount point has only the first letters of it, which somebody who makes layers for that can have in common with another's:
+/// whoever finds something mounted there asks whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ViewName(Digest);
+
+impl ViewName {
+    /// What [`ViewName::text`] has said.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().map(Self)
+    }
+
+    /// All of it.
+    pub(crate) fn text(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// The mount point's name below `<root>/mnt`.
+impl fmt::Display for ViewName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        let hash = self.0.as_bytes();
+        let letters = (0..LETTERS).map(|nr| {
+            let bit = nr * 5;
+            let pair = u16::from_be_bytes([hash[bit / 8], hash[bit / 8 + 1]]);
+            char::from(ALPHABET[usize::from(pair >> (11 - bit % 8) & 31)])
+        });
+        f.write_str(&letters.collect::<String>())
     }
 }
 
@@ -118,7 +136,7 @@ mod tests {
         let diff_id = Digest::of(b"layer");
         let views = [Variant::Shared, Variant::Base, Variant::Chain(Digest::of(b"chain"))]
             .map(|variant| View { diff_id, variant });
-        assert_eq!(views.map(|v| v.name()), ["rdeofuhgkk", "hd7bxcr7zi", "3elgft2tmm"]);
+        assert_eq!(views.map(|v| v.name().to_string()), ["rdeofuhgkk", "hd7bxcr7zi", "3elgft2tmm"]);
         for view in views {
             assert_eq!(View::name_of_file(&diff_id, &view.file_name()), Some(view.name()));
             let meta = Path::new("/layers").join(diff_id.hex()).join(view.file_name());

@@ -20,7 +20,9 @@ use silk_layer::{
 };
 use silk_model::{Digest, chain_ids};
 
-use crate::{Ground, LayerError, Mounts, Pages, Variant, View, ViewError, chain, making::Making, meta, turns::Turns};
+use crate::{
+    Ground, LayerError, Mounts, Pages, Variant, View, ViewError, ViewName, chain, making::Making, meta, turns::Turns,
+};
 
 mod away;
 
@@ -68,7 +70,7 @@ pub struct Views {
     /// Layers that have views, of whatever kind.
     viewed: Mutex<HashSet<Digest>>,
     /// Views of [`Variant::Chain`] with their images and the layers these point into, by the name of the mount.
-    chains: Mutex<HashMap<String, Wants>>,
+    chains: Mutex<HashMap<ViewName, Wants>>,
     /// How often names were given up because they lied. Raised before what was made of them is looked for: what is made of names that were
     /// read before, and finished after, is not found then, and has to go by itself.
     lies: AtomicU64,
@@ -177,7 +179,7 @@ impl Views {
             return Ok(self.mounts.mountpoint(&view));
         }
         // Two that want the same view: the second finds the image made and the mount there.
-        self.turns.take(&view.name(), || {
+        self.turns.take(&view.name().to_string(), || {
             loop {
                 let lies = self.lies();
                 match self.show(files, &view, &chain[..=at], lies) {
@@ -343,7 +345,7 @@ impl Views {
         self.viewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn chains(&self) -> MutexGuard<'_, HashMap<String, Wants>> {
+    fn chains(&self) -> MutexGuard<'_, HashMap<ViewName, Wants>> {
         self.chains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -392,7 +394,7 @@ fn toc(files: &dyn LayerFiles, layer: &Digest) -> Result<Toc, ViewError> {
 }
 
 /// The metadata images in a layer's directory, and the names of their mounts.
-fn images(dir: &Path, diff_id: &Digest) -> Result<Vec<(PathBuf, String)>, ViewError> {
+fn images(dir: &Path, diff_id: &Digest) -> Result<Vec<(PathBuf, ViewName)>, ViewError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

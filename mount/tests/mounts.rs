@@ -276,9 +276,39 @@ fn privileged_a_new_process_adopts_mounts_and_clears_the_rest() {
         assert_eq!(fs::read_dir(&mnt).unwrap().count(), 2, "it and the probe");
         assert_eq!(mounts.show(&kept, &meta, &[data], Ground::Disk).unwrap(), point);
         assert_eq!(fs::metadata(&point).unwrap().dev(), inode, "the same mount as before");
-        assert_eq!(mounts.hide_unknown(&|name| name != kept.name()).unwrap(), [kept.name()]);
+        assert_eq!(mounts.hide_unknown(&|name| *name != kept.name()).unwrap(), [kept.name()]);
         assert_eq!(mounted_below(root.path()).len(), 0);
         no_loops_below(root.path());
+    }
+}
+
+/// A layer whose name begins like another's takes days to make: here the mount says that it is of such a one.
+#[test]
+fn privileged_what_is_mounted_for_another_name_that_begins_alike_is_not_used() {
+    for rung in RUNGS {
+        let root = Root::new();
+        let (view, meta, data) = layer(root.path(), 1);
+        let devices = std::slice::from_ref(&data);
+        let point = root.open(rung).show(&view, &meta, devices, Ground::Disk).unwrap();
+        let of = point.with_file_name("of");
+        let own = fs::read_to_string(&of).unwrap();
+        let (begins, end) = own.split_at(own.len() - 1);
+        fs::write(&of, format!("{begins}{}", if end == "0" { 1 } else { 0 })).unwrap();
+        let mounts = root.open(rung);
+        assert!(!mounts.is_shown(&view));
+        let refused = mounts.show(&view, &meta, devices, Ground::Disk).unwrap_err();
+        assert!(matches!(&refused, MountError::Taken { point: taken } if *taken == point), "{refused}");
+        mounts.replace(&view.name(), &meta, devices, Ground::Disk).unwrap();
+        mounts.disown(&view.name()).unwrap();
+        assert_eq!(mounted_below(root.path()), std::slice::from_ref(&point), "it is the other's");
+        drop(mounts);
+        for nobodys in [&own[..own.len() - 1], "", &own.replace("sha256:", "sha256:f")[..own.len()]] {
+            fs::write(&of, nobodys).unwrap();
+            assert_eq!(root.open(rung).shown(), []);
+            assert_eq!(mounted_below(root.path()).len(), 0);
+            root.open(rung).show(&view, &meta, devices, Ground::Disk).unwrap();
+        }
+        assert!(root.open(rung).is_shown(&view));
     }
 }
 

@@ -5,10 +5,10 @@ use std::{collections::HashSet, sync::atomic::Ordering};
 use silk_model::Digest;
 
 use super::{LayerFiles, Views, Wants, devices, images, remove_file};
-use crate::{MountError, ViewError, meta, view::ChainName};
+use crate::{MountError, ViewError, ViewName, meta, view::ChainName};
 
 /// How a mount is taken away.
-type Hide<'a> = &'a dyn Fn(&str) -> Result<(), MountError>;
+type Hide<'a> = &'a dyn Fn(&ViewName) -> Result<(), MountError>;
 
 impl Views {
     /// Takes away a layer's views as [`Views::hide_layer`] and then does `then` (deletes its files, say), unless
@@ -45,7 +45,7 @@ impl Views {
     /// # Errors
     /// When the kernel refuses to unmount, or a file cannot be deleted.
     pub fn retire_chains(&self, in_use: &dyn Fn() -> HashSet<ChainName>) -> Result<(), ViewError> {
-        let chains: Vec<_> = self.chains().iter().map(|(name, wants)| (name.clone(), wants.meta.clone())).collect();
+        let chains: Vec<_> = self.chains().iter().map(|(name, wants)| (*name, wants.meta.clone())).collect();
         if chains.is_empty() {
             return Ok(());
         }
@@ -94,8 +94,7 @@ impl Views {
 
     /// Takes away views of other layers, for the sake of `diff_id`, and deletes what they were made of.
     fn hide_users(&self, diff_id: &Digest, is_user: &dyn Fn(&Wants) -> bool, hide: Hide<'_>) -> Result<(), ViewError> {
-        let users: Vec<_> =
-            self.chains().iter().filter(|(_, wants)| is_user(wants)).map(|(name, _)| name.clone()).collect();
+        let users: Vec<_> = self.chains().iter().filter(|(_, wants)| is_user(wants)).map(|(name, _)| *name).collect();
         for name in users {
             hide(&name).map_err(|source| ViewError::Mount { layer: *diff_id, source })?;
             if let Some(Wants { meta, .. }) = self.chains().remove(&name) {
@@ -130,7 +129,7 @@ impl Views {
                 .chains()
                 .iter()
                 .filter(|(_, w)| w.layers.contains(diff_id))
-                .map(|(n, w)| (w.meta.clone(), n.clone()))
+                .map(|(n, w)| (w.meta.clone(), *n))
                 .collect::<Vec<_>>();
             for (meta, name) in own.into_iter().chain(users) {
                 let layers = meta::wanted(&meta).unwrap_or_default();
@@ -155,7 +154,7 @@ impl Views {
                 let layers = meta::wanted(&meta).unwrap_or_default();
                 if layers.iter().all(|layer| here.contains(layer)) {
                     if ChainName::of_file(&meta).is_some() {
-                        self.chains().insert(name.clone(), Wants { meta, layers, below: None });
+                        self.chains().insert(name, Wants { meta, layers, below: None });
                     }
                     self.viewed().insert(*diff_id);
                     keep.insert(name);
