@@ -15,7 +15,7 @@ use tracing::debug;
 use url::Url;
 
 use crate::{
-    Error, Repository, Selector,
+    Asked, Error, Repository, Selector,
     attempts::Attempts,
     endpoint::{Answer, Call, Endpoint},
     repository::{Needs, accept, again},
@@ -109,7 +109,13 @@ impl Repository {
     /// The index that the tag of `subject` names.
     async fn tagged(&self, subject: &Digest) -> Result<Option<Value>, Error> {
         match self.manifest(&Selector::Tag(tag_of(subject)), &[INDEX]).await {
-            Ok(manifest) => Ok(serde_json::from_slice(&manifest.bytes).ok()),
+            Ok(manifest) if manifest.bytes.len() <= MAX_LIST && is_modest(&manifest.bytes) => {
+                Ok(serde_json::from_slice(&manifest.bytes).ok())
+            }
+            Ok(_) => {
+                let asked = Asked { host: self.registry().to_owned(), what: format!("the index {}", tag_of(subject)) };
+                Err(Error::TooLarge { asked, limit: MAX_LIST })
+            }
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -185,8 +191,18 @@ async fn page(endpoint: &Endpoint, call: &Call<'_>, answer: Answer, limit: usize
     };
     let body = endpoint.body(answer.response, limit).await.map_err(|fault| fault.of(asked()))?;
     let body = body.ok_or_else(|| Error::TooLarge { asked: asked(), limit: MAX_LIST })?;
+    if !is_modest(&body) {
+        return Err(Error::TooLarge { asked: asked(), limit: MAX_LIST });
+    }
     let index = serde_json::from_slice(&body).ok().filter(|index: &Value| index["manifests"].is_array());
     Ok(index.map(|index| Page { index, bytes: body.len(), next }))
+}
+
+/// Does it take, once it is read, some tens of times its length at most? An object takes up to 700 bytes of memory, any other value 70, and an
+/// honest list has one in a hundred bytes, and in thirty: objects of nothing, or zeros, would take hundreds of megabytes.
+fn is_modest(json: &[u8]) -> bool {
+    let count = |of: &[u8]| json.iter().filter(|byte| of.contains(byte)).count();
+    count(b"{") <= json.len() / 32 + 100 && count(b"[,{") <= json.len() / 8 + 100
 }
 
 /// The target of `Link: <...>; rel="next"` (RFC 8288).
@@ -280,6 +296,16 @@ mod tests {
         }
         for link in ["<https://h/v2/x>; rel=next", "<//other:5000/x>; rel=next", "<data:x>; rel=next"] {
             assert_eq!(next(link), Some(None), "{link}");
+        }
+    }
+
+    #[test]
+    fn a_list_that_takes_much_memory_is_no_list() {
+        let list = |entry: &str| format!(r#"{{"manifests":[{}]}}"#, vec![entry; 10_000].join(","));
+        let honest = serde_json::to_string(&referrer("one")).unwrap();
+        assert!(is_modest(list(&honest).as_bytes()) && is_modest(b"{}"));
+        for entry in [r#"{"":0}"#, "{}", "[]", "0", "[[[[[[]]]]]]"] {
+            assert!(!is_modest(list(entry).as_bytes()), "{entry}");
         }
     }
 
