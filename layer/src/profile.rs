@@ -217,7 +217,7 @@ fn runs(grains: &Grains) -> Vec<Run> {
                 if last.layer == *layer
                     && last.first + last.grains == *grain
                     && last.unseen == mark.unseen
-                    && (last.rank + last.grains - 1).abs_diff(mark.rank) <= NEAR =>
+                    && last.rank.saturating_add(last.grains - 1).abs_diff(mark.rank) <= NEAR =>
             {
                 last.grains += 1;
             }

@@ -67,9 +67,11 @@ impl Store {
     /// One of class `Corrupt` when it is damaged or the index leads to another layer; [`StoreError::OtherBlob`].
     pub fn checked(&self, known: Known, from: &str) -> Result<Checked, StoreError> {
         let dir = self.layer_path(&known.diff_id);
-        let toc = toc::decode(&known.toc).map_err(|source| StoreError::Toc { path: dir.join("toc"), source })?;
+        // The index first: it is the smaller one, and whoever has not the layer cannot make one that leads to it.
         let index =
             index::decode(&known.index).map_err(|source| StoreError::Index { path: dir.join("index"), source })?;
+        fits(&known.diff_id, index.size, &index)?;
+        let toc = toc::decode(&known.toc).map_err(|source| StoreError::Toc { path: dir.join("toc"), source })?;
         fits(&known.diff_id, toc.size(), &index)?;
         if index.blob_size != known.blob_size {
             let Known { blob, blob_size: expected, .. } = known;

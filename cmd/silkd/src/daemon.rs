@@ -112,7 +112,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// The directory where everything lies, by its real path.
 fn made(root: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
-    root.canonicalize().with_context(|| format!("cannot use {}", root.display()))
+    let root = root.canonicalize().with_context(|| format!("cannot use {}", root.display()))?;
+    // As it stands in overlays' options.
+    let is_plain = root.to_str().is_some_and(|root| !root.contains([',', ':', '\\', '\n']));
+    anyhow::ensure!(
+        is_plain,
+        "root = {:?}: overlayfs takes no path with a comma, a colon or a backslash",
+        root.display()
+    );
+    Ok(root)
 }
 
 /// Layers as containers in user namespaces see them, of the snapshots that there are.

@@ -2,10 +2,6 @@
 
 use crate::toc::{MAX_ENTRIES, MAX_PACKED};
 
-/// See [`Limits::table`].
-const TABLE: u64 = 384 << 20;
-const _: () = assert!(TABLE <= MAX_PACKED, "what is scanned can be read again");
-
 /// Bounds on what one layer may make the scanner keep. [`Limits::default`] holds the values in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -40,7 +36,7 @@ impl Default for Limits {
             xattr_bytes: 128 << 10,
             extents: 1 << 20,
             file_bytes: 16 << 40,
-            table: TABLE,
+            table: MAX_PACKED,
             memory: 832 << 20,
         }
     }

@@ -20,11 +20,11 @@ pub const VERSION: u32 = 1;
 /// Bytes of the fixed header.
 pub const HEADER_LEN: usize = 64;
 
-/// The most bytes of postcard that a payload may unfold to. An honest table is far from it: [`MAX_ENTRIES`].
-pub const MAX_UNFOLDED: u64 = 1 << 30;
+/// The most bytes of postcard that a payload may unfold to: the entries, and two numbers of 64 bits.
+pub const MAX_UNFOLDED: u64 = MAX_PACKED + 20;
 
-/// The most bytes of it that the entries may take: all but two numbers of 64 bits.
-pub const MAX_PACKED: u64 = MAX_UNFOLDED - 20;
+/// The most bytes that the entries may take: what a scanner takes, a hundred bytes for each of [`MAX_ENTRIES`].
+pub const MAX_PACKED: u64 = 384 << 20;
 
 /// The most entries of a table: all of `/usr` of a developer's machine holds 135,000.
 pub const MAX_ENTRIES: u64 = 4_000_000;
