@@ -13,7 +13,8 @@
 //! A layer's bytes are written in order by a [`LayerWriter`], or, where names and index are known, in any order into a
 //! [`Partial`]; both end by accepting them only when `sha256(data)` is the diff ID. The database record is what makes a layer exist: files without one are leftovers and are
 //! deleted when the store opens. A record is *durable* after its files were synced; one that is not is believed only
-//! during the boot that wrote it, so a host that loses power fetches again instead of serving what never reached the disk.
+//! during the boot that wrote it, and while the file system stays mounted, so a host that loses power or its disk fetches again instead of
+//! serving what never reached the disk.
 //!
 //! The store knows no network and never decides what to evict by itself: `silkd` tells it which layers snapshots use.
 
@@ -51,6 +52,7 @@ pub use partial::{Partial, read_at};
 pub use profiles::Profiles;
 pub use record::{Facts, LayerRecord};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use silk_layer::toc::Toc;
 use silk_model::Digest;
 pub use slots::Slots;
@@ -102,7 +104,7 @@ impl Store {
             root: root.to_owned(),
             db: Arc::new(db),
             config,
-            boot: boot_id()?,
+            boot: boot_id(root)?,
             records: Mutex::default(),
             changing: Mutex::default(),
             settling: Mutex::default(),
@@ -262,12 +264,15 @@ impl Store {
     }
 
     fn trusted(&self, id: &Digest, record: &LayerRecord) -> bool {
-        let here =
-            fs::metadata(self.layer_path(id).join("data")).is_ok_and(|m| m.len() == writer::padded(record.facts.size));
-        here && (record.durable || (record.boot == self.boot && (!self.is_doubted(id) || self.was_read_back(id))))
+        let dir = self.layer_path(id);
+        let here = fs::metadata(dir.join("data")).is_ok_and(|m| m.len() == writer::padded(record.facts.size));
+        // Files that are older than the database, as a copy of a root in use has them: the layer had holes then.
+        let had_holes = dir.join("present").exists();
+        let is_believed = (record.durable || (record.boot == self.boot && !self.is_doubted(id))) && !had_holes;
+        here && (is_believed || ((record.durable || record.boot == self.boot) && self.was_read_back(id)))
     }
 
-    /// A sync of the layer failed in an earlier process.
+    /// There is reason to doubt it: a sync of the layer failed in an earlier process, say.
     fn was_read_back(&self, id: &Digest) -> bool {
         match self.is_on_disk(id) {
             Ok(on_disk) => on_disk,
@@ -328,13 +333,24 @@ fn remove_dir(dir: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// The kernel's random identity of this boot (random(4), `/proc/sys/kernel/random/boot_id`).
-fn boot_id() -> Result<[u8; 16], StoreError> {
+/// For how long the page cache of the root's file system lasts: the kernel's random identity of this boot (random(4),
+/// `/proc/sys/kernel/random/boot_id`), and of the mount. A disk that was taken away and came back, or a snapshot of it, is mounted anew.
+fn boot_id(root: &Path) -> Result<[u8; 16], StoreError> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
-    let text = fs::read_to_string(path).map_err(|e| StoreError::io("read", path, e))?;
+    let mut text = fs::read_to_string(path).map_err(|e| StoreError::io("read", path, e))?.trim().to_owned();
+    text += &mount_id(root).map_err(|e| StoreError::io("look at", root, e))?;
     let mut id = [0; 16];
-    id.copy_from_slice(&Digest::of(text.trim().as_bytes()).as_bytes()[..16]);
+    id.copy_from_slice(&Digest::of(text.as_bytes()).as_bytes()[..16]);
     Ok(id)
+}
+
+/// The number of the mount that a directory is on, which no other mount gets in this boot; nothing before Linux 6.8.
+fn mount_id(dir: &Path) -> io::Result<String> {
+    /// `STATX_MNT_ID_UNIQUE` of statx(2).
+    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let stat = statx(CWD, dir, AtFlags::empty(), UNIQUE)?;
+    let is_told = stat.stx_mask & UNIQUE.bits() != 0;
+    Ok(if is_told { stat.stx_mnt_id.to_string() } else { String::new() })
 }
 
 #[cfg(test)]

@@ -111,6 +111,41 @@ fn what_was_not_synced_is_believed_for_this_boot_only() {
     assert!(store.layer_path(&id).join("toc").exists());
 }
 
+/// As when a disk is taken away and comes back, or a snapshot of it does.
+#[test]
+fn privileged_what_was_not_synced_is_believed_while_its_disk_stays_mounted() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let run = |program: &str, arguments: &[&Path]| {
+        assert!(std::process::Command::new(program).args(arguments).status().unwrap().success());
+    };
+    let bind = [Path::new("--bind"), disk.path(), root.path()];
+    run("mount", &bind);
+    let is_told = !mount_id(root.path()).unwrap().is_empty();
+    let id = put(&open(root.path()), b"not synced");
+    assert!(open(root.path()).whole(&id));
+    run("umount", &[root.path()]);
+    run("mount", &bind);
+    assert_eq!(open(root.path()).whole(&id), !is_told, "before Linux 6.8 nobody can know");
+    run("umount", &[root.path()]);
+}
+
+/// A copy of a root in use may have a layer's files from before it was whole, and the record from after it was synced.
+#[test]
+fn files_that_are_older_than_their_record_are_read_back() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let (good, old) = (put(&store, &[1; 20_000]), put(&store, &[2; 20_000]));
+    store.settle(&[good, old]).unwrap();
+    for id in [good, old] {
+        fs::write(store.layer_path(&id).join("present"), "marks").unwrap();
+    }
+    lose_a_page(&store, &old);
+    drop(store);
+    let store = open(root.path());
+    assert!(store.whole(&good) && !store.whole(&old));
+    assert!(!store.layer_path(&good).join("present").exists());
+}
+
 /// A process was killed after it had written the index of another blob of the layer, and before it said so.
 #[test]
 fn the_index_of_another_blob_is_forgotten() {
