@@ -29,14 +29,17 @@ write_machine() {
     local name
     mkdir -p "$1/apt/preferences.d" "$1/env"
     debian_repositories | sed 's/^/deb /' >"$1/apt/sources.list"
-    for name in apt.conf apt.conf.d auth.conf auth.conf.d trusted.gpg.d; do
+    for name in apt.conf.d auth.conf auth.conf.d trusted.gpg.d; do
         [ ! -e "/etc/apt/$name" ] || cp -rL "/etc/apt/$name" "$1/apt/"
     done
     mkdir -p "$1/apt/apt.conf.d"
+    # Else it would be read after ours.
+    [ ! -e /etc/apt/apt.conf ] || cp -L /etc/apt/apt.conf "$1/apt/apt.conf.d/00machine"
     cp -L /etc/ssl/certs/ca-certificates.crt "$1/env/"
     # Hooks call programs of this machine, such as apt-listchanges.
     cat >"$1/apt/apt.conf.d/zz-build" <<'END'
 Acquire::https::CAInfo "/run/build/ca-certificates.crt";
+APT::Keep-Downloaded-Packages "false";
 #clear DPkg::Pre-Install-Pkgs;
 #clear DPkg::Pre-Invoke;
 #clear DPkg::Post-Invoke;
