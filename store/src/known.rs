@@ -58,7 +58,7 @@ impl Store {
     /// # Errors
     /// Those of both.
     pub fn learn(&self, known: &Known, from: &str) -> Result<(), StoreError> {
-        self.learn_all(&[self.checked(known.clone(), from)?])
+        self.learn_all(&[self.checked(known.clone(), from)?]).map(drop)
     }
 
     /// Checks what a peer says of a layer. `from` names the peer.
@@ -88,11 +88,12 @@ impl Store {
         Ok(Checked { known, from: from.to_owned(), facts })
     }
 
-    /// Takes what was checked of layers that are not here, all of it with one commit: a disk takes milliseconds for each, and a pull waits.
+    /// Takes what was checked of layers that are not here, all of it with one commit: a disk takes milliseconds for each, and a pull waits. Says
+    /// which it took: of others something is known already, from whomever.
     ///
     /// # Errors
     /// What the file system or the database says.
-    pub fn learn_all(&self, layers: &[Checked]) -> Result<(), StoreError> {
+    pub fn learn_all(&self, layers: &[Checked]) -> Result<Vec<Digest>, StoreError> {
         // Whoever writes or fills a layer has names and index of it already, or is about to write its own.
         let writing = self.writing();
         let changing = self.changing();
@@ -120,7 +121,8 @@ impl Store {
         self.persist(&records)?;
         drop(changing);
         drop(writing);
-        self.forget_oldest()
+        self.forget_oldest()?;
+        Ok(records.into_iter().map(|(id, _)| id).collect())
     }
 
     /// Forgets names and index of a layer that is not whole, for whoever writes it alone.

@@ -196,9 +196,12 @@ impl Puller {
         }
         let store = Arc::clone(&self.store);
         let kept = tokio::task::spawn_blocking(move || store.learn_all(&sound)).await;
-        if let Err(why) = kept.map_err(|e| e.to_string()).and_then(|kept| kept.map_err(|e| e.to_string())) {
-            tracing::warn!(image = spec.reference, why, "what is known of layers is not used");
-            asked.learned.clear();
+        match kept.map_err(|e| e.to_string()).and_then(|kept| kept.map_err(|e| e.to_string())) {
+            Ok(kept) => asked.learned.retain(|id, _| kept.contains(id)),
+            Err(why) => {
+                tracing::warn!(image = spec.reference, why, "what is known of layers is not used");
+                asked.learned.clear();
+            }
         }
     }
 
