@@ -85,7 +85,8 @@ impl MountError {
     pub fn class(&self) -> Class {
         match self {
             Self::Io { source, .. } => io_class(source),
-            Self::NoRung { .. } | Self::Taken { .. } => Class::Unsupported,
+            Self::NoRung { .. } => Class::Unsupported,
+            Self::Taken { .. } => Class::Invalid,
             // Linux 6.11 and earlier say so of FUSE, any of a file system that has no such mounts, and 5.11 knows none.
             Self::NotMapped { source, .. }
                 if matches!(raw(source), Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) =>

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, XattrFlags, getxattr, renameat_with, setxattr};
 use silk_model::Digest;
 use silk_sys::apart;
 
@@ -66,8 +66,8 @@ pub trait Trees: fmt::Debug + Send + Sync {
 
 /// The mount point in a view's directory. Short, as it stands in overlays' options.
 const TREE: &str = "t";
-/// A file beside a mount point that says whose it is.
-const OF: &str = "of";
+/// Whose a view's directory is, all of its name: an attribute needs no block of a full disk, and an older silkd removes the directory with it.
+const OF: &str = "trusted.silk.of";
 /// A file beside a mount point whose view is served by the process that mounted it: to the next process it is of no use.
 const SERVED: &str = "served";
 
@@ -230,8 +230,10 @@ impl Mounts {
         let mount = || {
             let target = dir.join(TREE);
             fs::create_dir_all(&target).map_err(|e| MountError::io("create", &target, e))?;
-            let of = dir.join(OF);
-            fs::write(&of, name.text()).map_err(|e| MountError::io("write", &of, e))?;
+            // On a file system that has none, the next process mounts the view anew.
+            if let Err(error) = setxattr(&dir, OF, name.bytes(), XattrFlags::empty()) {
+                tracing::debug!(path = %dir.display(), %error, "a mount does not say whose it is");
+            }
             if ground == Ground::Served {
                 let mark = dir.join(SERVED);
                 fs::write(&mark, []).map_err(|e| MountError::io("write", &mark, e))?;
@@ -351,7 +353,8 @@ fn adopt(mnt: &Path) -> Result<BTreeMap<String, ViewName>, MountError> {
         let dir = mnt.join(&name);
         let point = dir.join(TREE);
         let is_view = mounted.iter().any(|m| m.point == point && m.fs_type == b"erofs") && !dir.join(SERVED).exists();
-        let of = fs::read_to_string(dir.join(OF)).ok().and_then(|text| ViewName::parse(&text));
+        let mut of = [0; 32];
+        let of = getxattr(&dir, OF, &mut of).is_ok_and(|len| len == of.len()).then(|| ViewName::new(of));
         match of.filter(|of| is_view && name == *of.to_string()) {
             Some(of) => drop(shown.insert(of.to_string(), of)),
             None => take_away(&dir)?,
@@ -371,7 +374,6 @@ fn take_away(dir: &Path) -> Result<(), MountError> {
     }
     remove_dir(&dir.join(TREE))?;
     remove_file(&dir.join(SERVED))?;
-    remove_file(&dir.join(OF))?;
     remove_dir(dir)
 }
 

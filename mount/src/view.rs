@@ -82,14 +82,14 @@ impl View {
 pub struct ViewName(Digest);
 
 impl ViewName {
-    /// What [`ViewName::text`] has said.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        text.parse().ok().map(Self)
+    /// Of what [`ViewName::bytes`] has said.
+    pub(crate) fn new(bytes: [u8; 32]) -> Self {
+        Self(Digest::new(bytes))
     }
 
     /// All of it.
-    pub(crate) fn text(&self) -> String {
-        self.0.to_string()
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        self.0.as_bytes()
     }
 }
 

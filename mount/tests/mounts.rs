@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::{
+    fs::{XattrFlags, getxattr, setxattr},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
 use silk_layer::{
     erofs::{Device, Plan},
     toc::Time,
@@ -290,10 +293,14 @@ fn privileged_what_is_mounted_for_another_name_that_begins_alike_is_not_used() {
         let (view, meta, data) = layer(root.path(), 1);
         let devices = std::slice::from_ref(&data);
         let point = root.open(rung).show(&view, &meta, devices, Ground::Disk).unwrap();
-        let of = point.with_file_name("of");
-        let own = fs::read_to_string(&of).unwrap();
-        let (begins, end) = own.split_at(own.len() - 1);
-        fs::write(&of, format!("{begins}{}", if end == "0" { 1 } else { 0 })).unwrap();
+        let dir = point.parent().unwrap();
+        let mut of = [0; 32];
+        assert_eq!(getxattr(dir, "trusted.silk.of", &mut of).unwrap(), of.len());
+        let say = |bytes: &[u8]| setxattr(dir, "trusted.silk.of", bytes, XattrFlags::empty()).unwrap();
+        let (mut other, mut unlike) = (of, of);
+        other[31] ^= 1;
+        unlike[0] ^= 1;
+        say(&other);
         let mounts = root.open(rung);
         assert!(!mounts.is_shown(&view));
         let refused = mounts.show(&view, &meta, devices, Ground::Disk).unwrap_err();
@@ -302,8 +309,8 @@ fn privileged_what_is_mounted_for_another_name_that_begins_alike_is_not_used() {
         mounts.disown(&view.name()).unwrap();
         assert_eq!(mounted_below(root.path()), std::slice::from_ref(&point), "it is the other's");
         drop(mounts);
-        for nobodys in [&own[..own.len() - 1], "", &own.replace("sha256:", "sha256:f")[..own.len()]] {
-            fs::write(&of, nobodys).unwrap();
+        for nobodys in [&of[..31], &[], &unlike] {
+            say(nobodys);
             assert_eq!(root.open(rung).shown(), []);
             assert_eq!(mounted_below(root.path()).len(), 0);
             root.open(rung).show(&view, &meta, devices, Ground::Disk).unwrap();
