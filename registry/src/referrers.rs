@@ -198,8 +198,9 @@ async fn page(endpoint: &Endpoint, call: &Call<'_>, answer: Answer, limit: usize
     Ok(index.map(|index| Page { index, bytes: body.len(), next }))
 }
 
-/// Does it take, once it is read, some tens of times its length at most? An object takes up to 700 bytes of memory, any other value 70, and an
-/// honest list has one in a hundred bytes, and in thirty: objects of nothing, or zeros, would take hundreds of megabytes.
+/// Does it take, once it is read, some tens of times its length at most? An object takes up to 700 bytes of memory, any other value 70 (by the
+/// sizes of serde_json's values and of a `BTreeMap`'s nodes), and an entry that the specification allows has one object in a hundred bytes, and a
+/// value in twenty: objects of nothing, or zeros, would take hundreds of megabytes.
 fn is_modest(json: &[u8]) -> bool {
     let count = |of: &[u8]| json.iter().filter(|byte| of.contains(byte)).count();
     count(b"{") <= json.len() / 32 + 100 && count(b"[,{") <= json.len() / 8 + 100
