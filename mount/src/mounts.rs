@@ -164,7 +164,7 @@ impl Mounts {
     /// is shown already stays as it is. Returns the mount point.
     ///
     /// # Errors
-    /// When the kernel cannot, or refuses.
+    /// When the kernel cannot, or refuses; [`MountError::Taken`].
     pub fn show(&self, view: &View, meta: &Path, devices: &[PathBuf], ground: Ground) -> Result<PathBuf, MountError> {
         let name = view.name();
         let short = name.to_string();
@@ -281,7 +281,7 @@ impl Mounts {
         Ok(())
     }
 
-    /// As [`Mounts::hide`], by the mount point's name.
+    /// As [`Mounts::hide`], by the view's name. What another view has mounted there stays.
     ///
     /// # Errors
     /// When the kernel refuses.

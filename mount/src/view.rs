@@ -38,8 +38,8 @@ pub enum Ground {
 }
 
 impl View {
-    /// Its name: the same in every process, so that an overlay's options are too. Of the diff ID and of what [`View::file_name`]
-    /// says: 64 bits of the parent's chain ID tell chains apart well enough, as they come from the images of one node, and they can be read back
+    /// Its name: the same in every process, so that an overlay's options are too. Of the diff ID and of the name of the metadata
+    /// image's file: 64 bits of the parent's chain ID tell chains apart well enough, as they come from the images of one node, and they can be read back
     /// from the file's name.
     pub fn name(&self) -> ViewName {
         ViewName(Digest::of(format!("silk view 1 {} {}", self.diff_id, self.file_name()).as_bytes()))

@@ -238,6 +238,7 @@ impl Puller {
             if !here {
                 let ahead = self.ask_ahead(&image, &spec).await;
                 self.first_contact(&spec).instrument(spans::part!("first contact")).await?;
+                // The pull takes the answer.
                 std::mem::forget(ahead);
             }
             image.accepted.store(true, Ordering::Relaxed);

@@ -117,7 +117,7 @@ fn made(root: &Path) -> anyhow::Result<PathBuf> {
     let is_plain = root.to_str().is_some_and(|root| !root.contains([',', ':', '\\', '\n']));
     anyhow::ensure!(
         is_plain,
-        "root = {:?}: overlayfs takes no path with a comma, a colon or a backslash",
+        "root = {:?}: overlayfs needs a path in UTF-8 without comma, colon, backslash or line break",
         root.display()
     );
     Ok(root)
