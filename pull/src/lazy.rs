@@ -28,6 +28,7 @@ mod ahead;
 mod buffers;
 mod layer;
 mod life;
+mod over;
 mod pieces;
 mod range;
 mod reads;

@@ -8,14 +8,20 @@ use std::{
     collections::{HashMap, HashSet},
     ops::Range,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use silk_layer::profile::Profile;
 use silk_model::Digest;
-use tokio::{task::JoinSet, time::sleep_until};
+use tokio::{task::JoinSet, time::timeout};
 
-use super::{Lazies, Lazy, range::Wanted, scheduler::Starting, warm::Warmer};
+use super::{
+    Lazies, Lazy,
+    over::over,
+    range::Wanted,
+    scheduler::{START, Starting},
+    warm::Warmer,
+};
 use crate::{Show, timing::Part};
 
 /// Compressed bytes of a batch: what the connections bring within two or three round trips of 20 ms.
@@ -30,11 +36,6 @@ const NEWS: u64 = 8 << 20;
 
 /// No layer that unfolds to more than so many times that is among them: it would be decoded in the start's way.
 const UNFOLDS: u64 = 16;
-
-/// A start is taken to be over when all it is known to touch is here and it has read nothing for this long. With 100 ms a JVM's
-/// start on slow processors (1.2 s warm) was cut short where it computes: ready after 2.52 s, 180 MB fetched by then, instead of 2.08 and 72 with 200 ms,
-/// and 1.93 and 73 with 300; whole after 3.31, 3.95 and 3.88 s (medians of 4, 1 Gbit/s).
-const QUIET: Duration = Duration::from_millis(200);
 
 /// Whose starts a profile is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +79,7 @@ impl Lazies {
         let mut bytes = batch.iter().map(|piece: &Piece| lazies[&piece.layer].blob_bytes(&piece.spans)).sum();
         // What is brought to the page cache is not seen to be read, and would be missing in what is learned.
         let warmed = if whose == Whose::Own { profile } else { &Profile::default() };
+        let watch = self.watch(lazies.keys().copied());
         let mut ranges = (JoinSet::new(), Warmer::new(warmed, show));
         for (place, run) in profile.runs().enumerate() {
             let Some(lazy) = lazies.get(&run.layer) else { continue };
@@ -103,14 +105,8 @@ impl Lazies {
             return;
         }
         starting.has_come(fetched);
-        let here = Instant::now();
-        loop {
-            let last = lazies.values().filter_map(|lazy| lazy.last_read()).fold(here, Instant::max);
-            if last.elapsed() >= QUIET {
-                return;
-            }
-            sleep_until((last + QUIET).into()).await;
-        }
+        // What holds back no longer need not be waited for.
+        let _ = timeout(START, over(profile, &lazies, &watch)).await;
     }
 
     async fn fetch_batch(

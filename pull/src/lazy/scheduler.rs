@@ -44,7 +44,7 @@ const LINGERS: Duration = Duration::from_millis(100);
 const SPARE: u64 = 25;
 
 /// What starts touch holds back the rest no longer than this: some hundred megabytes on a slow link.
-const START: Duration = Duration::from_secs(10);
+pub(super) const START: Duration = Duration::from_secs(10);
 
 /// Admits ranges.
 #[derive(Debug)]

@@ -18,10 +18,10 @@ use tokio::sync::mpsc;
 use super::Lazy;
 use crate::Show;
 
-/// Of so many grains of a profile one is left to its reader: those reads say that a start goes on. When all were brought, starts seemed to
+/// Of so many grains of a layer one is left to its reader: those reads say that a start goes on. When all were brought, starts seemed to
 /// be over as soon as nothing was missing, and the rest of the layers took link and processors from a Node service (ready after 1.2 s
 /// instead of 1.0).
-const LEFT: usize = 8;
+const LEFT: u64 = 8;
 
 /// The kernel's pages.
 const PAGE: u64 = 4096;
@@ -60,12 +60,17 @@ impl Warmer {
     }
 }
 
+/// Is a grain left to its reader?
+pub(super) fn is_left(grain: u64) -> bool {
+    grain % LEFT == LEFT - 1
+}
+
 /// What is to be brought of each layer, in the order of its bytes.
 fn wanted(profile: &Profile) -> HashMap<Digest, Vec<Range<u64>>> {
     let mut wanted: HashMap<Digest, Vec<Range<u64>>> = HashMap::new();
-    let grains = profile.runs().flat_map(|run| run.bytes().step_by(GRAIN as usize).map(|start| (run.layer, start)));
-    for (_, (layer, start)) in grains.enumerate().filter(|(nr, _)| nr % LEFT != LEFT - 1) {
-        wanted.entry(layer).or_default().push(start..start + GRAIN);
+    for run in profile.runs() {
+        let grains = run.bytes().step_by(GRAIN as usize).filter(|start| !is_left(start / GRAIN));
+        wanted.entry(run.layer).or_default().extend(grains.map(|start| start..start + GRAIN));
     }
     for ranges in wanted.values_mut() {
         ranges.sort_by_key(|range| range.start);
@@ -110,7 +115,7 @@ mod tests {
         let mut profile = Profile::default();
         let touches = vec![(layer, 100 * GRAIN..118 * GRAIN), (layer, 5 * GRAIN..6 * GRAIN)];
         profile.learn(&Seen { touches, ..Seen::default() });
-        let expected = [5..6, 100..107, 108..115, 116..118].map(|r: Range<u64>| r.start * GRAIN..r.end * GRAIN);
+        let expected = [5..6, 100..103, 104..111, 112..118].map(|r: Range<u64>| r.start * GRAIN..r.end * GRAIN);
         assert_eq!(wanted(&profile)[&layer], expected);
     }
 }
