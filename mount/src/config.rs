@@ -28,7 +28,7 @@ pub enum RungChoice {
     /// EROFS from files where the kernel can, else over loop devices, else by silkd itself.
     #[default]
     Auto,
-    /// EROFS from files, nothing else. Linux 6.12 and later.
+    /// EROFS from files, nothing else. Linux 6.12 and later, with the fixes of April 2026.
     File,
     /// EROFS over loop devices of 512-byte blocks, nothing else. Linux 6.4 and later.
     Loop,

@@ -14,6 +14,15 @@ pub(crate) struct Mounted {
     pub point: PathBuf,
     /// Of which type.
     pub fs_type: Vec<u8>,
+    /// From what, as it stands there.
+    source: Vec<u8>,
+}
+
+impl Mounted {
+    /// Is it mounted from a loop device, and not from a file?
+    pub(crate) fn is_from_loop(&self) -> bool {
+        self.source.starts_with(b"/dev/loop")
+    }
 }
 
 /// What is mounted below `dir`, which must be free of symbolic links; innermost last.
@@ -28,12 +37,13 @@ fn parse(text: &[u8]) -> Vec<Mounted> {
     text.split(|b| *b == b'\n').filter_map(line).collect()
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: the fifth field, and the first behind the dash.
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: the fifth field, and the first two behind the dash.
 fn line(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|b| *b == b' ');
     let point = fields.nth(4)?;
-    let fs_type = fields.skip_while(|f| *f != b"-").nth(1)?;
-    Some(Mounted { point: OsString::from_vec(unescape(point)).into(), fs_type: fs_type.to_vec() })
+    let mut behind = fields.skip_while(|f| *f != b"-").skip(1);
+    let (fs_type, source) = (behind.next()?.to_vec(), behind.next().unwrap_or_default().to_vec());
+    Some(Mounted { point: OsString::from_vec(unescape(point)).into(), fs_type, source })
 }
 
 /// Space, tab, newline and backslash stand as three octal digits behind a backslash.

@@ -23,12 +23,18 @@ use rustix::fs::{CWD, RenameFlags, XattrFlags, getxattr, renameat_with, setxattr
 use silk_model::Digest;
 use silk_sys::apart;
 
-use crate::{Ground, MountError, RungChoice, View, kernel, meta, mountinfo, probe, turns::Turns, view::ViewName};
+use crate::{
+    Ground, MountError, RungChoice, View, kernel, meta,
+    mountinfo::{self, Mounted},
+    probe,
+    turns::Turns,
+    view::ViewName,
+};
 
 /// How layers are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rung {
-    /// Files: Linux 6.12 and later.
+    /// Files: Linux 6.12 and later, with the fixes of April 2026.
     File,
     /// Loop devices: Linux 6.4 and later.
     Loop,
@@ -111,8 +117,8 @@ impl Mounts {
         let (mnt, aside) = (private(root, "mnt")?, private(root, "aside")?);
         let dev = fs::metadata(&mnt).map_err(|e| MountError::io("look at", &mnt, e))?.dev();
         names(&aside)?.iter().try_for_each(|name| take_away(&aside.join(name)))?;
-        let shown = adopt(&mnt)?;
         let (rung, reason) = probe::probe(&mnt, choice, trees.is_some())?;
+        let shown = adopt(&mnt, rung)?;
         tracing::info!(%rung, %reason, adopted = shown.len(), "layers are shown");
         let (made, shown, unused, replaced) =
             (AtomicU64::new(0), Mutex::new(shown), Mutex::default(), Mutex::default());
@@ -196,8 +202,14 @@ impl Mounts {
                 return Ok(());
             }
             let dir = self.make(name, meta, devices, ground)?;
-            rename(&dir, &self.mnt.join(&short), RenameFlags::EXCHANGE).inspect_err(|_| give_up(&dir))?;
-            self.unused_set().insert(*name);
+            // Before anybody can use it. One that is served may have been read already, and its reads be answered by the kernel.
+            let fresh = ground == Ground::Disk && self.unused_set().insert(*name);
+            rename(&dir, &self.mnt.join(&short), RenameFlags::EXCHANGE).inspect_err(|_| {
+                if fresh {
+                    self.unused_set().remove(name);
+                }
+                give_up(&dir);
+            })?;
             self.replaced_list().push(Replaced { name: *name, dir, since: Instant::now() });
             Ok(())
         })
@@ -342,8 +354,9 @@ pub(crate) fn names(dir: &Path) -> Result<Vec<OsString>, MountError> {
     list().map_err(|e| MountError::io("list", dir, e))
 }
 
-/// The views that are mounted below `mnt`, but for those that an earlier process served. Directories without a mount are removed, mounts that are no views too.
-fn adopt(mnt: &Path) -> Result<BTreeMap<String, ViewName>, MountError> {
+/// The views that are mounted below `mnt`, but for those that an earlier process served, or mounted from files where that is none of this kernel's ways. Directories
+/// without a mount are removed, mounts that are no views too.
+fn adopt(mnt: &Path, rung: Rung) -> Result<BTreeMap<String, ViewName>, MountError> {
     let mounted = mountinfo::below(mnt).map_err(|e| MountError::io("read", Path::new("/proc/self/mountinfo"), e))?;
     let mut shown = BTreeMap::new();
     for name in names(mnt)? {
@@ -352,7 +365,9 @@ fn adopt(mnt: &Path) -> Result<BTreeMap<String, ViewName>, MountError> {
         }
         let dir = mnt.join(&name);
         let point = dir.join(TREE);
-        let is_view = mounted.iter().any(|m| m.point == point && m.fs_type == b"erofs") && !dir.join(SERVED).exists();
+        let is_ours =
+            |m: &Mounted| m.point == point && m.fs_type == b"erofs" && (rung == Rung::File || m.is_from_loop());
+        let is_view = mounted.iter().any(is_ours) && !dir.join(SERVED).exists();
         let mut of = [0; 32];
         let of = getxattr(&dir, OF, &mut of).is_ok_and(|len| len == of.len()).then(|| ViewName::new(of));
         match of.filter(|of| is_view && name == *of.to_string()) {

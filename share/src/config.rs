@@ -45,7 +45,7 @@ pub struct RedisConfig {
     /// Bytes that all of silk's values may have together. When a new one does not fit, those go that were not used for the
     /// longest time.
     pub max_bytes: u64,
-    /// The largest value, in bytes, that is stored or believed. A layer's index has 0.2 to 0.3 percent of its tar, its table of
+    /// The largest value, in bytes, that is stored or believed; at most 96 MiB. A layer's index has 0.2 to 0.3 percent of its tar, its table of
     /// contents about 20 bytes for each file.
     pub max_value_bytes: u64,
 }

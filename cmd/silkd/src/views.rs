@@ -72,9 +72,9 @@ impl StoreViews {
 
     /// Drops a whole layer whose bytes on disk are not its own, whoever uses it. Blocks.
     pub fn drop_damaged(&self, diff_id: &Digest) -> Result<(), LayerError> {
-        let evicted = self.retire(diff_id, &|| false, || self.store.evict(diff_id));
+        let evicted = self.views.drop_damaged(&Files(self), diff_id, || self.store.evict(diff_id));
         let evicted = evicted.map_err(|e| LayerError::new(e.class(), e))?;
-        evicted.transpose().map_err(|e| LayerError::new(e.class(), e))?;
+        evicted.map_err(|e| LayerError::new(e.class(), e))?;
         // Containers that read it through silkd may have left damaged pages for those that do so next.
         self.forget(diff_id);
         Ok(())

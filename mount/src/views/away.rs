@@ -36,6 +36,25 @@ impl Views {
         })
     }
 
+    /// Takes away a layer's views whose bytes are damaged, whoever uses them, and then does `then`. Containers that run on its trees get ESTALE for what
+    /// they have not read; those that stand on mounts of its keep them.
+    ///
+    /// # Errors
+    /// As [`Views::retire`].
+    pub fn drop_damaged<R>(
+        &self,
+        files: &dyn LayerFiles,
+        diff_id: &Digest,
+        then: impl FnOnce() -> R,
+    ) -> Result<R, ViewError> {
+        self.layers.take(diff_id, || {
+            files.let_go(diff_id);
+            // The kernel keeps damaged pages of a tree, and would show them in the next one of its number.
+            self.take_layer(files, diff_id, &|name| self.mounts.disown(name))?;
+            Ok(then())
+        })
+    }
+
     /// Takes away the views that a layer has on parent chains which are not `in_use`, with what they were made of: the layer may be in use
     /// for ever on other chains, as an application's is whose base is made anew each week. A [`Views::lowers`] on its way makes its own again
     /// unless its caller made `in_use` true before.

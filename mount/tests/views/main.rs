@@ -15,7 +15,7 @@ use std::{
 
 use rustix::mount::{UnmountFlags, unmount};
 use silk_model::{Class, Digest};
-use silk_mount::{LayerFiles, Mounts, Rung, RungChoice, Trace, Trees, Variant, View, ViewError, Views};
+use silk_mount::{LayerFiles, Mounts, Rung, RungChoice, Trace, Traced, Trees, Variant, View, ViewError, Views};
 
 use crate::fake::{Layers, RUNGS, Tar, base, read};
 
@@ -101,7 +101,9 @@ fn privileged_the_kernel_tells_what_is_read_in_order() {
     let (pages, _) = views.pages(&layers, &chain).unwrap();
     let name = format!("silk-test-{}", std::process::id());
     let mut trace = Trace::start(&name).unwrap();
-    assert_eq!(trace.take().unwrap(), (vec![], true));
+    let count = |reads: &[Traced]| reads.iter().filter(|r| r.device == pages.device().unwrap()).count();
+    let (reads, all) = trace.take().unwrap();
+    assert_eq!((count(&reads), all), (0, true));
     let read = |file: &str, page: u64| {
         let file = fs::File::open(point.join(file)).unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
@@ -119,11 +121,11 @@ fn privileged_the_kernel_tells_what_is_read_in_order() {
     let (second, small) = (first + size + 512, first + 2 * (size + 512));
     let page = |file: u64, nr: u64| (chain[0], file + nr * 4096..file + (nr + 1) * 4096);
     assert_eq!(bytes, [page(second, 40), page(first, 3), (chain[0], small..small + 9)]);
-    assert_eq!(trace.take().unwrap().0.iter().filter(|r| r.device == pages.device().unwrap()).count(), 0);
+    assert_eq!(count(&trace.take().unwrap().0), 0);
     // A trace that goes on is not swept.
     Trace::sweep(&name).unwrap();
     read("first", 9);
-    assert_eq!(trace.take().unwrap().0.iter().filter(|r| r.device == pages.device().unwrap()).count(), 1);
+    assert_eq!(count(&trace.take().unwrap().0), 1);
 }
 
 #[test]
@@ -187,7 +189,25 @@ fn privileged_trees_that_lied_are_told_from_those_that_are_gone() {
     assert_eq!(std::mem::take(&mut *trees.1.lock().unwrap()), [format!("gone {name}")]);
     views.lowers(&layers, &[id]).unwrap();
     views.renew_layer(&layers, &id, true).unwrap();
-    assert_eq!(*trees.1.lock().unwrap(), [format!("gone {name}"), format!("lied {name}")]);
+    let told = [format!("gone {name}"), format!("lied {name}")];
+    assert_eq!(std::mem::take(&mut *trees.1.lock().unwrap()), told);
+    // Damaged bytes are not to be shown by the same numbers either.
+    views.lowers(&layers, &[id]).unwrap();
+    views.drop_damaged(&layers, &id, || assert_eq!(*trees.1.lock().unwrap(), told)).unwrap();
+}
+
+#[test]
+fn privileged_mounts_from_files_are_not_kept_where_that_is_no_way() {
+    let layers = Layers::new();
+    let id = layers.add(&Tar::new().file("file", "app"));
+    let shown = |choice| layers.views(choice).mounts().shown().len();
+    let views = layers.views(RungChoice::Auto);
+    views.lowers(&layers, &[id]).unwrap();
+    let kept = usize::from(views.mounts().rung() == Rung::Loop);
+    drop(views);
+    assert_eq!(shown(RungChoice::Loop), kept);
+    layers.views(RungChoice::Loop).lowers(&layers, &[id]).unwrap();
+    assert_eq!((shown(RungChoice::Auto), shown(RungChoice::Loop)), (1, 1), "loop devices serve everywhere");
 }
 
 #[test]
