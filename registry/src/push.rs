@@ -38,7 +38,7 @@ impl Repository {
         let inner = &*self.inner;
         let call = inner.call(Method::POST, "blobs/uploads/".to_owned(), format!("a push to {}", inner.path));
         let call = Call { actions: Actions::Push, ..call };
-        let mut attempts = inner.push_attempts()?;
+        let mut attempts = inner.attempts(Needs::Push)?;
         loop {
             let endpoint = &inner.endpoints[attempts.host()];
             match endpoint.ask(&call).await {
@@ -63,7 +63,7 @@ impl Repository {
         let digest = Digest::of(&bytes);
         let what = format!("push of blob {digest} to {}", inner.path);
         let call = Call { actions: Actions::Push, ..inner.call(Method::HEAD, format!("blobs/{digest}"), what) };
-        let mut attempts = inner.push_attempts()?;
+        let mut attempts = inner.attempts(Needs::Push)?;
         loop {
             match upload(&inner.endpoints[attempts.host()], &call, &digest, &bytes).await {
                 Ok(()) => return Ok(digest),
@@ -84,7 +84,7 @@ impl Repository {
         let call = inner.call(Method::PUT, format!("manifests/{selector}"), what);
         let media_type = HeaderValue::from_str(media_type).unwrap_or(HeaderValue::from_static("application/json"));
         let call = Call { actions: Actions::Push, body: Some(Body { media_type, bytes }), ..call };
-        let mut attempts = inner.push_attempts()?;
+        let mut attempts = inner.attempts(Needs::Push)?;
         loop {
             match accepted(&inner.endpoints[attempts.host()], &call, digest).await {
                 Ok(accepted) => return Ok(accepted),
@@ -102,7 +102,7 @@ impl Repository {
         let what = format!("deletion of manifest {digest} of {}", inner.path);
         let call = inner.call(Method::DELETE, format!("manifests/{digest}"), what);
         let call = Call { actions: Actions::Delete, ..call };
-        let mut attempts = inner.push_attempts()?;
+        let mut attempts = inner.attempts(Needs::Push)?;
         loop {
             match inner.endpoints[attempts.host()].ask(&call).await {
                 Ok(_) | Err(Error::NotFound { .. }) => return Ok(()),
@@ -113,11 +113,13 @@ impl Repository {
 }
 
 impl Inner {
-    /// At the one host that is pushed to.
-    fn push_attempts(&self) -> Result<Attempts, Error> {
-        let mut order = self.order(Needs::Push, None)?;
-        order.sort_unstable();
-        order.truncate(1);
+    /// At the hosts that may do that; only at one of those that may be pushed to.
+    pub(crate) fn attempts(&self, needs: Needs) -> Result<Attempts, Error> {
+        let mut order = self.order(needs, None)?;
+        if let Needs::Push = needs {
+            order.sort_unstable();
+            order.truncate(1);
+        }
         Ok(Attempts::new(self.policy, order))
     }
 }

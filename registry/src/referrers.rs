@@ -10,13 +10,12 @@ use reqwest::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use silk_model::Digest;
-use tracing::debug;
+use silk_model::{Class, Digest};
+use tracing::{debug, warn};
 use url::Url;
 
 use crate::{
     Asked, Error, Repository, Selector,
-    attempts::Attempts,
     endpoint::{Answer, Call, Endpoint},
     repository::{Needs, accept, again},
 };
@@ -53,12 +52,24 @@ impl Repository {
     /// # Errors
     /// After retries and on all hosts.
     pub async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>, Error> {
+        self.listed(subject, artifact_type, Needs::Resolve).await
+    }
+
+    /// The same as the host lists them that is pushed to, for whoever is about to replace some: a mirror's list may be an old one, or empty.
+    ///
+    /// # Errors
+    /// After retries.
+    pub async fn own_referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>, Error> {
+        self.listed(subject, artifact_type, Needs::Push).await
+    }
+
+    async fn listed(&self, subject: &Digest, artifact_type: &str, needs: Needs) -> Result<Vec<Referrer>, Error> {
         let inner = &*self.inner;
         let what = format!("referrers of {subject} of {}", inner.path);
         let query: String = url::form_urlencoded::byte_serialize(artifact_type.as_bytes()).collect();
         let call = inner.call(Method::GET, format!("referrers/{subject}?artifactType={query}"), what);
         let call = Call { accept: accept(&[INDEX]), ..call };
-        let mut attempts = Attempts::new(inner.policy, inner.order(Needs::Resolve, None)?);
+        let mut attempts = inner.attempts(needs)?;
         let listed = loop {
             match list(&inner.endpoints[attempts.host()], &call).await {
                 Ok(index) => break Ok(index),
@@ -70,7 +81,7 @@ impl Repository {
         };
         let index = match listed {
             Ok(index) => index,
-            Err(error) if says_unknown(&error) => match self.tagged(subject).await? {
+            Err(error) if says_unknown(&error) => match self.tagged(subject, needs).await? {
                 Some(index) => index,
                 None => return Ok(Vec::new()),
             },
@@ -80,7 +91,8 @@ impl Repository {
     }
 
     /// Stores a manifest that refers to `subject` (as its own `subject` field says), and takes those of `replaces` off
-    /// the list. These are deleted where the registry allows it.
+    /// the list. These are deleted where the registry allows it, and if they do refer to `subject`: without the referrers API the list is what
+    /// anybody wrote who may push.
     ///
     /// At registries without the referrers API two writers of the same list can overwrite each other's entry; each looks again
     /// and repairs its own.
@@ -99,16 +111,49 @@ impl Repository {
             self.tag(subject, referrer, replaces).await?;
         }
         for digest in replaces.iter().filter(|digest| **digest != referrer.digest) {
-            if let Err(error) = self.delete_manifest(*digest).await {
+            // The registry's own list holds nothing else.
+            let gone = async {
+                let is_ours = accepted.is_noted || self.refers(digest, subject, referrer).await?;
+                if is_ours { self.delete_manifest(*digest).await } else { Ok(()) }
+            };
+            if let Err(error) = gone.await {
                 debug!("an old referrer stays: {error}");
             }
         }
         Ok(())
     }
 
+    /// Does a manifest refer to `subject`, as an artifact like `referrer`? One that is not there does not.
+    async fn refers(&self, digest: &Digest, subject: &Digest, referrer: &Referrer) -> Result<bool, Error> {
+        /// What of it counts.
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Document {
+            artifact_type: Option<String>,
+            subject: Option<Subject>,
+        }
+        #[derive(Deserialize)]
+        struct Subject {
+            digest: Digest,
+        }
+        let old = self.manifest_at(&Selector::Digest(*digest), &[&referrer.media_type], Needs::Push).await;
+        let old = match old {
+            Err(error) if error.class() == Class::NotFound => return Ok(false),
+            old => old?,
+        };
+        let refers = serde_json::from_slice(&old.bytes).is_ok_and(|document: Document| {
+            document.artifact_type.as_deref() == Some(&referrer.artifact_type)
+                && document.subject.is_some_and(|of| of.digest == *subject)
+        });
+        if !refers {
+            warn!("{digest} is listed among the referrers of {subject} of {self} and is none: it stays");
+        }
+        Ok(refers)
+    }
+
     /// The index that the tag of `subject` names.
-    async fn tagged(&self, subject: &Digest) -> Result<Option<Value>, Error> {
-        match self.manifest(&Selector::Tag(tag_of(subject)), &[INDEX]).await {
+    async fn tagged(&self, subject: &Digest, needs: Needs) -> Result<Option<Value>, Error> {
+        match self.manifest_at(&Selector::Tag(tag_of(subject)), &[INDEX], needs).await {
             Ok(manifest) if manifest.bytes.len() <= MAX_LIST && is_modest(&manifest.bytes) => {
                 Ok(serde_json::from_slice(&manifest.bytes).ok())
             }
@@ -124,7 +169,7 @@ impl Repository {
     /// Writes the tag's index until it says what it should. Other tools' entries stay as they are.
     async fn tag(&self, subject: &Digest, referrer: &Referrer, replaces: &[Digest]) -> Result<(), Error> {
         for _ in 0..MAX_ROUNDS {
-            let before = self.tagged(subject).await?;
+            let before = self.tagged(subject, Needs::Push).await?;
             let after = with_entry(before.as_ref(), referrer, replaces);
             if before.as_ref() == Some(&after) {
                 break;

@@ -185,14 +185,25 @@ impl Repository {
     /// # Errors
     /// After retries and on all hosts.
     pub async fn manifest(&self, selector: &Selector, media_types: &[&str]) -> Result<Manifest, Error> {
-        let inner = &*self.inner;
-        let (needs, what) = match selector {
-            Selector::Tag(tag) => (Needs::Resolve, format!("manifest {tag} of {}", inner.path)),
-            Selector::Digest(digest) => (Needs::Pull, format!("manifest {digest} of {}", inner.path)),
+        let needs = match selector {
+            Selector::Tag(_) => Needs::Resolve,
+            Selector::Digest(_) => Needs::Pull,
         };
+        self.manifest_at(selector, media_types, needs).await
+    }
+
+    /// The same from hosts of which that may be asked.
+    pub(crate) async fn manifest_at(
+        &self,
+        selector: &Selector,
+        media_types: &[&str],
+        needs: Needs,
+    ) -> Result<Manifest, Error> {
+        let inner = &*self.inner;
+        let what = format!("manifest {selector} of {}", inner.path);
         let call = inner.call(Method::GET, format!("manifests/{selector}"), what);
         let call = Call { accept: accept(media_types), ..call };
-        let mut attempts = Attempts::new(inner.policy, inner.order(needs, None)?);
+        let mut attempts = inner.attempts(needs)?;
         loop {
             match manifest(&inner.endpoints[attempts.host()], &call, selector).await {
                 Ok(manifest) => return Ok(manifest),

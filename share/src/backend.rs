@@ -103,6 +103,8 @@ pub struct Answer {
     pub trouble: Option<String>,
     /// It was in trouble before, and was not asked now.
     pub is_away: bool,
+    /// This image is none that it is asked about.
+    pub is_spared: bool,
 }
 
 /// What became of values that were to be published.

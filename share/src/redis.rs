@@ -199,8 +199,10 @@ impl Redis {
     }
 
     async fn put(&self, own: &Own, image: &Image, item: &Item) -> Result<(), BackendError> {
-        let (size, limit) =
-            (item.size() as u64, self.config.max_value_bytes.min(self.config.max_bytes.saturating_sub(COST)));
+        let (size, limit) = (
+            item.size() as u64,
+            self.config.max_value_bytes.min(self.config.max_bytes.saturating_sub(COST)).min(MAX_ANSWER),
+        );
         if size > limit {
             return Err(BackendError::TooLarge { size, limit });
         }

@@ -126,8 +126,9 @@ impl Referrers {
         let (tried, left, answer) = (HashSet::new(), AtomicU64::new(MAX_ANSWER), Answer::default());
         let mut reading = Reading { wanted, tried, left, answer };
         let all = async {
-            let mut history =
-                History::of(repository, &query.image.manifest).await.map_err(|error| error.to_string())?;
+            let mut history = History::of(repository, &query.image.manifest, query.writes)
+                .await
+                .map_err(|error| error.to_string())?;
             while !reading.wanted.is_empty() {
                 let artifacts = history.next().await.map_err(|error| error.to_string())?;
                 if artifacts.is_empty() {
@@ -239,7 +240,7 @@ impl Referrers {
     /// The newest revision of which something can be believed: whoever claims to be newer must not make the next writer take away
     /// what is good. If there is none, the newest; then nothing is taken away.
     async fn base(&self, repository: &Repository, manifest: Digest) -> Result<Base, Error> {
-        let mut history = History::of(repository, &manifest).await?;
+        let mut history = History::of(repository, &manifest, true).await?;
         let mut newest = None;
         loop {
             let artifacts = history.next().await?;
@@ -275,20 +276,33 @@ impl Referrers {
 
     /// Writes `items` into the next revision, unless all of it is there.
     async fn write(&self, repository: &Repository, image: &Image, items: &[Item]) -> Result<Published, Error> {
-        let base = self.base(repository, image.manifest).await?;
-        let mut next = base.artifact.clone();
+        let (mut values, mut refused) = (Vec::new(), Vec::new());
         for item in items {
             let value = seal::seal(item, image.manifest, &self.keys).await;
             let (key, digest, size) = (item.key(image.manifest), Digest::of(&value), value.len() as u64);
-            if !next.get(key).any(|there| there.digest == digest) {
-                repository.push_blob(value).await?;
-                next.set(key, digest, size);
+            if size > MAX_VALUE {
+                refused.push((key, BackendError::TooLarge { size, limit: MAX_VALUE }));
+                continue;
+            }
+            // It asks first whether it is there.
+            repository.push_blob(value).await?;
+            values.push((key, digest, size));
+        }
+        if values.is_empty() {
+            return Ok(Published { kept: 0, refused });
+        }
+        // Not before all that takes long: what others write meanwhile would be hidden, and then deleted.
+        let base = self.base(repository, image.manifest).await?;
+        let mut next = base.artifact.clone();
+        for (key, digest, size) in &values {
+            if !next.get(*key).any(|there| there.digest == *digest) {
+                next.set(*key, *digest, *size);
             }
         }
         if !base.is_alone || base.artifact != next {
             push(repository, image.manifest, next, &base).await?;
         }
-        Ok(Published { kept: items.len() as u64, ..Published::default() })
+        Ok(Published { kept: values.len() as u64, refused })
     }
 
     /// Writes the next revision without the value of `key` that has this seal.
@@ -340,9 +354,13 @@ impl Backend for Referrers {
         async move {
             let Some(repository) = query.image.repository.as_ref().filter(|_| self.config.discover || query.writes)
             else {
-                return Answer::default();
+                return Answer { is_spared: true, ..Answer::default() };
             };
             let name = repository.to_string();
+            if query.writes {
+                // In the background, and where it writes to: nothing to say to those who read.
+                return self.read(repository, query, Instant::now() + PUBLISH_DEADLINE).await;
+            }
             if self.rests(&name) {
                 return Answer { is_away: true, ..Answer::default() };
             }

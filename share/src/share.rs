@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    collections::HashSet,
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -186,7 +187,7 @@ impl Share {
     /// What each backend has of these layers, in the order of [`Share::admits`]: for who looks what is left to publish. No
     /// backend is asked in place of another, and nothing of it is counted.
     pub async fn holdings(&self, image: &Image, blobs: &[Digest]) -> Vec<Answer> {
-        let query = Query { image, blobs, wants_profile: false, lies: Some(&self.lies), writes: false };
+        let query = Query { image, blobs, wants_profile: false, lies: Some(&self.lies), writes: true };
         join_all(self.members.iter().map(|member| member.backend.look_up(&query))).await
     }
 
@@ -227,7 +228,18 @@ impl Member {
         let hits = (answer.layers.len() + answer.profiles.len().min(1)) as u64;
         let asked = (query.blobs.len() + usize::from(query.wants_profile)) as u64;
         record.hits.fetch_add(hits, Ordering::Relaxed);
-        record.misses.fetch_add(asked.saturating_sub(hits), Ordering::Relaxed);
+        // What was not answered is not known to be missing, and what was refused is there.
+        if !answer.is_away && !answer.is_spared && answer.trouble.is_none() {
+            let good: HashSet<_> = answer
+                .layers
+                .iter()
+                .map(|found| found.key)
+                .chain(answer.profiles.iter().map(|found| found.key))
+                .collect();
+            let bad: HashSet<_> = answer.refused.iter().map(|refused| refused.key).collect();
+            let refused = bad.difference(&good).count() as u64;
+            record.misses.fetch_add(asked.saturating_sub(hits + refused), Ordering::Relaxed);
+        }
         record.refused.fetch_add(answer.refused.len() as u64, Ordering::Relaxed);
         debug!(backend = self.backend.name(), hits, asked, refused = answer.refused.len(), "looked up");
         for refused in &answer.refused {

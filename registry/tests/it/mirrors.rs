@@ -6,7 +6,10 @@ use silk_model::Class;
 use silk_registry::{Error, MANIFEST_TYPES, Object, Selector};
 use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec, Pushed};
 
-use crate::world::{World, pattern, read};
+use crate::{
+    pushes::{TYPE, refer},
+    world::{World, pattern, read},
+};
 
 const SIZE: u64 = 300_000;
 
@@ -322,4 +325,25 @@ async fn a_changed_hosts_file_is_seen_by_the_next_pull() {
     two.world.hosts("registry.test", &format!("server = '{}'", two.own.url()));
     registry.repository(&reference).await.unwrap().manifest(&latest(), MANIFEST_TYPES).await.unwrap();
     assert_eq!((two.mirror.requests().len(), two.own.requests().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn who_writes_referrers_looks_where_they_go_to() {
+    for api in [true, false] {
+        let two = start("capabilities = ['pull', 'resolve']").await;
+        two.mirror.have_referrers(true);
+        two.own.have_referrers(api);
+        let subject = two.pushed.digest;
+        let repository = two.world.repository("registry.test/library/app").await;
+        let at_own = two.world.repository(&format!("{}/library/app", two.own.host())).await;
+        let one = refer(&at_own, subject, "one", &[]).await;
+        assert_eq!(repository.referrers(&subject, TYPE).await.unwrap(), [], "the mirror does not know it");
+        assert_eq!(repository.own_referrers(&subject, TYPE).await.unwrap(), std::slice::from_ref(&one));
+
+        two.mirror.have_referrers(api);
+        let two_of_them = vec![one, refer(&repository, subject, "two", &[]).await];
+        let mut found = at_own.referrers(&subject, TYPE).await.unwrap();
+        found.sort_by_key(|referrer| referrer.annotations["text"].clone());
+        assert_eq!(found, two_of_them, "api {api}");
+    }
 }

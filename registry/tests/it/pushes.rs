@@ -6,12 +6,12 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use silk_model::{Class, Digest};
 use silk_registry::{Error, Referrer, Repository, Selector};
-use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec};
+use silk_testkit::{ALWAYS, Access, Compression, Fake, Fault, ImageSpec, tar};
 
 use crate::world::{World, pattern, read};
 
 const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
-const TYPE: &str = "application/vnd.test";
+pub const TYPE: &str = "application/vnd.test";
 
 #[tokio::test]
 async fn a_blob_goes_up_once_and_comes_back() {
@@ -97,7 +97,7 @@ async fn what_is_pushed_goes_to_the_first_host_that_takes_pushes() {
 }
 
 /// Pushes an artifact that refers to `subject`; it says `text`.
-async fn refer(repository: &Repository, subject: Digest, text: &str, replaces: &[Digest]) -> Referrer {
+pub async fn refer(repository: &Repository, subject: Digest, text: &str, replaces: &[Digest]) -> Referrer {
     let config = repository.push_blob(Bytes::from_static(b"{}")).await.unwrap();
     let annotations = BTreeMap::from([("text".to_owned(), text.to_owned())]);
     let manifest = json!({
@@ -235,6 +235,23 @@ async fn the_entries_of_others_stay_in_the_tags_index() {
     let puts = fake.count(&format!("^PUT /v2/app/manifests/{tag}"));
     refer(&repository, pushed.digest, "one", &[]).await;
     assert_eq!(fake.count(&format!("^PUT /v2/app/manifests/{tag}")), puts, "what is there is not written again");
+}
+
+#[tokio::test]
+async fn what_is_replaced_is_deleted_only_if_it_is_a_referrer() {
+    let fake = Fake::start().await;
+    fake.allow_deletes(true);
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let other = fake.push_image("app:other", &ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Plain));
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    let one = refer(&repository, pushed.digest, "one", &[]).await;
+    let elsewhere = refer(&repository, other.digest, "of another image", &[]).await;
+    let all = [one.digest, pushed.digest, other.digest, elsewhere.digest];
+    let two = refer(&repository, pushed.digest, "two", &all).await;
+    let there = fake.manifests("app");
+    let is_there = |digest: &Digest| there.contains_key(&digest.to_string());
+    assert_eq!(all.map(|digest| is_there(&digest)), [false, true, true, true]);
+    assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), [two]);
 }
 
 #[tokio::test]

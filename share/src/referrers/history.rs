@@ -29,9 +29,17 @@ pub(super) struct History<'r> {
 }
 
 impl<'r> History<'r> {
-    /// Asks for the list.
-    pub(super) async fn of(repository: &'r Repository, subject: &Digest) -> Result<Self, Error> {
-        let mut listed = repository.referrers(subject, ARTIFACT_TYPE).await?;
+    /// Asks for the list; whoever `writes` its next revision asks where that goes to.
+    pub(super) async fn of(repository: &'r Repository, subject: &Digest, writes: bool) -> Result<Self, Error> {
+        let listed = match writes {
+            true => repository.own_referrers(subject, ARTIFACT_TYPE).await,
+            false => repository.referrers(subject, ARTIFACT_TYPE).await,
+        };
+        let mut listed = match listed {
+            // That nothing can be pushed is told when it is tried.
+            Err(Error::NoHost { .. }) if writes => Vec::new(),
+            listed => listed?,
+        };
         listed.sort_by_key(|referrer| (artifact::listed_revision(referrer), std::cmp::Reverse(referrer.digest)));
         let highest = listed.last().map(artifact::listed_revision).unwrap_or_default();
         let all = listed.iter().map(|referrer| referrer.digest).collect();

@@ -316,8 +316,10 @@ async fn a_redis_that_never_was_is_no_error() {
 #[tokio::test]
 async fn passwords_come_from_a_file_that_is_read_each_time() {
     // The rights that the operator's page names, and no more.
-    let user = "user silk on >secret ~silk:1:* +@scripting +@read +@write +time +select +ping";
-    let server = Server::start(&["user default on >admin ~* +@all", user]).await;
+    let documents = include_str!("../../../docs/formats/share.md");
+    let rights = documents.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER silk on >PASSWORD ")).unwrap();
+    assert!(rights.ends_with("-@dangerous"), "FLUSHALL is a write of no key: {rights}");
+    let server = Server::start(&["user default on >admin ~* +@all", &format!("user silk on >secret {rights}")]).await;
     let file = server.file("password", "wrong\n");
     let with_user = |name: &str| RedisConfig {
         username: Some(name.into()),

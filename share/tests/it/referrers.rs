@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use silk_model::{Class, Digest};
 use silk_registry::Registry;
-use silk_share::{BackendStatus, Config, Image, Item, ReferrersConfig, Share, ShareError, State};
+use silk_share::{BackendError, BackendStatus, Config, Image, Item, ReferrersConfig, Share, ShareError, State};
 use silk_testkit::{ALWAYS, Fake, Fault, ImageSpec};
 
 use crate::world::{eventually, layer};
@@ -433,4 +433,44 @@ async fn profiles_of_two_that_write_at_the_same_time_are_joined() {
     let reader = sharing(Some(KEY), |_| ());
     let profiles = reader.image(&one.image, &[]).await.profiles;
     assert_eq!(profiles.iter().map(|found| &found.value[..]).collect::<Vec<_>>(), [b"abc"]);
+}
+
+#[tokio::test]
+async fn what_no_node_would_read_is_not_written() {
+    let world = World::start(true).await;
+    let node = sharing(Some(KEY), |_| ());
+    let too_large = item(1, 33 << 20);
+    let outcome = node.publish_now(&world.image, std::slice::from_ref(&too_large)).await.remove(0).1.unwrap();
+    assert_eq!((outcome.kept, outcome.refused.len(), world.artifacts().len()), (0, 1, 0));
+    let items = [too_large, item(2, 1000)];
+    let outcome = node.publish_now(&world.image, &items).await.remove(0).1.unwrap();
+    assert_eq!(outcome.kept, 1);
+    assert!(matches!(&outcome.refused[..], [(_, BackendError::TooLarge { .. })]), "{:?}", outcome.refused);
+    assert_eq!(world.has(&node).await, [false, true, false]);
+}
+
+#[tokio::test]
+async fn a_writer_looks_at_what_is_there_when_its_values_are() {
+    let world = World::start(true).await;
+    world.put(&sharing(Some(KEY), |_| ()), &[item(1, 1000)]).await;
+    let lines: Vec<_> = world.fake.requests().iter().map(silk_testkit::Request::line).collect();
+    let first = |of: &dyn Fn(&String) -> bool| lines.iter().position(of).unwrap();
+    let (value, list) = (first(&|line| line.starts_with("PUT")), first(&|line| line.contains("/referrers/")));
+    assert!(value < list, "{lines:#?}");
+}
+
+#[tokio::test]
+async fn what_was_not_asked_is_not_missing() {
+    let world = World::start(true).await;
+    let writer = sharing(Some(KEY), |config| config.discover = false);
+    assert_eq!(world.has(&writer).await, [false; 3]);
+    assert_eq!(status(&writer).misses, 0);
+    let reader = sharing(Some(KEY), |_| ());
+    world.fake.fault("/referrers/", Fault::status(503), ALWAYS);
+    assert_eq!(world.has(&reader).await, [false; 3]);
+    assert_eq!(status(&reader).misses, 0, "it did not answer");
+    world.fake.heal();
+    let reader = sharing(Some(KEY), |_| ());
+    assert_eq!(world.has(&reader).await, [false; 3]);
+    assert_eq!(status(&reader).misses, 4);
 }
