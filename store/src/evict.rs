@@ -1,5 +1,7 @@
 //! Dropping the data of layers that no snapshot uses.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use silk_model::{Digest, metrics::METRICS};
 
 use crate::{Store, StoreError, drop_data, remove_dir};
@@ -9,7 +11,7 @@ use crate::{Store, StoreError, drop_data, remove_dir};
 pub struct Unused {
     /// The layer.
     pub diff_id: Digest,
-    /// Bytes of its data file.
+    /// Bytes that its data file takes of the disk.
     pub bytes: u64,
     /// Seconds since 1970.
     pub last_used: u64,
@@ -20,7 +22,7 @@ pub struct Unused {
 pub struct Evicted {
     /// Layers whose data went.
     pub layers: u32,
-    /// Bytes of their data files.
+    /// Bytes that their data files took of the disk.
     pub bytes: u64,
 }
 
@@ -31,7 +33,11 @@ impl Store {
             .list()
             .into_iter()
             .filter(|(id, record)| record.whole && !in_use(id))
-            .map(|(diff_id, record)| Unused { diff_id, bytes: record.facts.size, last_used: record.last_used })
+            .map(|(diff_id, record)| Unused {
+                diff_id,
+                bytes: self.on_disk(&diff_id, record.facts.size),
+                last_used: record.last_used,
+            })
             .collect();
         unused.sort_by_key(|u| (u.last_used, u.diff_id));
         unused
@@ -51,7 +57,7 @@ impl Store {
         let Some(mut record) = self.record(diff_id).filter(|r| r.whole) else { return Ok(Evicted::default()) };
         record.whole = false;
         record.durable = false;
-        let bytes = record.facts.size;
+        let bytes = self.on_disk(diff_id, record.facts.size);
         self.persist(&[(*diff_id, record)])?;
         self.losses().remove(diff_id);
         METRICS.evicted_layers.one();
@@ -61,6 +67,12 @@ impl Store {
         drop(writing);
         self.forget_oldest()?;
         Ok(Evicted { layers: 1, bytes })
+    }
+
+    /// What the data of a layer of `size` bytes takes of the disk: blocks of zeros are holes.
+    pub fn on_disk(&self, diff_id: &Digest, size: u64) -> u64 {
+        let data = self.layer_path(diff_id).join("data");
+        std::fs::metadata(data).map_or(size, |data| size.min(data.blocks() * 512))
     }
 
     /// Drops the data of layers that are not whole, that nobody is filling and that `in_use` does not hold.

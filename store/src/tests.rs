@@ -253,6 +253,13 @@ fn the_longest_unused_goes_first_and_its_names_stay() {
     assert!(!store.whole(&ids[2]));
     assert!(store.toc(&ids[2]).is_ok());
     assert!(store.whole(&ids[0]));
+    // Zeros take nothing of the disk, so dropping them gives nothing back.
+    let mut sparse = vec![0; 8 << 20];
+    sparse[..100].fill(1);
+    let sparse = put(&store, &sparse);
+    let bytes = store.unused(|id| *id != sparse)[0].bytes;
+    assert!(bytes > 0 && bytes <= 1 << 20, "{bytes}");
+    assert!(store.evict(&sparse).unwrap().bytes <= 1 << 20);
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Node {
             }
             data.whole += 1;
             let bytes = if used.contains(&id) { &mut data.used } else { &mut data.unused };
-            *bytes += record.facts.size;
+            *bytes += self.janitor.views.store.on_disk(&id, record.facts.size);
         }
         data
     }
