@@ -156,6 +156,56 @@ func TestMemoryHoldsBytesOnce(t *testing.T) {
 	}
 }
 
+// What is read of a layer while it fills is in the file that serves it, too, and in the data file: once it is whole and nobody reads,
+// only the container's own pages are left.
+func TestMemoryOfALazyStartHoldsBytesOnce(t *testing.T) {
+	t.Parallel()
+	registry, memory := hub.Start(t), node.StartRedis(t)
+	options := node.Options{Generation: node.Second, Stall: node.Patient, Extra: memory.Config()}
+	teacher, student := node.Start(t, options), node.Start(t, options)
+	const size, folio = 9 << 20, 2 << 20
+	bundle := image.Image{Layers: []image.Layer{noiseLayer("read", 71, size), noiseLayer("top", 72, 1000)}}.Bundle()
+	ref := registry.Add("one", "1", bundle)
+	if _, err := teacher.Pull(teacher.Context(), ref, "silk"); err != nil {
+		t.Fatal(err)
+	}
+	teacher.Eventually("the fleet knows the image", func() error { return memory.Knows(teacher, ref) })
+
+	release := make(chan struct{})
+	open := sync.OnceFunc(func() { close(release) })
+	defer open()
+	registry.SetFault(hub.Silk(hub.Any(bundle.LayerDigests, hub.Held(release, 100*time.Millisecond))))
+	chain, err := student.PullChain(student.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, undo, err := student.View(student.Context(), "silk", chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer undo()
+	open()
+	if _, err := os.ReadFile(filepath.Join(dir, "read")); err != nil {
+		t.Fatal(err)
+	}
+	digest := strings.TrimPrefix(bundle.DiffIDs[0], "sha256:")
+	silk, page := filepath.Join(student.Dir, "silk"), os.Getpagesize()
+	served, data := filepath.Join(silk, "fuse", digest), filepath.Join(silk, "layers/sha256", digest, "data")
+	if pages := resident(t, served); pages < size/page/2 {
+		t.Fatalf("%d pages of the file that was read through are in memory", pages)
+	}
+	student.Settled("memory holds what was read once", func() error {
+		if served, data := resident(t, served), resident(t, data); max(served, data) > folio/page {
+			return fmt.Errorf("in memory: %d pages of the file that served it, %d of its data", served, data)
+		}
+		return nil
+	})
+	// Others write and read at the same time: the kernel may have made room.
+	if pages := resident(t, filepath.Join(dir, "read")); pages < size/page/2 {
+		t.Errorf("%d of %d pages of the file that was read are in memory", pages, size/page)
+	}
+}
+
 // A second and a third image have all layers but their last in common with one that is mounted before it is here: while it fills
 // and when it is whole, only their last layers are fetched.
 func TestSharedLayersOfALazyImage(t *testing.T) {

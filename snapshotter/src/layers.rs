@@ -143,7 +143,7 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// A snapshot is gone or final: what [`Layers::mapped`] showed for it, if anything, is taken away. Blocks for milliseconds.
     fn unmapped(&self, id: u64);
 
-    /// A snapshot `key` was made right on the chain, and is about to be read: by a container that starts on it, if `starts`; else
+    /// A snapshot `key` was made on the chain, and is about to be read: by a container that starts right on it, if `starts`; else
     /// it is only looked at, or copied. Must return at once. Does nothing unless implemented.
     fn used(&self, _chain: &RemoteChain, _key: &str, _starts: bool) {}
 

@@ -7,7 +7,7 @@ use std::{
     io,
     num::NonZero,
     ops::Range,
-    os::unix::fs::FileExt as _,
+    os::{fd::AsFd as _, unix::fs::FileExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -25,10 +25,13 @@ use silk_model::{
 use silk_mount::Trees;
 use silk_pull::Lazies;
 use silk_store::{Slots, Store, StoreError, padded, read_at};
-use silk_sys::apart;
+use silk_sys::{apart, resident};
 
 /// Below the root: where trees without extended attributes are served.
 const PLAIN: &str = "fuse-plain";
+
+/// Ranges of a file that are given back at once: a start leaves some hundred.
+const MAX_HELD: usize = 1 << 16;
 
 /// What the kernel reads ahead of the files that EROFS reads: its default.
 const READ_AHEAD: u32 = 128 << 10;
@@ -163,6 +166,34 @@ impl Served {
             Ok(())
         })
         .flatten()
+    }
+
+    /// What the kernel keeps of a whole layer in the file that served it while it filled; it is dropped there. Containers that were started then still
+    /// read through that file, and find the layer's own bytes behind it. Blocks as [`Served::forget`].
+    ///
+    /// # Errors
+    /// When the kernel does not tell, or the file cannot be opened.
+    pub fn give_back(&self, diff_id: &Digest, size: u64) -> io::Result<Vec<Range<u64>>> {
+        let name = diff_id.hex();
+        if self.files.slots.find(&name).is_none() {
+            return Ok(Vec::new());
+        }
+        let path = self.at.join(name);
+        // This process answers.
+        apart::run(|| {
+            let file = File::open(&path)?;
+            let held = resident::ranges(file.as_fd(), size, MAX_HELD)?;
+            if !held.is_empty() {
+                fadvise(&file, 0, None, Advice::DontNeed)?;
+            }
+            Ok(held)
+        })
+        .flatten()
+    }
+
+    /// Was the layer ever served?
+    pub fn has_served(&self, diff_id: &Digest) -> bool {
+        self.files.slots.find(&diff_id.hex()).is_some()
     }
 
     /// The layer's data file is about to be deleted: one that is open would keep its disk space.

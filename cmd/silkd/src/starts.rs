@@ -39,6 +39,13 @@ const LOOKS: [u64; 6] = [1, 2, 4, 8, 16, 30];
 /// A look that brings nothing new before this says nothing: the container may not have begun.
 const SETTLES: Duration = Duration::from_secs(4);
 
+/// Fewer grains are no start: a client that only makes a container reads `/etc/passwd` and `/etc/group` for it. What a program of less than half
+/// a megabyte touches is not worth a profile. Where bytes were brought before they were read, most reads are not seen.
+const BEGUN: usize = 8;
+
+/// A container that has not begun by then is not waited for.
+const BEGINS: Duration = Duration::from_secs(8);
+
 /// Starts that are watched at once: others teach nothing.
 const WATCHES: usize = 4;
 
@@ -136,11 +143,15 @@ struct Layer {
 struct Touches {
     seen: HashSet<(Digest, u64)>,
     touches: Vec<(Digest, Range<u64>)>,
+    /// Grains that these touch.
+    grains: usize,
 }
 
 impl Touches {
     fn add(&mut self, layer: Digest, bytes: Range<u64>) {
+        let known = self.seen.len();
         if self.known(layer, bytes.clone()) {
+            self.grains += self.seen.len() - known;
             self.touches.push((layer, bytes));
         }
     }
@@ -200,10 +211,14 @@ impl Starts {
         if chain.iter().filter(|id| **id == diff_id).count() > 1 {
             return None;
         }
-        let lazy = self.views.lazies.get(&diff_id);
-        let served = lazy.is_some() || self.views.views.mounts().rung() == Rung::Tree;
+        let (lazy, served) = (self.views.lazies.get(&diff_id), self.is_served(&diff_id));
         let (pages, fresh) = self.views.pages(chain)?;
         Some(Layer { diff_id, fresh, pages: (!served).then_some(pages), warmed: lazy.map(|lazy| lazy.warmed()) })
+    }
+
+    /// Do reads of the layer come by?
+    fn is_served(&self, diff_id: &Digest) -> bool {
+        self.views.views.mounts().rung() == Rung::Tree || self.views.lazies.get(diff_id).is_some()
     }
 
     fn watch(
@@ -224,7 +239,7 @@ impl Starts {
                 layer.look(&mut |layer, bytes| _ = touches.known(layer, bytes));
             }
         }
-        let mut container = None;
+        let (mut container, mut has_begun) = (None, false);
         for look_at in LOOKS.map(Duration::from_secs) {
             if !place.places.sleep_until(began + look_at) {
                 return;
@@ -235,9 +250,19 @@ impl Starts {
             let before = touches.touches.len();
             watch.take().into_iter().for_each(|(layer, bytes)| touches.add(layer, bytes));
             seer.look(&mut layers, &mut |layer, bytes| touches.add(layer, bytes));
-            if touches.touches.len() == before && look_at >= SETTLES {
+            has_begun = touches.grains >= BEGUN || layers.iter().any(Layer::is_warmed) && touches.grains > 0;
+            if touches.touches.len() == before && look_at >= if has_begun { SETTLES } else { BEGINS } {
                 break;
             }
+        }
+        if !has_begun {
+            tracing::debug!(key, "no start was seen");
+            return;
+        }
+        // One that became whole meanwhile may be read where nobody sees it.
+        for layer in layers.iter_mut().filter(|layer| layer.pages.is_none()) {
+            let is_read = touches.touches.iter().any(|(id, _)| *id == layer.diff_id);
+            layer.fresh &= is_read || self.is_served(&layer.diff_id);
         }
         let all = touches.seen.len() < MOST;
         let seen = Seen {
@@ -314,7 +339,11 @@ impl Seer {
 impl Layer {
     /// Was every touch seen?
     fn is_seen(&self) -> bool {
-        self.fresh && !self.warmed.as_ref().is_some_and(|warmed| warmed.load(Ordering::Relaxed))
+        self.fresh && !self.is_warmed()
+    }
+
+    fn is_warmed(&self) -> bool {
+        self.warmed.as_ref().is_some_and(|warmed| warmed.load(Ordering::Relaxed))
     }
 
     /// Tells what is in memory of it.

@@ -3,7 +3,8 @@
 //! What is read of a mounted layer comes through the page cache of its data file and stays there, beside the pages of the
 //! mount's own files, which are what containers read and map. The kernel would drop the former when it needs memory, but a
 //! node's free memory is what schedulers look at, and other files are dropped with them. So once a layer is quiet, pages of
-//! its data file are dropped where the mount holds the same bytes; what only the data file has stays for who reads it first.
+//! its data file are dropped where the mount holds the same bytes; what only the data file has stays for who reads it first. Of a layer that was
+//! read while it filled, the file that served it has them as well; what is there goes from both.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -41,6 +42,9 @@ const REST: Duration = Duration::from_secs(4);
 /// See [`REST`].
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
+/// A container has started by then: what it is known to touch then is in memory before it is read.
+const STARTED: Duration = Duration::from_secs(30);
+
 /// What a container left in memory is looked for this long after its end: some looks.
 const AFTER: Duration = Duration::from_secs(60);
 
@@ -62,6 +66,8 @@ pub struct Twice {
 /// What the last look found of a layer.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
+    /// When it was seen first.
+    since: Instant,
     /// Bytes of the data file that are in memory.
     cached: u64,
     /// How long it rests after the next walk in vain.
@@ -117,14 +123,17 @@ impl Twice {
         let cached = || resident::pages(data.as_fd(), 0..size).map(|pages| pages * PAGE);
         let now = cached()?;
         let start = Instant::now();
-        let seen = self.seen.entry(diff_id).or_insert(Seen { cached: 0, rest: REST, rests: start });
+        let seen = self.seen.entry(diff_id).or_insert(Seen { since: start, cached: 0, rest: REST, rests: start });
         // The kernel may have dropped some meanwhile.
         let is_quiet = now <= std::mem::replace(&mut seen.cached, now);
         if !is_quiet {
             // Somebody read what was not in memory: the mount holds it, too.
             (seen.rest, seen.rests) = (REST, start);
         }
-        if !is_quiet || now < WORTH || start < seen.rests {
+        // What was brought for a start is not to go before it is read.
+        let served = self.views.served.as_ref().ok().filter(|_| start - seen.since >= STARTED);
+        let served = served.filter(|served| served.has_served(&diff_id));
+        if !is_quiet || now < WORTH && served.is_none() || start < seen.rests {
             return Ok(());
         }
         // Also when the walk fails.
@@ -132,7 +141,17 @@ impl Twice {
         // What lies below a layer may decide how it is shown.
         let ends = |chain: &Vec<Digest>| chain.iter().position(|id| *id == diff_id);
         let mounted: HashSet<&[Digest]> = chains.iter().filter_map(|c| ends(c).map(|at| &c[..=at])).collect();
-        let mut held = Vec::new();
+        // A third copy, of what was read while the layer filled: the mounts of that time hold it, and cannot be looked through any more.
+        let mut held =
+            served.map_or(Ok(Vec::new()), |served| served.give_back(&diff_id, size)).unwrap_or_else(|error| {
+                tracing::debug!(%diff_id, %error, "what a layer was read through is left in memory");
+                Vec::new()
+            });
+        let in_file: u64 = held.iter().map(|bytes| bytes.end - bytes.start).sum();
+        if now + in_file < WORTH {
+            seen.rest = (seen.rest * 2).min(LONGEST_REST);
+            return Ok(());
+        }
         for chain in mounted {
             let Some(pages) = self.views.pages_now(chain) else { continue };
             let found = pages.now().map_err(io::Error::other)?;
@@ -142,9 +161,9 @@ impl Twice {
             fadvise(&data, bytes.start, NonZeroU64::new(bytes.end - bytes.start), Advice::DontNeed)?;
         }
         let left = cached()?;
-        let given_back = now.saturating_sub(left);
+        let given_back = now.saturating_sub(left) + in_file;
         let rest = if given_back < WORTH { (seen.rest * 2).min(LONGEST_REST) } else { REST };
-        *seen = Seen { cached: left, rest, rests: Instant::now() + rest };
+        *seen = Seen { cached: left, rest, rests: Instant::now() + rest, ..*seen };
         METRICS.given_back.add(given_back);
         tracing::debug!(%diff_id, bytes = given_back, left, "memory that held bytes twice was given back");
         Ok(())
