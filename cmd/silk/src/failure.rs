@@ -196,6 +196,9 @@ pub enum Failure {
     /// Ctrl-C or SIGTERM.
     #[error("interrupted")]
     Interrupted(Signal),
+    /// What was given cannot be read.
+    #[error("cannot read {0}")]
+    Input(io::Error),
     /// Output cannot be written.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
@@ -295,14 +298,17 @@ fn message(daemon: Daemon, status: &Status) -> String {
     }
 }
 
-/// The system's error, when a call found nobody to answer it.
+/// The system's error, when a call found nobody to answer it, or nobody to end the answer.
 fn unreachable(status: &Status) -> Option<io::Error> {
+    // A status that the other side sent has no source.
     let mut cause = std::error::Error::source(status);
+    cause?;
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<io::Error>() {
             return Some(io.raw_os_error().map_or_else(|| io.kind().into(), io::Error::from_raw_os_error));
         }
         cause = error.source();
     }
-    None
+    // HTTP/2 has no error of the system's for an answer that was cut off.
+    Some(io::Error::new(io::ErrorKind::ConnectionReset, status.message()))
 }

@@ -79,11 +79,10 @@ pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure
         }
         Command::Import { image, file } => {
             let bytes = match file {
-                Some(path) => {
-                    read(std::fs::File::open(path).map_err(|e| named(path, &e))?).map_err(|e| named(path, &e))?
-                }
-                None => read(std::io::stdin())?,
+                Some(path) => std::fs::File::open(path).and_then(read).map_err(|e| named(path, &e)),
+                None => read(std::io::stdin()).map_err(|e| named(Path::new("stdin"), &e)),
             };
+            let bytes = bytes.map_err(Failure::Input)?;
             let profile = control.put_profile(&full_name(image), bytes).await?;
             out.write_all(human::clean(&text(&profile, false)).as_bytes())?;
         }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
+    io::{BufRead as _, BufReader},
+    pin::Pin,
     process::{Output, Stdio},
     sync::{Arc, Mutex},
 };
@@ -14,7 +16,7 @@ use silk_api::control::{
 };
 use silk_model::Digest;
 use tokio::{net::UnixListener, process::Command};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt as _, wrappers::UnixListenerStream};
 use tonic::{Request, Response, Status};
 
 /// Remembers what it was asked.
@@ -79,7 +81,7 @@ impl Control for Silkd {
         }
     }
 
-    type FsckStream = tokio_stream::Iter<std::vec::IntoIter<Result<FsckReport, Status>>>;
+    type FsckStream = Pin<Box<dyn Stream<Item = Result<FsckReport, Status>> + Send>>;
 
     async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
         let only = request.into_inner().diff_id;
@@ -90,7 +92,11 @@ impl Control for Silkd {
         let wanted: Vec<_> = reports.into_iter().filter(|r| r.diff_id["sha256:".len()..].starts_with(hex)).collect();
         match wanted.is_empty() {
             true => Err(Status::invalid_argument("0 whole layers have a diff ID that starts with it")),
-            false => Ok(Response::new(tokio_stream::iter(wanted.into_iter().map(Ok).collect::<Vec<_>>()))),
+            false if only == endless() => {
+                let reports = tokio_stream::iter(wanted.into_iter().map(Ok));
+                Ok(Response::new(Box::pin(reports.chain(tokio_stream::pending()))))
+            }
+            false => Ok(Response::new(Box::pin(tokio_stream::iter(wanted.into_iter().map(Ok).collect::<Vec<_>>())))),
         }
     }
 
@@ -110,6 +116,11 @@ impl Control for Silkd {
         self.asked(format!("gc {:?}", request.into_inner().keep_bytes));
         Ok(Response::new(GcResponse { layers: 3, bytes: 210_400_000 }))
     }
+}
+
+/// Reports of this one never end.
+fn endless() -> String {
+    diff_id("a")
 }
 
 struct Setup {
@@ -193,6 +204,22 @@ async fn fsck_fails_when_a_layer_is_damaged() {
     let (code, _, err) = setup.run(&["fsck", "0000000"]).await;
     assert!(code == Some(2) && err.starts_with("error: 0 whole layers"), "{err}");
     assert_eq!(setup.silkd.questions(), ["fsck ".to_owned(), format!("fsck {a}"), "fsck 0000000".into()]);
+}
+
+#[test]
+fn a_silkd_that_ends_under_fsck_is_no_damaged_layer() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let setup = runtime.block_on(async { start() });
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_silk"));
+    command.arg("--address").arg(setup.dir.path().join("silk.sock")).args(["fsck", &endless()]);
+    let mut silk = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(silk.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+    assert!(first.starts_with("ok "), "{first}");
+    runtime.shutdown_background();
+    let Output { status, stderr, .. } = silk.wait_with_output().unwrap();
+    let said = String::from_utf8(stderr).unwrap();
+    assert!(status.code() == Some(3) && said.starts_with("error: silkd does not answer"), "{status}: {said}");
 }
 
 #[tokio::test]
