@@ -44,6 +44,8 @@ label! {
         Unreachable = "unreachable",
         /// No answer in time.
         NoAnswer = "no_answer",
+        /// silk waited no longer: for first contact with a registry, or for what nodes share.
+        GivenUp = "given_up",
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use silk_model::{
     Digest,
-    metrics::{Kind, Label as _, METRICS, Outcome},
+    metrics::{Kind, Label as _},
 };
 use silk_registry::{Reference, Registry, Repository};
 use silk_share::Share;
@@ -30,6 +30,7 @@ use crate::{
     timing::Trip,
 };
 
+mod begin;
 mod broken;
 mod claim;
 mod known;
@@ -141,8 +142,12 @@ impl Image {
         Arc::new(Self { spec, state, accepted, held, claimed, others, untried, kind, trip, asked })
     }
 
+    /// A pull that has to begin again had to do the most of it.
     fn had_to(&self, kind: Kind) {
-        *lock(&self.kind) = kind;
+        let mut most = lock(&self.kind);
+        if kind.index() < most.index() {
+            *most = kind;
+        }
     }
 
     fn is_wanted(&self) -> bool {
@@ -242,12 +247,13 @@ impl Puller {
                 std::mem::forget(ahead);
             }
             image.accepted.store(true, Ordering::Relaxed);
-            self.start(&image, &spec, began);
+            self.start(&image, &spec, Some(began));
             // Synced while the pull begins: containerd's Prepare has no time for a slow disk, and a daemon that is killed
             // before it only loses the head start.
             let (puller, spec) = (Arc::clone(self), Arc::clone(&spec));
             tokio::task::spawn_blocking(move || puller.remember(&spec));
         }
+        self.accepts(claim);
         Ok(claimed)
     }
 
@@ -292,11 +298,11 @@ impl Puller {
                 if let Some(left) = self.backoff(&image, &failure) {
                     tokio::time::sleep(left).await;
                 }
-                self.start(&image, &spec, Instant::now());
+                self.start(&image, &spec, None);
             }
             State::Idle | State::Ready(_) => {
                 self.look_for_others(&image, &spec, caller).await;
-                self.start(&image, &spec, Instant::now());
+                self.start(&image, &spec, None);
             }
         }
         loop {
@@ -308,7 +314,7 @@ impl Puller {
                     if !std::mem::take(&mut joined) || !self.look_for_others(&image, &spec, caller).await {
                         return Err(failure.error);
                     }
-                    self.start(&image, &spec, Instant::now());
+                    self.start(&image, &spec, None);
                     continue;
                 }
                 State::Idle | State::Pulling(_) => {}
@@ -355,68 +361,9 @@ impl Puller {
             State::Pulling(_) => {}
             State::Ready(_) if self.here(&spec) => {}
             State::Failed(failure) if self.backoff(&image, failure).is_some() => {}
-            State::Idle | State::Ready(_) | State::Failed(_) => self.start(&image, &spec, Instant::now()),
+            State::Idle | State::Ready(_) | State::Failed(_) => self.start(&image, &spec, None),
         }
         Ok(now)
-    }
-
-    /// How long the image is not tried again.
-    fn backoff(&self, image: &Image, failure: &Failure) -> Option<Duration> {
-        if image.untried.load(Ordering::Relaxed) {
-            return None;
-        }
-        let factor = 1_u64.checked_shl(failure.in_a_row.saturating_sub(1)).unwrap_or(u64::MAX);
-        let whole = self.config.retry_min_secs.saturating_mul(factor).min(self.config.retry_max_secs);
-        Duration::from_secs(whole).checked_sub(failure.at.elapsed()).filter(|left| !left.is_zero())
-    }
-
-    /// Starts the image's pull unless it is under way; it was asked for at `asked`.
-    fn start(self: &Arc<Self>, image: &Arc<Image>, spec: &Arc<ImageSpec>, asked: Instant) {
-        let mut failures = 0;
-        let started = image.state.send_if_modified(|state| {
-            match state {
-                State::Pulling(_) => return false,
-                State::Failed(failure) => failures = failure.in_a_row,
-                State::Idle | State::Ready(_) => {}
-            }
-            *state = State::Pulling(Instant::now());
-            true
-        });
-        if !started {
-            return;
-        }
-        image.untried.store(false, Ordering::Relaxed);
-        let trip = Arc::new(Trip::since(asked));
-        *lock(&image.trip) = Some(Arc::clone(&trip));
-        let (puller, image, spec) = (Arc::clone(self), Arc::clone(image), Arc::clone(spec));
-        let span = spans::pull(&spec.reference, &spec.manifest);
-        tokio::spawn(async move {
-            // In a task of its own: whatever happens there, those who wait are told.
-            let pull = tokio::spawn({
-                let (puller, image, spec) = (Arc::clone(&puller), Arc::clone(&image), Arc::clone(&spec));
-                async move { puller.pull(&image, &spec, spec.layers.len(), Some(&trip)).await }.instrument(span.clone())
-            });
-            let outcome = pull.await.unwrap_or_else(|_| Err(pull::failed(&spec, 0, Arc::new(LayerError::Panicked))));
-            let ended = if outcome.is_ok() { Outcome::Ready } else { Outcome::Failed };
-            let kind = *lock(&image.kind);
-            METRICS.image_pull.of((ended, kind)).took(asked.elapsed());
-            for (name, value) in kind.pairs() {
-                span.record(name, value);
-            }
-            spans::ended(&span, "ready", outcome.as_ref().map(drop));
-            drop(span);
-            let state = match outcome {
-                Ok(()) => State::Ready(asked.elapsed()),
-                Err(error) => {
-                    tracing::error!(image = spec.reference, "{error}");
-                    State::Failed(Failure { error, at: Instant::now(), in_a_row: failures + 1 })
-                }
-            };
-            // Asked beside a pull that had begun: by the next one they may know something else.
-            lock(&image.asked).take();
-            image.state.send_replace(state);
-            settle::later(&puller.store, spec.diff_ids(), spec.reference.clone());
-        });
     }
 
     /// The layers of the images that silk knows: those that snapshots use, and those about to be. A failed image keeps

@@ -21,7 +21,10 @@ use reqwest::{
     header::{self, HeaderMap, HeaderName, HeaderValue},
     redirect,
 };
-use silk_model::{Digest, Use, metrics::METRICS};
+use silk_model::{
+    Digest, Use,
+    metrics::{Answered, METRICS},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
@@ -394,13 +397,14 @@ impl Endpoint {
         let after = self.head_timeout + sending;
         let is_own = asked.host == self.host.authority;
         let scout = is_own.then(|| self.tries_rested());
+        let mut counted = Counted(Answered::GivenUp);
         let sent = match timeout(after, request.send()).await {
             Err(_) => Err(Error::NoAnswer { asked: asked.clone(), after }),
             Ok(Err(error)) => Err(Error::Unreachable { asked: asked.clone(), cause: Transport::new(error) }),
             Ok(Ok(response)) => Ok(response),
         };
         drop(scout);
-        METRICS.registry_requests.of(answered(&sent)).one();
+        counted.0 = answered(&sent);
         if is_own {
             // A connection that broke is none of these: the next one may hold.
             self.set_rests(match &sent {
@@ -417,6 +421,15 @@ impl Endpoint {
 pub(crate) fn most_bodies(config: &Config) -> usize {
     let connections = config.connections_per_registry as usize;
     connections + connections.div_ceil(URGENT)
+}
+
+/// How a request was answered, for the metrics: also one that nobody waits for any more.
+struct Counted(Answered);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        METRICS.registry_requests.of(self.0).one();
+    }
 }
 
 /// A request to a host that has rested.

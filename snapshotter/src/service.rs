@@ -113,8 +113,10 @@ impl Service {
             let lowers = inner.lowers(&stack)?;
             let snapshot = inner.snapshots.create(new, &lowers)?;
             let lowers = inner.mapped(&snapshot, &stack, lowers).inspect_err(|_| inner.take_back(&snapshot))?;
-            if let (Some((_, chain)), true) = (&stack.remote, stack.ordinary.is_empty()) {
-                let starts = snapshot.kind == Kind::Active && !labels::is_copy(&snapshot.name);
+            if let Some((_, chain)) = &stack.remote {
+                // Also what stands on a container's own layers reads the image's.
+                let is_plain = snapshot.kind == Kind::Active && !labels::is_copy(&snapshot.name);
+                let starts = is_plain && stack.ordinary.is_empty();
                 inner.layers.used(chain, &snapshot.name, starts);
             }
             Ok(mounts(inner.index_off, &inner.snapshots.dirs, &snapshot, &lowers))
@@ -353,13 +355,25 @@ fn header<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
 
 /// Runs a handler. Without this a panic would end the connection, and with it all of containerd's calls under way.
 async fn answer<T>(call: Call, handler: impl Future<Output = Result<T, SnapshotError>>) -> Result<Response<T>, Status> {
-    let began = Instant::now();
+    let _called = Called { call, began: Instant::now() };
     let outcome = AssertUnwindSafe(handler).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!("a request failed (a bug)");
         Err(SnapshotError::Panicked)
     });
-    METRICS.calls.of(call).took(began.elapsed());
     outcome.map(Response::new).map_err(Status::from)
+}
+
+/// A call of containerd's.
+struct Called {
+    call: Call,
+    began: Instant,
+}
+
+/// Also when containerd no longer waits for the answer: such calls took longest.
+impl Drop for Called {
+    fn drop(&mut self) {
+        METRICS.calls.of(self.call).took(self.began.elapsed());
+    }
 }
 
 #[tonic::async_trait]

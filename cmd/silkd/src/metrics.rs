@@ -33,11 +33,20 @@ const HEAD: Duration = Duration::from_secs(10);
 /// A listener that fails (no descriptor is left, say) is asked again after this long.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// An address that cannot be used is tried again after this long: one that moves to this node, say, or whose port another program had.
+const BIND_AGAIN: Duration = Duration::from_secs(10);
+
 /// Answers until the daemon ends. An address that cannot be used is no reason not to serve containers.
 pub async fn serve(address: SocketAddr, node: Node) {
-    let listener = match TcpListener::bind(address).await {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%address, %error, "nobody can ask for metrics"),
+    let mut is_told = false;
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) if is_told => tracing::debug!(%address, %error, "nobody can ask for metrics"),
+            Err(error) => tracing::error!(%address, %error, "nobody can ask for metrics; the address is tried again"),
+        }
+        is_told = true;
+        tokio::time::sleep(BIND_AGAIN).await;
     };
     tracing::info!(address = %listener.local_addr().unwrap_or(address), "metrics can be asked for");
     let places = Arc::new(Semaphore::new(CONNECTIONS));

@@ -172,6 +172,11 @@ impl Puller {
         refusals.push_front(Refusal::new(claim, reason));
     }
 
+    /// Forgets why an image was left to containerd: it is not any more.
+    pub(super) fn accepts(&self, claim: &Claim) {
+        lock(&self.refusals).retain(|r| !r.is_of(claim));
+    }
+
     /// Notes that a claim took too long, and that its future was dropped: its image is left to containerd for this reason.
     pub fn late(&self, claim: &Claim, reason: &impl fmt::Display) {
         self.drop_undecided();

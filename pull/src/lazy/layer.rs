@@ -97,8 +97,6 @@ pub(super) struct Counts {
     pub(super) demand: AtomicU64,
     pub(super) profile: AtomicU64,
     pub(super) background: AtomicU64,
-    /// Compressed bytes received.
-    pub(super) received: AtomicU64,
 }
 
 /// Uncompressed bytes that arrived, by what asked for them.
@@ -286,9 +284,18 @@ impl Lazy {
         Arrived { demand, profile, background }
     }
 
-    /// Compressed bytes received.
+    /// Compressed bytes of what is here, whenever it came.
     pub fn received(&self) -> u64 {
-        self.counts.received.load(Ordering::Relaxed)
+        let index = self.partial.index();
+        let (mut bytes, mut at) = (0, 0);
+        while at < index.spans.len() {
+            let segment = index.segment(at);
+            at = segment.end;
+            if segment.clone().all(|span| self.partial.has(span)) {
+                bytes += self.blob_bytes(&segment);
+            }
+        }
+        bytes
     }
 
     /// When somebody read it last, to the millisecond.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::node::{Node, caller};
-use silk_model::{Class, Digest};
+use silk_model::{Class, Digest, metrics::ImageState};
 use silk_pull::{Broken, Refused, State};
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed, noise, tar};
 
@@ -252,9 +252,12 @@ async fn what_silk_cannot_pull_is_refused_at_the_first_claim() {
     assert_eq!(registry.count("GET .*blobs/"), 0);
     let status = node.puller.status(Some(&pushed.reference));
     assert_eq!(status[0].state, "refused");
+    let refused = || node.puller.images_by_state().into_iter().find(|(state, _)| *state == ImageState::Refused);
+    let before = refused().unwrap().1;
 
     registry.heal();
     node.pull(&pushed).await.unwrap();
+    assert_eq!(refused().unwrap().1, before - 1, "it is not refused any more");
     assert_eq!(node.puller.status(Some(&pushed.reference))[0].state, "ready");
 }
 

@@ -55,10 +55,15 @@ async fn a_slow_link_limits() {
     let node = node.restart();
     assert_eq!(node.puller.timings(&pushed.reference)[0].timing, None);
     // All is here: the next pull only mounts it.
-    node.ready(&pushed).await.unwrap();
+    node.pull(&pushed).await.unwrap();
     let again = self::timing(&node, &pushed);
     assert_eq!((only(&again).way, only(&again).limit()), (Way::Here, None));
     assert!(again.limit().is_some_and(|limit| matches!(limit, Limit::Mount | Limit::RoundTrips)), "{again:?}");
+    // What nobody asked for is no pull.
+    let node = node.restart();
+    node.ready(&pushed).await.unwrap();
+    assert_eq!(node.puller.timings(&pushed.reference)[0].timing, None);
+    assert_eq!(node.puller.status(None)[0].time, Duration::ZERO);
 }
 
 #[tokio::test(flavor = "multi_thread")]
