@@ -44,7 +44,7 @@ label! {
         Unreachable = "unreachable",
         /// No answer in time.
         NoAnswer = "no_answer",
-        /// silk waited no longer: for first contact with a registry, or for what nodes share.
+        /// silk waited no longer, as for first contact with a registry, or what it was for has ended.
         GivenUp = "given_up",
     }
 }

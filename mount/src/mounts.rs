@@ -354,7 +354,7 @@ pub(crate) fn names(dir: &Path) -> Result<Vec<OsString>, MountError> {
     list().map_err(|e| MountError::io("list", dir, e))
 }
 
-/// The views that are mounted below `mnt`, but for those that an earlier process served, or mounted from files where that is none of this kernel's ways. Directories
+/// The views that are mounted below `mnt`, but for those that an earlier process served, or mounted from files where that is not the way now. Directories
 /// without a mount are removed, mounts that are no views too.
 fn adopt(mnt: &Path, rung: Rung) -> Result<BTreeMap<String, ViewName>, MountError> {
     let mounted = mountinfo::below(mnt).map_err(|e| MountError::io("read", Path::new("/proc/self/mountinfo"), e))?;

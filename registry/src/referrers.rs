@@ -91,7 +91,7 @@ impl Repository {
     }
 
     /// Stores a manifest that refers to `subject` (as its own `subject` field says), and takes those of `replaces` off
-    /// the list. These are deleted where the registry allows it, and if they do refer to `subject`: without the referrers API the list is what
+    /// the list. These are deleted where the registry allows it, and if they do refer to `subject`: a list may have come from the tag, which is what
     /// anybody wrote who may push.
     ///
     /// At registries without the referrers API two writers of the same list can overwrite each other's entry; each looks again
@@ -111,9 +111,8 @@ impl Repository {
             self.tag(subject, referrer, replaces).await?;
         }
         for digest in replaces.iter().filter(|digest| **digest != referrer.digest) {
-            // The registry's own list holds nothing else.
             let gone = async {
-                let is_ours = accepted.is_noted || self.refers(digest, subject, referrer).await?;
+                let is_ours = self.refers(digest, subject, referrer).await?;
                 if is_ours { self.delete_manifest(*digest).await } else { Ok(()) }
             };
             if let Err(error) = gone.await {

@@ -358,7 +358,7 @@ impl Backend for Referrers {
             };
             let name = repository.to_string();
             if query.writes {
-                // In the background, and where it writes to: nothing to say to those who read.
+                // It is asked where it writes to, and has more time: nothing to say to those who read.
                 return self.read(repository, query, Instant::now() + PUBLISH_DEADLINE).await;
             }
             if self.rests(&name) {

@@ -239,7 +239,7 @@ impl Starts {
                 layer.look(&mut |layer, bytes| _ = touches.known(layer, bytes));
             }
         }
-        let (mut container, mut has_begun) = (None, false);
+        let mut container = None;
         for look_at in LOOKS.map(Duration::from_secs) {
             if !place.places.sleep_until(began + look_at) {
                 return;
@@ -250,12 +250,13 @@ impl Starts {
             let before = touches.touches.len();
             watch.take().into_iter().for_each(|(layer, bytes)| touches.add(layer, bytes));
             seer.look(&mut layers, &mut |layer, bytes| touches.add(layer, bytes));
-            has_begun = touches.grains >= BEGUN || layers.iter().any(Layer::is_warmed) && touches.grains > 0;
-            if touches.touches.len() == before && look_at >= if has_begun { SETTLES } else { BEGINS } {
+            let settles = if touches.grains >= BEGUN { SETTLES } else { BEGINS };
+            if touches.touches.len() == before && look_at >= settles {
                 break;
             }
         }
-        if !has_begun {
+        let least = if layers.iter().any(Layer::is_warmed) { 1 } else { BEGUN };
+        if touches.grains < least {
             tracing::debug!(key, "no start was seen");
             return;
         }

@@ -42,11 +42,11 @@ const REST: Duration = Duration::from_secs(4);
 /// See [`REST`].
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
-/// A container has started by then: what it is known to touch then is in memory before it is read.
+/// So long after a layer is whole the containers that were started before have read what was brought for their starts.
 const STARTED: Duration = Duration::from_secs(30);
 
 /// What a container left in memory is looked for this long after its end: some looks.
-const AFTER: Duration = Duration::from_secs(60);
+const AFTER: Duration = Duration::from_secs(90);
 
 /// Between two files of a tar lie a header or a few (512 bytes each), which no reader of the mount asks for.
 const GAP: u64 = 4096;
@@ -66,7 +66,7 @@ pub struct Twice {
 /// What the last look found of a layer.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
-    /// When it was seen first.
+    /// When it was seen whole first.
     since: Instant,
     /// Bytes of the data file that are in memory.
     cached: u64,
@@ -118,7 +118,10 @@ impl Twice {
     }
 
     fn layer(&mut self, diff_id: Digest, chains: &[Vec<Digest>]) -> io::Result<()> {
-        let Some(size) = self.views.store.size(&diff_id) else { return Ok(()) };
+        let Some(size) = self.views.store.size(&diff_id) else {
+            self.seen.remove(&diff_id);
+            return Ok(());
+        };
         let data = File::open(self.views.store.layer_path(&diff_id).join("data"))?;
         let cached = || resident::pages(data.as_fd(), 0..size).map(|pages| pages * PAGE);
         let now = cached()?;
@@ -130,14 +133,16 @@ impl Twice {
             // Somebody read what was not in memory: the mount holds it, too.
             (seen.rest, seen.rests) = (REST, start);
         }
-        // What was brought for a start is not to go before it is read.
-        let served = self.views.served.as_ref().ok().filter(|_| start - seen.since >= STARTED);
-        let served = served.filter(|served| served.has_served(&diff_id));
+        let served = self.views.served.as_ref().ok().filter(|served| served.has_served(&diff_id));
+        // What was brought for a start is not to go before it is read. A walk before that does not make it rest longer.
+        let started = seen.since + STARTED;
+        let latest = if served.is_some() && start < started { started } else { start + LONGEST_REST };
+        let served = served.filter(|_| start >= started);
         if !is_quiet || now < WORTH && served.is_none() || start < seen.rests {
             return Ok(());
         }
         // Also when the walk fails.
-        seen.rests = start + seen.rest;
+        seen.rests = (start + seen.rest).min(latest);
         // What lies below a layer may decide how it is shown.
         let ends = |chain: &Vec<Digest>| chain.iter().position(|id| *id == diff_id);
         let mounted: HashSet<&[Digest]> = chains.iter().filter_map(|c| ends(c).map(|at| &c[..=at])).collect();
@@ -163,7 +168,7 @@ impl Twice {
         let left = cached()?;
         let given_back = now.saturating_sub(left) + in_file;
         let rest = if given_back < WORTH { (seen.rest * 2).min(LONGEST_REST) } else { REST };
-        *seen = Seen { cached: left, rest, rests: Instant::now() + rest, ..*seen };
+        *seen = Seen { cached: left, rest, rests: (Instant::now() + rest).min(latest), ..*seen };
         METRICS.given_back.add(given_back);
         tracing::debug!(%diff_id, bytes = given_back, left, "memory that held bytes twice was given back");
         Ok(())

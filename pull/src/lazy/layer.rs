@@ -284,18 +284,18 @@ impl Lazy {
         Arrived { demand, profile, background }
     }
 
-    /// Compressed bytes of what is here, whenever it came.
+    /// Compressed bytes of what is here, whenever it came: of a segment, the part that its spans are.
     pub fn received(&self) -> u64 {
         let index = self.partial.index();
         let (mut bytes, mut at) = (0, 0);
         while at < index.spans.len() {
             let segment = index.segment(at);
             at = segment.end;
-            if segment.clone().all(|span| self.partial.has(span)) {
-                bytes += self.blob_bytes(&segment);
-            }
+            let here = segment.clone().filter(|span| self.partial.has(*span)).count() as u64;
+            bytes += self.blob_bytes(&segment) * here / segment.len() as u64;
         }
-        bytes
+        // Two segments may share a byte.
+        bytes.min(index.blob_size)
     }
 
     /// When somebody read it last, to the millisecond.
