@@ -98,7 +98,7 @@ fn attempt(rung: Rung, dir: &Path, (image, device): (&Path, &PathBuf)) -> Result
     if read? != data()[512..] {
         return Err(io::Error::other("the probe's file reads wrong").into());
     }
-    // Without Linux's eade54040384 (7.0, and stable kernels of April 2026: 6.18, 6.12.80) EROFS takes a part of a read of a file below it for all,
+    // Without Linux's eade54040384 (7.0, and stable kernels of April 2026: 6.12, 6.18) EROFS takes a part of a read of a file below it for all,
     // and what did not come for zeros: whoever reads next gets them, after a container was killed while it read, or after a read that failed.
     if shows_zeros {
         return Err(io::Error::other("this kernel shows zeros where a read was cut short").into());

@@ -1,8 +1,7 @@
 //! The list of backends: asks them in order, publishes to all, remembers who lied.
 
 use std::{
-    collections::HashMap,
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{
         Arc, Mutex, PoisonError,

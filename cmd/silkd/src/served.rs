@@ -168,17 +168,13 @@ impl Served {
         .flatten()
     }
 
-    /// What the kernel keeps of a whole layer in the file that served it while it filled; it is dropped there. Containers that were started then still
+    /// What the kernel keeps of a whole layer in the file that served it ([`Served::has_served`]) while it filled; it is dropped there. Containers that were started then still
     /// read through that file, and find the layer's own bytes behind it. Blocks as [`Served::forget`].
     ///
     /// # Errors
     /// When the kernel does not tell, or the file cannot be opened.
     pub fn give_back(&self, diff_id: &Digest, size: u64) -> io::Result<Vec<Range<u64>>> {
-        let name = diff_id.hex();
-        if self.files.slots.find(&name).is_none() {
-            return Ok(Vec::new());
-        }
-        let path = self.at.join(name);
+        let path = self.at.join(diff_id.hex());
         // This process answers.
         apart::run(|| {
             let file = File::open(&path)?;

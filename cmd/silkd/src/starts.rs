@@ -149,22 +149,22 @@ struct Touches {
 
 impl Touches {
     fn add(&mut self, layer: Digest, bytes: Range<u64>) {
-        let known = self.seen.len();
-        if self.known(layer, bytes.clone()) {
-            self.grains += self.seen.len() - known;
+        let new = self.known(layer, bytes.clone());
+        if new > 0 {
+            self.grains += new;
             self.touches.push((layer, bytes));
         }
     }
 
-    /// Notes bytes; says whether any are new.
-    fn known(&mut self, layer: Digest, bytes: Range<u64>) -> bool {
-        let mut new = false;
+    /// Notes bytes; says how many grains are new.
+    fn known(&mut self, layer: Digest, bytes: Range<u64>) -> usize {
+        let before = self.seen.len();
         for grain in bytes.start / GRAIN..bytes.end.div_ceil(GRAIN) {
             if self.seen.len() < MOST {
-                new |= self.seen.insert((layer, grain));
+                self.seen.insert((layer, grain));
             }
         }
-        new
+        self.seen.len() - before
     }
 }
 

@@ -22,8 +22,8 @@ impl Puller {
         Duration::from_secs(whole).checked_sub(failure.at.elapsed()).filter(|left| !left.is_zero())
     }
 
-    /// Starts the image's pull unless it is under way. containerd asked for it then; or it did before silkd's start, and this is no pull if all is
-    /// here.
+    /// Starts the image's pull unless it is under way. `claimed` is when containerd asked for it; `None` where it did before and this is a try by
+    /// silk's own doing: one that was idle since silkd's start, and is all here, was not pulled then.
     pub(super) fn start(self: &Arc<Self>, image: &Arc<Image>, spec: &Arc<ImageSpec>, claimed: Option<Instant>) {
         let (mut failures, mut is_news) = (0, true);
         let started = image.state.send_if_modified(|state| {
