@@ -308,6 +308,7 @@ pub struct Metrics {
 pub struct Budgets {
     pub registry_connections: Budget,
     pub bytes_in_flight: Budget,
+    pub held_bytes: Budget,
     pub decoders: Budget,
     pub layers_under_way: Budget,
     pub demand_ranges: Budget,
@@ -409,6 +410,7 @@ impl Budgets {
         Self {
             registry_connections: b.budget("silk_budget_registry_connections", "Blob bodies received at once from one registry host, the busiest now (registry.connections_per_registry, and a quarter more for readers)"),
             bytes_in_flight: b.budget("silk_budget_bytes_in_flight", "Compressed bytes on their way in ranges of layers that stream in (pull.bytes_in_flight)"),
+            held_bytes: b.budget("silk_budget_held_bytes", "Compressed bytes of mounted layers that wait in memory until containers have started (pull.held_bytes)"),
             decoders: b.budget("silk_budget_decoders", "Layers decoded at once (pull.layers_at_once)"),
             layers_under_way: b.budget("silk_budget_layers_under_way", "Layers that stream in, those whose registry is silent included (pull.layers_under_way)"),
             demand_ranges: b.budget("silk_budget_demand_ranges", "Ranges fetched at once from the busiest registry that readers wait for (pull.demand_ranges)"),

@@ -244,6 +244,11 @@ impl Lazies {
         self.scheduler.now()
     }
 
+    /// What is in use of the memory for bytes that are not decoded while containers start.
+    pub(crate) fn held(&self) -> Use {
+        self.scheduler.held()
+    }
+
     /// How many layers are mounted with holes, their bytes that are here, and the reads that wait for others.
     pub fn count(&self) -> (u64, u64, u64) {
         let layers = self.layers();

@@ -56,7 +56,7 @@ impl Node {
     }
 
     /// All budgets: their names, their places among the metrics, and what is in use of them.
-    pub fn budgets(&self, data: &Data) -> [(&'static str, &'static Budget, Use); 9] {
+    pub fn budgets(&self, data: &Data) -> [(&'static str, &'static Budget, Use); 10] {
         let Janitor { views, puller, .. } = &*self.janitor;
         let (all, now) = (&METRICS.budgets, puller.budgets());
         let open_files = views.served.as_ref().map(|served| served.open_files()).unwrap_or_default();
@@ -64,6 +64,7 @@ impl Node {
         [
             ("registry_connections", &all.registry_connections, now.registry_connections),
             ("bytes_in_flight", &all.bytes_in_flight, now.bytes_in_flight),
+            ("held_bytes", &all.held_bytes, now.held_bytes),
             ("decoders", &all.decoders, now.decoders),
             ("layers_under_way", &all.layers_under_way, now.layers_under_way),
             ("demand_ranges", &all.demand_ranges, now.demand_ranges),

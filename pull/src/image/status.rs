@@ -80,6 +80,8 @@ pub struct Budgets {
     pub registry_connections: Use,
     /// Compressed bytes of layers that stream in.
     pub bytes_in_flight: Use,
+    /// Compressed bytes that wait in memory until containers have started.
+    pub held_bytes: Use,
     /// Layers that are decoded.
     pub decoders: Use,
     /// Layers that stream in, those whose registry is silent included.
@@ -125,6 +127,7 @@ impl Puller {
         Budgets {
             registry_connections: self.registry.connections(),
             bytes_in_flight,
+            held_bytes: self.lazies.held(),
             decoders,
             layers_under_way,
             demand_ranges,

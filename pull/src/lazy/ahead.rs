@@ -67,7 +67,7 @@ impl Lazies {
         &self,
         profile: &Profile,
         layers: &[Digest],
-        starting: Starting,
+        mut starting: Starting,
         show: Arc<dyn Show>,
         whose: Whose,
     ) {
@@ -96,15 +96,12 @@ impl Lazies {
         if ranges.is_empty() {
             return;
         }
-        let mut fetched = 0;
-        while let Some(bytes) = ranges.join_next().await {
-            fetched += bytes.unwrap_or_default();
-        }
+        while ranges.join_next().await.is_some() {}
         if !all_news {
             // The start reads what is not known: the background is to find it.
             return;
         }
-        starting.has_come(fetched);
+        starting.has_come();
         // What holds back no longer need not be waited for.
         let _ = timeout(START, over(profile, &lazies, &watch)).await;
     }
@@ -113,7 +110,7 @@ impl Lazies {
         &self,
         batch: Vec<Piece>,
         lazies: &HashMap<Digest, Arc<Lazy>>,
-        (ranges, warmer): &mut (JoinSet<u64>, Warmer),
+        (ranges, warmer): &mut (JoinSet<()>, Warmer),
     ) {
         let joins = |layer: &Digest, both: Range<usize>, gap: Range<usize>| {
             let lazy = &lazies[layer];
@@ -132,10 +129,8 @@ impl Lazies {
                 let Some(run) = lazy.take_first(piece.spans.clone()) else { break };
                 let (lazy, warmer) = (Arc::clone(lazy), warmer.clone());
                 ranges.spawn(async move {
-                    let bytes = lazy.blob_bytes(&run);
                     Arc::clone(&lazy).run(run.clone(), Wanted::Soon, Some(admitted)).await;
                     warmer.came(lazy, run);
-                    bytes
                 });
             }
         }

@@ -10,6 +10,7 @@ use std::{
     fmt,
     fs::File,
     ops::Range,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -234,6 +235,27 @@ impl Lazy {
     /// Do reads fetch what they need? Otherwise the layer is being streamed, and cannot be mounted now.
     pub(super) fn is_indexed(&self) -> bool {
         matches!(self.work().ground, Ground::Spans)
+    }
+
+    /// Waits for `other`, unless a read waits for one of these spans.
+    pub(super) async fn until_awaited<T>(&self, run: &Range<usize>, other: impl Future<Output = T>) -> Option<T> {
+        let mut events = self.events.subscribe();
+        let mut other = pin!(other);
+        loop {
+            events.borrow_and_update();
+            let needs = |read: &Waiting| {
+                let spans = self.spans(&read.bytes);
+                spans.start < run.end && run.start < spans.end
+            };
+            if self.work().waiting.iter().any(needs) {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                other = &mut other => return Some(other),
+                _ = events.changed() => {}
+            }
+        }
     }
 
     /// Becomes true when reads of it do not all come by: some find what was brought for them.

@@ -85,15 +85,19 @@ impl Lazy {
         let mut events = self.events.subscribe();
         loop {
             let asked = Instant::now();
-            let admitted = self.lane.background(self.spec.diff_id).await;
+            let mut admitted = self.lane.background(self.spec.diff_id).await;
             self.clocks.add(Part::Turn, asked.elapsed());
             events.borrow_and_update();
             let wake = match self.next_run() {
                 Ok(Some(run)) => {
-                    admitted.spend(self.blob_bytes(&run));
-                    // Who reads meanwhile waits for all of it.
-                    let wanted = if self.is_all(&run) { Wanted::Now } else { Wanted::Later };
-                    self.spawn(run, wanted, Some(admitted));
+                    if self.is_all(&run) {
+                        // Who reads meanwhile waits for all of it.
+                        self.spawn(run, Wanted::Now, Some(admitted));
+                    } else if let Some(held) = admitted.hold(self.blob_bytes(&run)) {
+                        self.runtime.spawn(Arc::clone(self).run_held(run, admitted, held));
+                    } else {
+                        self.spawn(run, Wanted::Later, Some(admitted));
+                    }
                     continue;
                 }
                 Ok(None) => None,

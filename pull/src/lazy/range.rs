@@ -6,6 +6,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use silk_layer::{
     index::{self, SpanError},
     media::Compression,
@@ -14,15 +15,19 @@ use silk_model::{
     Class,
     metrics::{self, METRICS},
 };
-use silk_registry::Blob;
 use silk_store::StoreError;
 use silk_sys::priority::{self, Behind};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::Instrument as _;
 
-use super::{Lazy, buffers::Buffer, pieces::PieceReader, scheduler::Admitted};
+use super::{
+    Lazy,
+    buffers::Buffer,
+    pieces::PieceReader,
+    scheduler::{Admitted, Held},
+};
 use crate::{
-    fetch::PIECES,
+    fetch::{PIECES, Pieces},
     sources::{Manner, Stretch},
     spans,
     timing::{Clocks, Part, Way},
@@ -37,6 +42,15 @@ pub(super) enum Wanted {
     Soon,
     /// Nobody yet.
     Later,
+}
+
+/// What is here of a range that is to be decoded.
+#[derive(Default)]
+struct Came {
+    /// An error is the last.
+    pieces: Vec<Result<Bytes, silk_registry::Error>>,
+    /// Nothing else will come.
+    is_all: bool,
 }
 
 /// Why a range did not arrive.
@@ -86,38 +100,94 @@ impl Lazy {
         };
         let began = Instant::now();
         let span = spans::range(&self.span, &wanted, &run, self.blob_bytes(&run));
-        let (blob, outcome) = self.fetch(run.clone(), wanted).instrument(span).await;
+        let mut stretch = self.stretch(&run, wanted);
+        let outcome = self.fetch(run.clone(), wanted, Came::default(), &mut stretch).instrument(span).await;
+        self.note(&run, wanted, [asked, began], &outcome);
+        self.over(run, began, (&stretch, outcome)).await;
+    }
+
+    /// Fetches a run that nobody wants now, and decodes it when starts are over or somebody waits for it.
+    pub(super) async fn run_held(self: Arc<Self>, run: Range<usize>, admitted: Admitted, held: Held) {
+        let began = Instant::now();
+        let span = spans::range(&self.span, &Wanted::Later, &run, self.blob_bytes(&run));
+        let mut stretch = self.stretch(&run, Wanted::Later);
+        let came = self.collect(&run, &mut stretch).instrument(span.clone()).await;
+        let turn = if came.is_all {
+            drop(admitted);
+            self.until_awaited(&run, held.turn()).await
+        } else {
+            None
+        };
+        let wanted = if turn.is_some() { Wanted::Later } else { Wanted::Now };
+        let outcome = self.fetch(run.clone(), wanted, came, &mut stretch).instrument(span).await;
+        drop((turn, held));
+        self.note(&run, wanted, [began; 2], &outcome);
+        self.over(run, began, (&stretch, outcome)).await;
+    }
+
+    /// Takes the bytes as they come, until a reader waits for some of them.
+    async fn collect(&self, run: &Range<usize>, stretch: &mut Stretch) -> Came {
+        // In one piece: those of the network have memory around them.
+        let mut bytes = Vec::with_capacity(self.blob_bytes(run) as usize);
+        loop {
+            // A piece that was on its way is not lost.
+            let Some(next) = self.until_awaited(run, stretch.next()).await else {
+                return Came { pieces: vec![Ok(bytes.into())], is_all: false };
+            };
+            match next {
+                Ok(Some(piece)) => {
+                    self.clocks.came();
+                    bytes.extend_from_slice(&piece);
+                }
+                Ok(None) => return Came { pieces: vec![Ok(bytes.into())], is_all: true },
+                Err(error) => return Came { pieces: vec![Ok(bytes.into()), Err(error)], is_all: true },
+            }
+        }
+    }
+
+    fn stretch(&self, run: &Range<usize>, wanted: Wanted) -> Stretch {
+        let manner = Manner { urgent: wanted == Wanted::Now, ranges_only: !self.is_all(run) };
+        Stretch::read(&self.sources, self.partial.index().blob_range(run.clone()), manner)
+    }
+
+    fn note(&self, run: &Range<usize>, wanted: Wanted, [asked, began]: [Instant; 2], outcome: &Result<(), RangeError>) {
         tracing::debug!(
             diff_id = %self.spec.diff_id,
             spans = ?run,
-            bytes = self.blob_bytes(&run),
+            bytes = self.blob_bytes(run),
             ?wanted,
             waited = (began - asked).as_secs_f64(),
             seconds = began.elapsed().as_secs_f64(),
+            good = outcome.is_ok(),
             "a range was fetched"
         );
-        if let Err(RangeError::Registry(_)) = &outcome {
-            self.sources.renew(&blob).await;
-        }
-        self.ended(run, (began, &blob), outcome);
     }
 
-    /// Says also who sent it.
-    async fn fetch(self: &Arc<Self>, run: Range<usize>, wanted: Wanted) -> (Blob, Result<(), RangeError>) {
+    async fn over(&self, run: Range<usize>, began: Instant, (stretch, outcome): (&Stretch, Result<(), RangeError>)) {
+        let blob = stretch.blob();
+        if let Err(RangeError::Registry(_)) = &outcome {
+            self.sources.renew(blob).await;
+        }
+        self.ended(run, (began, blob), outcome);
+    }
+
+    /// Decodes what came, and what is still to come.
+    async fn fetch(
+        self: &Arc<Self>,
+        run: Range<usize>,
+        wanted: Wanted,
+        came: Came,
+        stretch: &mut Stretch,
+    ) -> Result<(), RangeError> {
         let (to, pieces) = mpsc::channel(PIECES);
-        let manner = Manner { urgent: wanted == Wanted::Now, ranges_only: !self.is_all(&run) };
-        let mut stretch = Stretch::read(&self.sources, self.partial.index().blob_range(run.clone()), manner);
-        let lazy = Arc::clone(self);
-        let span = spans::part!("decode");
-        let decode = tokio::task::spawn_blocking(move || {
-            let _span = span.entered();
-            // Of its own: other ranges of the layer are read at the same time.
-            let clocks = Arc::new(Clocks::new(Way::Filled));
-            let outcome = lazy.decode(run, wanted, PieceReader::new(pieces, Arc::clone(&clocks)), &clocks);
-            lazy.clocks.take_in(&clocks);
-            outcome
-        });
-        while let Some(piece) = stretch.next().await.transpose() {
+        let decoding = self.start_decoding(run, wanted, pieces);
+        for piece in came.pieces {
+            // Nobody hears it where decoding failed.
+            let _ = to.send(piece).await;
+        }
+        while !came.is_all
+            && let Some(piece) = stretch.next().await.transpose()
+        {
             let last = piece.is_err();
             if piece.is_ok() {
                 self.clocks.came();
@@ -127,11 +197,25 @@ impl Lazy {
             }
         }
         drop(to);
-        let outcome = decode.await.unwrap_or(Err(RangeError::Panicked)).map_err(|error| match error {
-            RangeError::Content { error, .. } => RangeError::Content { error, elsewhere: stretch.distrust() },
-            error => error,
-        });
-        (stretch.blob().clone(), outcome)
+        decoded(decoding, stretch).await
+    }
+
+    fn start_decoding(
+        self: &Arc<Self>,
+        run: Range<usize>,
+        wanted: Wanted,
+        pieces: Pieces,
+    ) -> JoinHandle<Result<(), RangeError>> {
+        let lazy = Arc::clone(self);
+        let span = spans::part!("decode");
+        tokio::task::spawn_blocking(move || {
+            let _span = span.entered();
+            // Of its own: other ranges of the layer are read at the same time.
+            let clocks = Arc::new(Clocks::new(Way::Filled));
+            let outcome = lazy.decode(run, wanted, PieceReader::new(pieces, Arc::clone(&clocks)), &clocks);
+            lazy.clocks.take_in(&clocks);
+            outcome
+        })
     }
 
     /// Blocks until the run is decoded.
@@ -181,6 +265,14 @@ impl Lazy {
             }
         }
     }
+}
+
+/// Content that is wrong is held against who sent it.
+async fn decoded(decoding: JoinHandle<Result<(), RangeError>>, stretch: &Stretch) -> Result<(), RangeError> {
+    decoding.await.unwrap_or(Err(RangeError::Panicked)).map_err(|error| match error {
+        RangeError::Content { error, .. } => RangeError::Content { error, elsewhere: stretch.distrust() },
+        error => error,
+    })
 }
 
 /// The registry's error in that of a failed read.

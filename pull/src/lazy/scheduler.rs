@@ -39,9 +39,8 @@ const ELSEWHERE: usize = 1;
 /// reader. Chosen, not measured.
 const LINGERS: Duration = Duration::from_millis(100);
 
-/// The rest may fetch so many hundredths of what a start touches before that is over: the link would be idle meanwhile, but
-/// bytes that nobody wants are not to be most of what a start costs.
-const SPARE: u64 = 25;
+/// Ranges at once that are held back: two fill four fifths of a link of 1 Gbit/s, and leave the rest to what the start asks for all the same.
+const HELD: usize = 2;
 
 /// What starts touch holds back the rest no longer than this: some hundred megabytes on a slow link.
 pub(super) const START: Duration = Duration::from_secs(10);
@@ -52,6 +51,11 @@ pub(crate) struct Scheduler {
     /// Scans of what has come: one at a time for every two cores.
     scans: Arc<Semaphore>,
     most: usize,
+    /// Compressed bytes that may be held back, and those of one range.
+    held_bytes: u64,
+    range: u64,
+    /// Ranges that were held back, while they are decoded: one at a time for each core.
+    decodes: Arc<Semaphore>,
     /// For demands and starts, in each lane.
     places: [usize; 2],
     traffic: Mutex<Traffic>,
@@ -94,34 +98,77 @@ impl Running {
 struct Traffic {
     /// Those in use, by the registry's name.
     lanes: HashMap<String, Weak<Lane>>,
-    /// Images whose starts' bytes are not all on their way yet, and until when the rest waits for that.
+    /// Images that start, those among them whose starts' bytes are here, and until when the rest waits for them.
     starting: usize,
+    come: usize,
     starts_end: Option<Instant>,
-    /// Bytes that the rest may fetch all the same.
-    spare: u64,
+    /// Compressed bytes that are held back.
+    held: u64,
+}
+
+impl Traffic {
+    /// Until when starts go on at the most, for all that is known now.
+    fn starts_until(&self, now: Instant) -> Option<Instant> {
+        self.starts_end.filter(|end| self.starting > 0 && *end > now)
+    }
 }
 
 /// An image's start is to be fetched: the rest holds back while this lives.
 #[derive(Debug)]
-pub(crate) struct Starting(Arc<Scheduler>);
+pub(crate) struct Starting {
+    scheduler: Arc<Scheduler>,
+    has_come: bool,
+}
 
 impl Starting {
-    /// What the start touches is here, so many compressed bytes: while it goes on, the rest has one connection.
-    pub(crate) fn has_come(&self, bytes: u64) {
-        self.0.traffic().spare += bytes / 100 * SPARE;
-        self.0.ended.notify_waiters();
+    /// What the start touches is here. It has the processors for itself while it goes on, but does not need the link: the rest comes, and is not
+    /// decoded.
+    pub(crate) fn has_come(&mut self) {
+        if !std::mem::replace(&mut self.has_come, true) {
+            self.scheduler.traffic().come += 1;
+            self.scheduler.ended.notify_waiters();
+        }
     }
 }
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        let mut traffic = self.0.traffic();
+        let mut traffic = self.scheduler.traffic();
         traffic.starting -= 1;
-        if traffic.starting == 0 {
-            traffic.spare = 0;
-        }
+        traffic.come -= usize::from(self.has_come);
         drop(traffic);
-        self.0.ended.notify_waiters();
+        self.scheduler.ended.notify_waiters();
+    }
+}
+
+/// Compressed bytes that wait in memory until starts are over.
+#[derive(Debug)]
+pub(crate) struct Held {
+    scheduler: Arc<Scheduler>,
+    bytes: u64,
+}
+
+impl Held {
+    /// The right to decode them, when no start goes on.
+    pub(crate) async fn turn(&self) -> OwnedSemaphorePermit {
+        self.until_starts_are_over().await;
+        let turn = Arc::clone(&self.scheduler.decodes).acquire_owned().await;
+        turn.expect("it is never closed")
+    }
+
+    async fn until_starts_are_over(&self) {
+        loop {
+            let ended = self.scheduler.ended.notified();
+            let Some(end) = self.scheduler.traffic().starts_until(Instant::now()) else { return };
+            let _ = timeout_at(end, ended).await;
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.scheduler.traffic().held -= self.bytes;
+        self.scheduler.ended.notify_waiters();
     }
 }
 
@@ -131,15 +178,17 @@ pub(crate) struct Admitted {
     _permit: Option<OwnedSemaphorePermit>,
     /// Whose it is, when nobody waits for it.
     other: Option<Arc<Lane>>,
+    /// A start goes on: what comes is to be held.
+    hold: Option<Held>,
 }
 
 impl Admitted {
-    /// It fetches so many bytes that nobody waits for.
-    pub(crate) fn spend(&self, bytes: u64) {
-        if let Some(lane) = &self.other {
-            let mut traffic = lane.scheduler.traffic();
-            traffic.spare = traffic.spare.saturating_sub(bytes);
-        }
+    /// Are these bytes to be held, because a start goes on? Not if they are more than there is room for.
+    pub(crate) fn hold(&mut self, bytes: u64) -> Option<Held> {
+        let mut held = self.hold.take_if(|hold| bytes <= hold.bytes)?;
+        held.scheduler.traffic().held -= held.bytes - bytes;
+        held.bytes = bytes;
+        Some(held)
     }
 }
 
@@ -162,7 +211,10 @@ impl Scheduler {
             places: [config.demand_ranges.max(1), config.profile_ranges.max(1)],
             scans: Arc::new(Semaphore::new(cores.div_ceil(2))),
             most: config.ranges_at_once.max(1),
-            traffic: Mutex::new(Traffic { lanes: HashMap::new(), starting: 0, starts_end: None, spare: 0 }),
+            held_bytes: u64::from(config.held_bytes),
+            range: u64::from(config.range_bytes.max(1)),
+            decodes: Arc::new(Semaphore::new(cores)),
+            traffic: Mutex::new(Traffic { lanes: HashMap::new(), starting: 0, come: 0, starts_end: None, held: 0 }),
             ended: Notify::new(),
         })
     }
@@ -195,6 +247,11 @@ impl Scheduler {
         ]
     }
 
+    /// Compressed bytes that are held back.
+    pub(crate) fn held(&self) -> Use {
+        Use { limit: self.held_bytes, in_use: self.traffic().held }
+    }
+
     /// To be called before the image's layers are opened, so that no other range comes first.
     pub(crate) fn starting(self: &Arc<Self>) -> Starting {
         let mut traffic = self.traffic();
@@ -204,7 +261,7 @@ impl Scheduler {
         }
         traffic.starting += 1;
         drop(traffic);
-        Starting(Arc::clone(self))
+        Starting { scheduler: Arc::clone(self), has_come: false }
     }
 
     fn traffic(&self) -> MutexGuard<'_, Traffic> {
@@ -236,12 +293,12 @@ impl Lane {
 
     /// A read waits for it.
     pub(crate) async fn demand(&self) -> Admitted {
-        Admitted { _permit: Arc::clone(&self.demands).acquire_owned().await.ok(), other: None }
+        Admitted { _permit: Arc::clone(&self.demands).acquire_owned().await.ok(), other: None, hold: None }
     }
 
     /// A start is known to touch it.
     pub(crate) async fn start(&self) -> Admitted {
-        Admitted { _permit: Arc::clone(&self.starts).acquire_owned().await.ok(), other: None }
+        Admitted { _permit: Arc::clone(&self.starts).acquire_owned().await.ok(), other: None, hold: None }
     }
 
     /// Nobody waits for it: bytes of a layer that are only to be here in the end.
@@ -258,12 +315,16 @@ impl Lane {
 
     /// Or when to try again at the latest.
     fn try_background(self: &Arc<Self>, layer: Digest) -> Result<Admitted, Instant> {
-        let traffic = self.scheduler.traffic();
+        let mut traffic = self.scheduler.traffic();
         let mut running = self.running();
         let now = Instant::now();
-        let starts = traffic.starts_end.filter(|end| traffic.starting > 0 && *end > now);
-        if let Some(end) = starts.filter(|_| traffic.spare == 0 || running.others > 0) {
-            return Err(end);
+        let starts = traffic.starts_until(now);
+        if let Some(end) = starts {
+            let has_room = traffic.held + self.scheduler.range <= self.scheduler.held_bytes;
+            let is_free = traffic.come == traffic.starting && has_room;
+            if !is_free || running.others >= HELD.min(self.scheduler.most) {
+                return Err(end);
+            }
         }
         let read_until = running.read_until(now);
         let elsewhere = read_until.is_some() && running.hot.is_some_and(|hot| hot != layer);
@@ -272,12 +333,17 @@ impl Lane {
             return Err(read_until.unwrap_or(now + LINGERS));
         }
         running.others += 1;
-        Ok(Admitted { _permit: None, other: Some(Arc::clone(self)) })
+        let hold = starts.map(|_| {
+            let bytes = self.scheduler.range;
+            traffic.held += bytes;
+            Held { scheduler: Arc::clone(&self.scheduler), bytes }
+        });
+        Ok(Admitted { _permit: None, other: Some(Arc::clone(self)), hold })
     }
 
     /// The right to read and scan some spans.
     pub(crate) async fn scan(&self) -> Admitted {
-        Admitted { _permit: Arc::clone(&self.scheduler.scans).acquire_owned().await.ok(), other: None }
+        Admitted { _permit: Arc::clone(&self.scheduler.scans).acquire_owned().await.ok(), other: None, hold: None }
     }
 
     fn running(&self) -> MutexGuard<'_, Running> {
@@ -296,6 +362,8 @@ impl Drop for Admitted {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
 
     fn layer() -> Digest {
@@ -303,23 +371,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_start_has_the_link_for_itself_and_leaves_the_rest_a_part() {
-        let scheduler = Scheduler::new(&Config::default());
+    async fn a_start_has_the_link_for_itself_and_what_comes_beside_it_is_held() {
+        let config = Config { held_bytes: 3 * Config::default().range_bytes, ..Config::default() };
+        let scheduler = Scheduler::new(&config);
         let lane = scheduler.lane("a.example");
-        let starting = scheduler.starting();
+        let mut starting = scheduler.starting();
         assert!(lane.try_background(layer()).is_err(), "it fetches");
-        starting.has_come(1000);
-        let one = lane.try_background(layer()).unwrap();
-        assert!(lane.try_background(layer()).is_err(), "one at a time");
-        one.spend(10 * SPARE - 1);
-        drop(one);
+        starting.has_come();
+        let (mut held, range) = (Vec::new(), u64::from(config.range_bytes));
+        for bytes in [range, 1000] {
+            let mut some: Vec<_> = (0..HELD).map(|_| lane.try_background(layer()).unwrap()).collect();
+            assert!(lane.try_background(layer()).is_err(), "no more at a time");
+            assert!(some[0].hold(range + 1).is_none(), "more than there is room for");
+            held.extend(some[0].hold(bytes));
+        }
         let last = lane.try_background(layer()).unwrap();
-        last.spend(1);
+        assert_eq!(scheduler.held(), Use { limit: 3 * range, in_use: 2 * range + 1000 });
+        assert!(lane.try_background(layer()).is_err(), "no more in all");
         drop(last);
-        assert!(lane.try_background(layer()).is_err(), "all of its part is spent");
+        held.pop();
+        let another = scheduler.starting();
+        assert!(lane.try_background(layer()).is_err(), "the other fetches");
+        drop(another);
+        assert!(lane.try_background(layer()).unwrap().hold(1).is_some());
+        assert!(timeout(START / 2, held[0].until_starts_are_over()).await.is_err());
         drop(starting);
         let all: Vec<_> = (0..Config::default().ranges_at_once).map(|_| lane.try_background(layer())).collect();
         assert!(all.iter().all(Result::is_ok), "it is over");
+        assert!(all.iter().flatten().all(|admitted| admitted.hold.is_none()));
+        held[0].until_starts_are_over().await;
+        drop(held);
+        assert_eq!(scheduler.held().in_use, 0);
         // One that never ends does not keep the rest back for good.
         drop(all);
         let _starting = scheduler.starting();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::node::Node;
+use crate::node::{Node, eventually};
 use silk_layer::profile::{GRAIN, Profile, Seen};
 use silk_model::Use;
 use silk_pull::{Budgets, Config, Puller};
@@ -195,4 +195,46 @@ async fn no_more_ranges_come_that_nobody_waits_for_than_may() {
     arrives(&node, &pushed, &tars).await;
     watch.end().await;
     assert!(registry.most_bodies().all <= 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_bytes_are_held_while_a_start_goes_on_than_may() {
+    let (registry, tars) = (Fake::start().await, tars(1, 6_000_000));
+    let change = |config: &mut Config| (config.range_bytes, config.held_bytes) = (700_000, 2_100_000);
+    let (node, pushed) = known(&registry, &tars, change).await;
+    registry.heal();
+    let layer = pushed.layers[0].diff_id;
+    let mut profile = Profile::default();
+    profile.learn(&Seen { touches: vec![(layer, 80 * GRAIN..81 * GRAIN)], ..Seen::default() });
+    node.puller.import_profile(&pushed.manifest_digest, &pushed.reference, profile).await.unwrap();
+    node.pull(&pushed).await.unwrap();
+    let lazy = node.lazies.get(&layer).unwrap();
+    let held = || node.puller.budgets().held_bytes.in_use;
+    eventually("what it touches is here", || lazy.arrived().profile > 0).await;
+    // As long as it reads.
+    let start = async {
+        loop {
+            let offset = 80 * GRAIN as usize;
+            assert_eq!(node.read(&layer, offset as u64, 4096).await.unwrap(), tars[0][offset..offset + 4096]);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let look = async {
+        // Three ranges, each of whole segments.
+        eventually("as much is held as may", || held() > 1_400_000).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!((1_400_001..=2_100_000).contains(&held()), "{}", held());
+        assert_eq!((lazy.arrived().background, lazy.arrived().demand), (0, 0));
+        assert_eq!(node.read(&layer, 10_000, 4096).await.unwrap(), tars[0][10_000..14_096]);
+        assert!(held() > 0, "the start goes on");
+        assert!(lazy.arrived().demand > 0, "a reader does not wait for its end");
+    };
+    tokio::select! {
+        () = start => unreachable!("it goes on"),
+        () = look => {}
+    }
+    arrives(&node, &pushed, &tars).await;
+    let arrived = lazy.arrived();
+    assert_eq!(arrived.demand + arrived.profile + arrived.background, tars[0].len() as u64);
+    eventually("nothing is held", || held() == 0).await;
 }
