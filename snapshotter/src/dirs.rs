@@ -17,6 +17,8 @@ use std::{
 use crate::SnapshotError;
 
 const GONE: &str = "gone-";
+/// What has files of a snapshot that the database never heard of: nothing here touches it again.
+const LOST: &str = "lost-";
 
 /// The directories of one root.
 #[derive(Debug)]
@@ -62,17 +64,11 @@ impl Dirs {
         self.base.join(id.to_string()).join("work")
     }
 
-    /// Makes the directories of a snapshot. A directory that is in the way belongs to no snapshot: it was made just before
-    /// a crash.
+    /// Makes the directories of a snapshot. Nothing is in the way: IDs are never used again, and what was made just before a crash went at the
+    /// start. So what is all the same there is not ours to delete.
     pub(crate) fn make(&self, id: u64, owner: Option<(u32, u32)>, work: bool) -> Result<(), SnapshotError> {
         let dir = self.base.join(id.to_string());
-        if let Err(e) = fs::create_dir(&dir) {
-            if e.kind() != ErrorKind::AlreadyExists {
-                return Err(SnapshotError::io("create", &dir, e));
-            }
-            self.discard(id)?;
-            fs::create_dir(&dir).map_err(|e| SnapshotError::io("create", &dir, e))?;
-        }
+        fs::create_dir(&dir).map_err(|e| SnapshotError::io("create", &dir, e))?;
         let fill = || {
             create(&dir, 0o700)?;
             create(&self.fs(id), 0o755)?;
@@ -99,10 +95,19 @@ impl Dirs {
         }
     }
 
-    /// Buries every directory whose ID `known` does not have.
-    pub(crate) fn discard_unknown(&self, known: &HashSet<u64>) -> Result<(), SnapshotError> {
+    /// Buries every directory whose ID `known` does not have. But if no snapshot can have had it, `next_id` being the first such, and it has files, the
+    /// database is not the one that it was made with: then it is set aside.
+    pub(crate) fn discard_unknown(&self, known: &HashSet<u64>, next_id: u64) -> Result<(), SnapshotError> {
         for name in names(&self.base)? {
-            if name.parse::<u64>().is_ok_and(|id| !known.contains(&id)) {
+            let Some(id) = name.parse::<u64>().ok().filter(|id| !known.contains(id)) else { continue };
+            // What a crash left has none.
+            if id >= next_id && fs::read_dir(self.fs(id)).is_ok_and(|mut files| files.next().is_some()) {
+                let kept = self.rename(&name, LOST)?;
+                tracing::error!(
+                    path = %self.base.join(kept.unwrap_or(name)).display(),
+                    "a snapshot's files are kept that silk.redb does not know: was the database lost, or an older one put back? They can be deleted if nobody misses them"
+                );
+            } else {
                 self.bury(&name)?;
             }
         }
@@ -111,12 +116,18 @@ impl Dirs {
     }
 
     fn bury(&self, name: &str) -> Result<(), SnapshotError> {
+        self.rename(name, GONE).map(drop)
+    }
+
+    /// Says what it is called now; `None` if it is not there.
+    fn rename(&self, name: &str, what: &str) -> Result<Option<String>, SnapshotError> {
         let from = self.base.join(name);
         // The name is taken when an earlier directory of this ID is still being deleted.
         for n in 0..100 {
-            match fs::rename(&from, self.base.join(format!("{GONE}{name}-{n}"))) {
-                Ok(()) => return Ok(()),
-                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            let to = format!("{what}{name}-{n}");
+            match fs::rename(&from, self.base.join(&to)) {
+                Ok(()) => return Ok(Some(to)),
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
                 Err(e) if matches!(e.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {}
                 Err(e) => return Err(SnapshotError::io("rename", &from, e)),
             }
@@ -292,13 +303,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_deleted_and_a_leftover_makes_way() {
+    fn what_is_gone_is_deleted_and_what_is_in_the_way_is_left() {
         let root = tempfile::tempdir().unwrap();
         let dirs = Dirs::open(root.path()).unwrap();
         dirs.make(1, None, true).unwrap();
         fs::write(dirs.fs(1).join("old"), "x").unwrap();
-        dirs.make(1, None, true).unwrap();
-        assert!(!dirs.fs(1).join("old").exists());
+        assert!(dirs.make(1, None, true).is_err());
+        assert!(dirs.fs(1).join("old").exists());
+        // The database that knew these is lost: one had files.
+        dirs.make(7, None, true).unwrap();
+        dirs.make(8, None, true).unwrap();
+        fs::write(dirs.fs(7).join("precious"), "x").unwrap();
         dirs.make(2, None, true).unwrap();
         fs::create_dir(root.path().join("snapshots/not-ours")).unwrap();
         let kept = root.path().join("kept");
@@ -307,11 +322,11 @@ mod tests {
         // What an earlier process had begun to delete: made while nothing is deleted, since names of this kind are in use then.
         assert!(dirs.drain(LIMIT));
         fs::create_dir_all(root.path().join("snapshots/gone-in-0/dir/dir")).unwrap();
-        dirs.discard_unknown(&HashSet::from([1])).unwrap();
+        dirs.discard_unknown(&HashSet::from([1]), 7).unwrap();
         assert!(dirs.drain(LIMIT));
         let mut left = names(&root.path().join("snapshots")).unwrap();
         left.sort();
-        assert_eq!(left, ["1", "not-ours"]);
+        assert_eq!(left, ["1", "lost-7-0", "not-ours"]);
         assert!(kept.join("dir").exists(), "no link is followed");
         dirs.discard(7).unwrap();
     }

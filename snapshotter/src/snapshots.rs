@@ -54,7 +54,7 @@ pub(crate) struct Final {
 }
 
 impl Snapshots {
-    /// Reads the snapshots of `root` from `db`; directories that belong to none are deleted.
+    /// Reads the snapshots of `root` from `db`; directories that belonged to others are deleted.
     ///
     /// # Errors
     /// When the database or the directory cannot be used, or were written by a newer silkd.
@@ -62,13 +62,13 @@ impl Snapshots {
         let records = Records::open(db)?;
         let loaded = records.load()?;
         let dirs = Dirs::open(root)?;
+        let next_id = loaded.snapshots.iter().map(|s| s.id + 1).max().unwrap_or(1).max(loaded.next_id);
         if loaded.damaged.is_empty() {
-            dirs.discard_unknown(&loaded.snapshots.iter().map(|s| s.id).collect())?;
+            dirs.discard_unknown(&loaded.snapshots.iter().map(|s| s.id).collect(), next_id)?;
         } else {
             // Their IDs are unknown, so no directory is known to be nobody's.
             tracing::error!(snapshots = ?loaded.damaged, "records are damaged: these snapshots are lost, their files are kept");
         }
-        let next_id = loaded.snapshots.iter().map(|s| s.id + 1).max().unwrap_or(1).max(loaded.next_id);
         let mut table = Table::default();
         loaded.snapshots.into_iter().for_each(|snapshot| table.insert(snapshot));
         Ok(Arc::new(Self { dirs, records, next_id: Mutex::new(next_id), table: RwLock::new(table) }))

@@ -4,6 +4,7 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, SeekFrom},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use redb::{Database, backends::FileBackend};
@@ -63,7 +64,11 @@ fn is_half_made(mut file: &File) -> io::Result<bool> {
 
 /// Takes the database's blocks before layers can have them: redb gives up for good at its first failed write.
 pub(crate) fn reserve(file: &File) {
-    if let Err(error) = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, RESERVED) {
+    /// It is tried each minute, and some file systems never can.
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    if let Err(error) = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, RESERVED)
+        && !WARNED.swap(true, Ordering::Relaxed)
+    {
         tracing::warn!(%error, "no space is reserved for the database");
     }
 }

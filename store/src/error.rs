@@ -35,6 +35,14 @@ pub enum StoreError {
         /// The digest of what was decoded.
         found: Digest,
     },
+    /// A record of a silk that is newer than this one.
+    #[error("the record of layer {diff_id} has version {version}, which this silkd does not know: run the newer one")]
+    Version {
+        /// The layer.
+        diff_id: Digest,
+        /// The record's first byte.
+        version: u8,
+    },
     /// The layer is not here.
     #[error("layer {0} is not in the store")]
     Absent(Digest),
@@ -112,6 +120,7 @@ impl StoreError {
             Self::Absent(_) | Self::Toc { .. } | Self::Index { .. } | Self::Foreign { .. } | Self::Lost(_) => true,
             Self::Db(_)
             | Self::Locked(_)
+            | Self::Version { .. }
             | Self::WrongDiffId { .. }
             | Self::OtherBlob { .. }
             | Self::Busy(_)
@@ -126,7 +135,7 @@ impl StoreError {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
                 _ => Class::Internal,
             },
-            Self::Db(_) | Self::Locked(_) | Self::Lost(_) => Class::Internal,
+            Self::Db(_) | Self::Locked(_) | Self::Version { .. } | Self::Lost(_) => Class::Internal,
             Self::WrongDiffId { .. } | Self::Toc { .. } | Self::Index { .. } | Self::Foreign { .. } => Class::Corrupt,
             Self::Absent(_) => Class::NotFound,
             Self::Busy(_) | Self::Whole(_) => Class::Transient,

@@ -86,8 +86,19 @@ impl Store {
     /// Opens or creates the store below `root` and deletes what an earlier process left half-made.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] when another process has it open, else what the file system or the database says.
+    /// [`StoreError::Locked`] when another process has it open, [`StoreError::Version`] when a newer silk has written it, else what the file
+    /// system or the database says.
     pub fn open(root: &Path, config: Config) -> Result<Self, StoreError> {
+        let store = Self::unswept(root, config)?;
+        store.sweep()?;
+        Ok(store)
+    }
+
+    /// As [`Store::open`], and deletes nothing before [`Store::sweep`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn unswept(root: &Path, config: Config) -> Result<Self, StoreError> {
         let layers = root.join("layers/sha256");
         fs::create_dir_all(&layers).map_err(|e| StoreError::io("create", &layers, e))?;
         let file = root.join("silk.redb");
@@ -113,7 +124,6 @@ impl Store {
             ways: way::Ways::default(),
         };
         store.load()?;
-        store.sweep()?;
         Ok(store)
     }
 
@@ -181,7 +191,8 @@ impl Store {
         let _changing = self.changing();
         let now = record::now();
         // Once a minute is exact enough for an order, and spares the disk a commit a container.
-        let stale = |id| self.record(id).filter(|r| r.last_used + 60 <= now);
+        // Nor may one stay newest until a clock that was ahead is overtaken.
+        let stale = |id| self.record(id).filter(|r| r.last_used + 60 <= now || r.last_used > now);
         let changed: Vec<_> =
             diff_ids.iter().filter_map(|id| Some((*id, LayerRecord { last_used: now, ..stale(id)? }))).collect();
         self.persist(&changed)
@@ -248,6 +259,9 @@ impl Store {
         for row in table.iter().map_err(StoreError::db)? {
             let (key, value) = row.map_err(StoreError::db)?;
             let id = Digest::new(*key.value());
+            if let Some(version) = value.value().first().copied().filter(|version| *version > record::VERSION) {
+                return Err(StoreError::Version { diff_id: id, version });
+            }
             let Some(mut record) = LayerRecord::decode(value.value()) else {
                 tracing::warn!(diff_id = %id, "dropped a layer's record of an unknown version: the layer is fetched again");
                 continue;
@@ -283,8 +297,11 @@ impl Store {
         }
     }
 
-    /// Deletes files that no record speaks for.
-    fn sweep(&self) -> Result<(), StoreError> {
+    /// Deletes files that no record speaks for. Only before anything else is done with the store.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn sweep(&self) -> Result<(), StoreError> {
         let dir = self.root.join("layers/sha256");
         for entry in fs::read_dir(&dir).map_err(|e| StoreError::io("list", &dir, e))? {
             let path = entry.map_err(|e| StoreError::io("list", &dir, e))?.path();

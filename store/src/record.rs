@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use silk_model::Digest;
 
-/// First byte of every record; a record of another version is forgotten and its layer fetched again.
-const VERSION: u8 = 2;
+/// First byte of every record; one of an older version is forgotten and its layer fetched again. With one of a newer version silkd does not start.
+pub(crate) const VERSION: u8 = 2;
 
 /// What a complete pass over a layer has taught.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

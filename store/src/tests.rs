@@ -338,3 +338,20 @@ fn others_on_the_host_read_nothing() {
         assert_eq!(fs::metadata(root.path().join(name)).unwrap().mode() & 0o777, mode, "{name}");
     }
 }
+
+#[test]
+fn what_a_newer_silk_has_written_stays_as_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let id = put(&store, b"newer");
+    let path = store.layer_path(&id);
+    let mut record = store.record(&id).unwrap().encode();
+    record[0] += 1;
+    let write = store.db.begin_write().unwrap();
+    write.open_table(LAYERS).unwrap().insert(id.as_bytes(), &record[..]).unwrap();
+    write.commit().unwrap();
+    drop(store);
+    let error = Store::open(root.path(), Config::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Version { diff_id, version } if diff_id == id && version == record[0]));
+    assert!(path.join("data").exists() && path.join("toc").exists());
+}

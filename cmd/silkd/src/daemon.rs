@@ -25,11 +25,19 @@ use crate::{
 /// itself: its client sees the connection close, and asks the next silkd.
 const DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// Opens what the root has. Nothing is deleted there before it is known that this silkd can read all of it.
+fn opened(root: &Path, config: silk_store::Config) -> anyhow::Result<(Arc<Store>, Arc<Snapshots>)> {
+    let store = Store::unswept(root, config).context("cannot open the store")?;
+    let snapshots = Snapshots::open(store.database(), root).context("cannot open the snapshots")?;
+    store.sweep().context("cannot open the store")?;
+    Ok((Arc::new(store), snapshots))
+}
+
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     Process::now();
     let root = made(&config.root)?;
-    let store = Arc::new(Store::open(&root, config.store).context("cannot open the store")?);
+    let (store, snapshots) = opened(&root, config.store)?;
     let lazies = Lazies::new(Arc::clone(&store), &config.pull);
     let slots = Slots::open(store.database()).context("cannot read the names of served files")?;
     let served = Served::mount(&root, Arc::clone(&lazies), slots, config.mount.open_files);
@@ -45,12 +53,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         (Rung::None, _) | (_, Err(_)) => {}
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %root.display(), rung = ?mounts.rung(), reason = mounts.reason(), "silkd starts");
-    let views = Arc::new(StoreViews {
-        store: Arc::clone(&store),
-        lazies: Arc::clone(&lazies),
-        served,
-        views: Views::new(mounts),
-    });
+    let views = StoreViews::new(Arc::clone(&store), Arc::clone(&lazies), served, Views::new(mounts));
+    let views = Arc::new(views);
     views.sweep().context("cannot take stock of the mounts")?;
     let registry = Registry::new(config.registry).context("the configuration of registries")?;
     let contents = Arc::new(ContentStore::new(connect(&config.containerd.address)));
@@ -59,7 +63,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let puller = Puller::new(config.pull, registry, lazies, seams).context("cannot read known images")?;
     let starts = Starts::new(&root, Arc::clone(&views), Arc::clone(&puller), connect(&config.containerd.address))
         .with_context(|| format!("cannot look at {}", root.display()))?;
-    let snapshots = Snapshots::open(store.database(), &root).context("cannot open the snapshots")?;
     let janitor = Janitor::new(Arc::clone(&views), Arc::clone(&puller), Arc::clone(&snapshots));
     let rooms = Rooms {
         mapped: Arc::new(mapped(&root, &snapshots)?),
