@@ -83,6 +83,7 @@ impl Janitor {
         }
         // Those of layers that became whole a while ago are put away by then.
         self.views.put_away(INTERVAL);
+        self.views.renew_again();
         self.drop_broken()?;
         self.drop_lost();
         self.forget_images()?;

@@ -1,6 +1,12 @@
 //! Joins the rooms that show layers: the store knows where they lie, `mount` shows them, `pull` asks for it.
 
-use std::{collections::HashSet, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use silk_layer::toc::Toc;
 use silk_model::{Class, Digest};
@@ -21,9 +27,30 @@ pub struct StoreViews {
     pub served: Result<Arc<Served>, String>,
     /// The mounts.
     pub views: Views,
+    /// Layers whose mounts could not be made anew, and whether their names had lied.
+    unrenewed: Mutex<HashMap<Digest, bool>>,
 }
 
 impl StoreViews {
+    /// With no mount made yet.
+    pub fn new(store: Arc<Store>, lazies: Arc<Lazies>, served: Result<Arc<Served>, String>, views: Views) -> Self {
+        Self { store, lazies, served, views, unrenewed: Mutex::default() }
+    }
+
+    /// Makes mounts anew that could not be: else new containers would go through silkd for good, and end with it. Blocks.
+    pub fn renew_again(&self) {
+        let unrenewed = std::mem::take(&mut *self.unrenewed());
+        for (diff_id, lied) in unrenewed {
+            if lied || self.store.whole(&diff_id) {
+                self.renew(&diff_id, lied);
+            }
+        }
+    }
+
+    fn unrenewed(&self) -> MutexGuard<'_, HashMap<Digest, bool>> {
+        self.unrenewed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Mount points of a chain given base first; the result is top first, as overlayfs wants it. Blocks.
     pub fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, ViewError> {
         if let Ok(served) = &self.served {
@@ -137,7 +164,8 @@ impl Show for StoreViews {
 
     fn renew(&self, diff_id: &Digest, lied: bool) {
         if let Err(error) = self.views.renew_layer(&Files(self), diff_id, lied) {
-            tracing::warn!(%diff_id, %error, "a layer is shown as before: new containers go on through silkd");
+            tracing::warn!(%diff_id, %error, "a layer is shown as before, which is tried again soon: new containers go on through silkd");
+            *self.unrenewed().entry(*diff_id).or_default() |= lied;
         }
     }
 

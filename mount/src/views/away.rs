@@ -150,13 +150,15 @@ impl Views {
                 .filter(|(_, w)| w.layers.contains(diff_id))
                 .map(|(n, w)| (w.meta.clone(), *n))
                 .collect::<Vec<_>>();
+            let mut outcome = Ok(());
             for (meta, name) in own.into_iter().chain(users) {
                 let layers = meta::wanted(&meta).unwrap_or_default();
                 let (devices, ground) = devices(files, &layers);
                 let replaced = self.mounts.replace(&name, &meta, &devices, ground);
-                replaced.map_err(|source| ViewError::Mount { layer: *diff_id, source })?;
+                // The others need not stay as they are.
+                outcome = outcome.and(replaced.map_err(|source| ViewError::Mount { layer: *diff_id, source }));
             }
-            Ok(())
+            outcome
         })
     }
 
@@ -170,8 +172,12 @@ impl Views {
         let mut keep = std::collections::HashSet::new();
         for diff_id in whole {
             for (meta, name) in images(&files.layer_path(diff_id), diff_id)? {
-                let layers = meta::wanted(&meta).unwrap_or_default();
-                if layers.iter().all(|layer| here.contains(layer)) {
+                // One of another silk is made again: what that one made of the layer may have been wrong.
+                let wanted = meta::wanted(&meta);
+                if wanted.is_none() {
+                    remove_file(&files.layer_path(diff_id).join("depends"))?;
+                }
+                if let Some(layers) = wanted.filter(|layers| layers.iter().all(|layer| here.contains(layer))) {
                     if ChainName::of_file(&meta).is_some() {
                         self.chains().insert(name, Wants { meta, layers, below: None });
                     }

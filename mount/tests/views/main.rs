@@ -271,6 +271,30 @@ fn privileged_a_torn_image_is_made_again() {
 }
 
 #[test]
+fn privileged_an_image_of_another_silk_is_made_again_although_it_is_mounted() {
+    for rung in RUNGS {
+        let layers = Layers::new();
+        let chain = [layers.add(&base())];
+        let lowers = layers.views(rung).lowers(&layers, &chain).unwrap();
+        let meta = layers.layer_path(&chain[0]).join("erofs");
+        let made = fs::read(&meta).unwrap();
+        // The file alone: what is mounted keeps its own.
+        let mut other = made.clone();
+        let name = other.windows(11).position(|w| w == b"silk-layer-").unwrap();
+        other[name + 11] += 1;
+        fs::remove_file(&meta).unwrap();
+        fs::write(&meta, other).unwrap();
+        let views = layers.views(rung);
+        layers.decoded.lock().unwrap().clear();
+        views.sweep(&layers, &chain).unwrap();
+        assert_eq!(views.lowers(&layers, &chain).unwrap(), lowers);
+        assert_eq!(fs::read(&meta).unwrap(), made);
+        assert_eq!(*layers.decoded.lock().unwrap(), chain);
+        assert_eq!(read(&lowers[0].join("bin")), "busybox");
+    }
+}
+
+#[test]
 fn privileged_a_chain_whose_layer_is_missing_says_which() {
     let layers = Layers::new();
     let views = layers.views(RungChoice::Auto);
