@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     ops::Range,
+    pin::pin,
     sync::Arc,
     time::Instant,
 };
@@ -81,22 +82,31 @@ impl Lazies {
         let warmed = if whose == Whose::Own { profile } else { &Profile::default() };
         let watch = self.watch(lazies.keys().copied());
         let mut ranges = (JoinSet::new(), Warmer::new(warmed, show));
-        for (place, run) in profile.runs().enumerate() {
-            let Some(lazy) = lazies.get(&run.layer) else { continue };
-            let Some(spans) = lazy.segments(run.bytes()) else { continue };
-            bytes += lazy.blob_bytes(&spans);
-            batch.push(Piece { layer: run.layer, spans, place });
-            if bytes >= BATCH {
-                self.fetch_batch(std::mem::take(&mut batch), &lazies, &mut ranges).await;
-                bytes = 0;
+        let mut fetch = pin!(async {
+            for (place, run) in profile.runs().enumerate() {
+                let Some(lazy) = lazies.get(&run.layer) else { continue };
+                let Some(spans) = lazy.segments(run.bytes()) else { continue };
+                bytes += lazy.blob_bytes(&spans);
+                batch.push(Piece { layer: run.layer, spans, place });
+                if bytes >= BATCH {
+                    self.fetch_batch(std::mem::take(&mut batch), &lazies, &mut ranges).await;
+                    bytes = 0;
+                }
             }
-        }
-        self.fetch_batch(batch, &lazies, &mut ranges).await;
-        let (mut ranges, _) = ranges;
-        if ranges.is_empty() {
+            self.fetch_batch(batch, &lazies, &mut ranges).await;
+            let any = !ranges.0.is_empty();
+            while ranges.0.join_next().await.is_some() {}
+            any
+        });
+        let Ok(any) = timeout(START, &mut fetch).await else {
+            // It may come as slowly as it likes: the rest of the node does not wait for it.
+            drop(starting);
+            fetch.await;
+            return;
+        };
+        if !any {
             return;
         }
-        while ranges.join_next().await.is_some() {}
         if !all_news {
             // The start reads what is not known: the background is to find it.
             return;

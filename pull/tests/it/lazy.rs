@@ -502,3 +502,20 @@ async fn bytes_that_the_disk_does_not_give_back_are_fetched_again() {
     let sent = registry.sent(&blobs(&pushed)) - before;
     assert!(sent < before + before / 2, "{sent} bytes of {before}: the layer was streamed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_hardly_gives_anything_is_given_up() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(9, 2_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::waiting(300);
+    node.learn_from(&teacher, &pushed);
+    // Some eight minutes for all of it.
+    registry.fault(&blobs(&pushed), Fault::Slow(4_000), 1);
+    node.pull(&pushed).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(120), node.read(&id, 1_900_000, 4096));
+    assert_eq!(read.await.expect("it is asked for again").unwrap(), tar[1_900_000..1_904_096]);
+    node.whole(&id).await;
+    assert_eq!(node.data(&id), tar);
+}
