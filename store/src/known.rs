@@ -3,11 +3,15 @@
 //! Learned while the layer streams in, or taken from a peer. Both files carry checksums, so that one torn by a crash of the
 //! host counts as unknown, and both outlive the layer's data.
 
-use std::{fs, io};
+use std::{
+    fs,
+    io::{self, Read as _},
+};
 
 use silk_layer::{
     index::{self, Index},
-    toc,
+    tar::{Limits, Scanner, TarError},
+    toc::{self, Toc},
 };
 use silk_model::Digest;
 
@@ -51,6 +55,27 @@ impl Store {
         let record = self.record(diff_id).ok_or(StoreError::Absent(*diff_id))?;
         let (toc, index) = (self.read_known(diff_id, "toc")?, self.read_known(diff_id, "index")?);
         Ok(Known { diff_id: *diff_id, blob: record.facts.blob, blob_size: record.facts.blob_size, toc, index })
+    }
+
+    /// Makes the table of contents of a whole layer from its data. Blocks for as long as that takes to be read.
+    pub(crate) fn list_again(&self, diff_id: &Digest) -> Result<Toc, StoreError> {
+        let size = self.size(diff_id).ok_or(StoreError::Absent(*diff_id))?;
+        let path = self.layer_path(diff_id).join("data");
+        let mut data = fs::File::open(&path).map_err(|e| StoreError::io("open", &path, e))?.take(size);
+        let (mut scanner, mut piece) = (Scanner::new(Limits::default()), vec![0; 1 << 20]);
+        let damaged = |error: TarError| StoreError::io("list", &path, io::Error::other(error));
+        loop {
+            match data.read(&mut piece).map_err(|e| StoreError::io("read", &path, e))? {
+                0 => break,
+                len => scanner.push(&piece[..len]).map_err(damaged)?,
+            }
+        }
+        let toc = scanner.finish().map_err(damaged)?;
+        let (toc_path, new) = (self.layer_path(diff_id).join("toc"), self.layer_path(diff_id).join("toc.new"));
+        writer::write_new(&new, &toc::encode(&toc))?;
+        fs::rename(&new, &toc_path).map_err(|e| StoreError::io("rename", &new, e))?;
+        tracing::info!(%diff_id, "the table of contents of a layer was made anew: another silk had written it");
+        Ok(toc)
     }
 
     /// Takes what a peer says of a layer that is not here, as [`Store::checked`] and [`Store::learn_all`].

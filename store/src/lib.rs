@@ -53,7 +53,7 @@ pub use profiles::Profiles;
 pub use record::{Facts, LayerRecord};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
-use silk_layer::toc::Toc;
+use silk_layer::toc::{Toc, TocError};
 use silk_model::Digest;
 pub use slots::Slots;
 pub use writer::{LayerWriter, padded};
@@ -167,14 +167,17 @@ impl Store {
         self.records().iter().map(|(id, record)| (*id, record.clone())).collect()
     }
 
-    /// The table of contents of a layer whose names are known.
+    /// The table of contents of a layer whose names are known. That of a whole layer which another silk has written is made anew.
     ///
     /// # Errors
     /// [`StoreError::Absent`] when they are not; [`StoreError::Toc`] when the file is damaged.
     pub fn toc(&self, diff_id: &Digest) -> Result<Toc, StoreError> {
         let path = self.layer_path(diff_id).join("toc");
         let bytes = self.read_known(diff_id, "toc")?;
-        silk_layer::toc::decode(&bytes).map_err(|source| StoreError::Toc { path, source })
+        match silk_layer::toc::decode(&bytes) {
+            Err(TocError::Version(_)) if self.whole(diff_id) => self.list_again(diff_id),
+            toc => toc.map_err(|source| StoreError::Toc { path, source }),
+        }
     }
 
     /// Is a layer's table of contents the one that was written?

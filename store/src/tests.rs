@@ -355,3 +355,25 @@ fn what_a_newer_silk_has_written_stays_as_it_is() {
     assert!(matches!(error, StoreError::Version { diff_id, version } if diff_id == id && version == record[0]));
     assert!(path.join("data").exists() && path.join("toc").exists());
 }
+
+#[test]
+fn a_table_of_another_silk_is_made_anew_for_a_whole_layer() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    // An empty tar, as far as its reader is concerned.
+    let id = put(&store, &[0; 1024]);
+    let toc = store.toc(&id).unwrap();
+    let path = store.layer_path(&id).join("toc");
+    let written = fs::read(&path).unwrap();
+    let mut other = written.clone();
+    other[8] += 1;
+    fs::write(&path, &other).unwrap();
+    assert_eq!(store.prove(&id).unwrap().finding, Finding::Good);
+    assert_eq!(fs::read(&path).unwrap(), written);
+    assert_eq!(store.toc(&id).unwrap(), toc);
+    // What is damaged is another matter.
+    other[8] -= 1;
+    other[written.len() - 1] ^= 1;
+    fs::write(&path, &other).unwrap();
+    assert!(matches!(store.toc(&id), Err(StoreError::Toc { .. })));
+}
