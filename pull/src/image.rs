@@ -241,6 +241,11 @@ impl Puller {
         };
         if !settled {
             if !here {
+                if claim.below == 0
+                    && let Some(why) = image.shut_out()
+                {
+                    return Err(Refused::Registry(why));
+                }
                 let ahead = self.ask_ahead(&image, &spec).await;
                 self.first_contact(&spec).instrument(spans::part!("first contact")).await?;
                 // The pull takes the answer.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use silk_model::Digest;
+use silk_model::{Class, Digest};
 use silk_registry::Object;
 
-use super::Puller;
-use crate::{ImageSpec, Refused};
+use super::{Failure, Image, Puller, State};
+use crate::{ImageError, ImageSpec, LayerError, Refused};
 
 /// containerd prepares a layer of an image.
 #[derive(Debug, Clone)]
@@ -44,6 +44,18 @@ pub struct Claimed {
     pub diff_id: Digest,
     /// Is it the image's last?
     pub top: bool,
+}
+
+impl Image {
+    /// Why silk could not pull it lately, if no registry let it have a layer. First contacts ask for the manifest only, which a mirror may have
+    /// although it lacks the layers, and containerd may have credentials that silk has not: it is left to pull.
+    pub(super) fn shut_out(&self) -> Option<String> {
+        let state = self.state.borrow();
+        let State::Failed(Failure { error: ImageError::Layer { source, .. }, .. }) = &*state else { return None };
+        let LayerError::Registry(cause) = &**source else { return None };
+        let is_final = matches!(cause.class(), Class::Denied | Class::NotFound | Class::Unsupported);
+        is_final.then(|| format!("its last pull by silk failed: {cause}"))
+    }
 }
 
 impl Puller {

@@ -226,6 +226,34 @@ async fn a_plain_layer_may_look_compressed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_whose_layers_are_denied_is_left_to_containerd_the_next_time() {
+    let registry = Fake::start().await;
+    let layers = ImageSpec::new().layer(tar(&[("a", b"b")]), Compression::Gzip);
+    let pushed = registry.push_image("library/closed:1", &layers);
+    registry.fault("GET .*/blobs/", Fault::status(403), ALWAYS);
+    // The manifest is there for all.
+    let node = node_fails(&pushed).await;
+    let refused = node.claim(&pushed).await.unwrap_err();
+    assert!(matches!(&refused, Refused::Registry(why) if why.contains("403")), "{refused}");
+    // What may pass is tried again.
+    registry.heal();
+    let other =
+        registry.push_image("library/damaged:1", &ImageSpec::new().layer(tar(&[("c", b"d")]), Compression::Gzip));
+    registry.fault("GET .*/blobs/", Fault::status(503), ALWAYS);
+    let node = node_fails(&other).await;
+    registry.heal();
+    node.claim(&other).await.unwrap();
+}
+
+/// Pulls an image that does not come.
+async fn node_fails(pushed: &Pushed) -> Node {
+    let node = Node::with(|config| config.lazy = false);
+    node.claim(pushed).await.unwrap();
+    node.pull(pushed).await.unwrap_err();
+    node
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_silk_cannot_pull_is_refused_at_the_first_claim() {
     let registry = Fake::start().await;
     let node = Node::new();
