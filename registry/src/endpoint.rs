@@ -240,7 +240,8 @@ impl Endpoint {
         Some(Scout { endpoint: self, before })
     }
 
-    fn set_rests(&self, rests: bool) {
+    /// Is it asked last for a while?
+    pub(crate) fn set_rests(&self, rests: bool) {
         let until = rests.then(|| Instant::now() + REST);
         *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }

@@ -238,7 +238,13 @@ impl Repository {
                 Ok(Err(error)) => error,
                 // It has answered, and wants what a slow helper gave for it before.
                 Err(_) if endpoint.awaits_credentials() => return Ok(()),
-                Err(_) => Error::NoAnswer { asked: endpoint.asked(&call), after: share },
+                Err(_) => {
+                    // The next image's time is not to be used up as well: one that is gone may swallow all that it is sent.
+                    if tried + 1 < order.len() {
+                        endpoint.set_rests(true);
+                    }
+                    Error::NoAnswer { asked: endpoint.asked(&call), after: share }
+                }
             };
             if last.as_ref().is_none_or(|(of, _)| *of < host) {
                 last = Some((host, error));

@@ -284,6 +284,9 @@ async fn a_probe_leaves_the_registry_its_share_of_the_time() {
     let repository = two.world.repository("registry.test/library/app").await;
     repository.check(Object::Manifest(two.pushed.digest), Duration::from_secs(4)).await.unwrap();
     assert_eq!((two.mirror.count("HEAD"), two.own.count("HEAD")), (1, 1));
+    // Nor does the next image wait for it.
+    repository.check(Object::Manifest(two.pushed.digest), Duration::from_secs(4)).await.unwrap();
+    assert_eq!((two.mirror.count("HEAD"), two.own.count("HEAD")), (1, 2));
 }
 
 #[tokio::test]
