@@ -3,12 +3,17 @@
 //!
 //! Go's TLS, and so containerd, takes a self-signed server certificate that the operator names as `ca`, even if it says of
 //! itself that it is a CA (what `openssl req -x509` makes). The strict verifier here refuses that, so such a certificate
-//! is compared byte for byte with those the operator named: it is believed for its own names, whatever its dates.
+//! is compared byte for byte with those the operator named: it is believed for its own names, whatever its dates. One that
+//! lies among the system's roots is believed as there: for its own names, while it is valid.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::HashSet,
+    sync::{Arc, OnceLock},
+};
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError, RootCertStore,
+    SignatureScheme,
     client::{
         ResolvesClientCert, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -29,7 +34,14 @@ use crate::{
 
 /// The system's root certificates, read at first need.
 #[derive(Debug, Default)]
-pub(crate) struct Roots(OnceLock<RootCertStore>);
+pub(crate) struct Roots(OnceLock<System>);
+
+#[derive(Debug)]
+struct System {
+    store: RootCertStore,
+    /// The same, whole: the store keeps their names and keys only.
+    whole: Arc<HashSet<CertificateDer<'static>>>,
+}
 
 /// Root certificates, plus those the operator named for this host.
 #[derive(Debug)]
@@ -37,6 +49,7 @@ struct Verifier {
     /// None: there is not one root certificate.
     strict: Option<Arc<WebPkiServerVerifier>>,
     pinned: Vec<CertificateDer<'static>>,
+    system: Arc<HashSet<CertificateDer<'static>>>,
     skip: bool,
     provider: Arc<CryptoProvider>,
 }
@@ -57,18 +70,9 @@ pub(crate) fn seed() {
 /// What reqwest is given for `host`.
 pub(crate) fn client_config(host: &Host, roots: &Roots, http2: bool) -> Result<ClientConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut store = roots.get().clone();
-    let mut pinned = Vec::new();
-    for ca in &host.ca {
-        for certificate in certificates(ca)? {
-            store.add(certificate.clone()).map_err(|error| fault(ca, error.into()))?;
-            pinned.push(certificate);
-        }
-    }
     let keys =
         host.identities.iter().map(|identity| certified_key(identity, &provider)).collect::<Result<Vec<_>, _>>()?;
-    let strict = WebPkiServerVerifier::builder_with_provider(store.into(), provider.clone()).build().ok();
-    let verifier = Verifier { strict, pinned, skip: host.skip_verify, provider: provider.clone() };
+    let verifier = Verifier::new(host, roots, provider.clone())?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider's own suites fit the protocol versions")
@@ -105,20 +109,42 @@ fn fault(pem: &Pem, cause: CertificateFault) -> Error {
 // === impl Roots ===
 
 impl Roots {
-    fn get(&self) -> &RootCertStore {
+    fn get(&self) -> &System {
         self.0.get_or_init(|| {
-            let mut store = RootCertStore::empty();
-            let found = rustls_native_certs::load_native_certs();
-            let (added, _) = store.add_parsable_certificates(found.certs);
-            if added == 0 {
+            let system = System::of(rustls_native_certs::load_native_certs().certs);
+            if system.store.is_empty() {
                 warn!("no root certificates on this machine: only registries with a CA in hosts.toml can be reached by TLS");
             }
-            store
+            system
         })
     }
 }
 
+impl System {
+    fn of(certificates: Vec<CertificateDer<'static>>) -> Self {
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(certificates.iter().cloned());
+        Self { store, whole: Arc::new(certificates.into_iter().collect()) }
+    }
+}
+
 // === impl Verifier ===
+
+impl Verifier {
+    fn new(host: &Host, roots: &Roots, provider: Arc<CryptoProvider>) -> Result<Self, Error> {
+        let System { store, whole } = roots.get();
+        let (mut store, system) = (store.clone(), Arc::clone(whole));
+        let mut pinned = Vec::new();
+        for ca in &host.ca {
+            for certificate in certificates(ca)? {
+                store.add(certificate.clone()).map_err(|error| fault(ca, error.into()))?;
+                pinned.push(certificate);
+            }
+        }
+        let strict = WebPkiServerVerifier::builder_with_provider(store.into(), provider.clone()).build().ok();
+        Ok(Self { strict, pinned, system, skip: host.skip_verify, provider })
+    }
+}
 
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
@@ -136,11 +162,20 @@ impl ServerCertVerifier for Verifier {
             verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
             return Ok(ServerCertVerified::assertion());
         }
-        match &self.strict {
-            Some(strict) => strict.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now),
-            None => Err(TlsError::General(
+        let Some(strict) = &self.strict else {
+            return Err(TlsError::General(
                 "this machine has no root certificates: install ca-certificates, or name a ca in hosts.toml".into(),
-            )),
+            ));
+        };
+        match strict.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // That it is a CA itself, or has no issuer, is found once its dates are; its names are looked at last.
+            Err(TlsError::InvalidCertificate(CertificateError::Other(_) | CertificateError::UnknownIssuer))
+                if self.system.contains(end_entity) =>
+            {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
         }
     }
 
@@ -178,5 +213,53 @@ impl ResolvesClientCert for Identities {
 
     fn has_certs(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use silk_testkit::Certificates;
+
+    use super::*;
+    use crate::hosts::Capabilities;
+
+    fn provider() -> Arc<CryptoProvider> {
+        Arc::new(aws_lc_rs::default_provider())
+    }
+
+    fn der(pem: &str) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+    }
+
+    fn host() -> Host {
+        Host {
+            tls: true,
+            may_fall_back: false,
+            authority: "localhost".into(),
+            path: "/v2".into(),
+            capabilities: Capabilities { pull: true, resolve: true, push: true },
+            ca: Vec::new(),
+            identities: Vec::new(),
+            skip_verify: false,
+            headers: Vec::new(),
+            dial_timeout: None,
+        }
+    }
+
+    #[test]
+    fn a_self_signed_certificate_among_the_systems_roots_is_believed() {
+        let own = der(&Certificates::self_signed().server);
+        let verify = |roots: Vec<CertificateDer<'static>>, name: &'static str, now| {
+            let roots = Roots(System::of(roots).into());
+            let verifier = Verifier::new(&host(), &roots, provider()).unwrap();
+            verifier.verify_server_cert(&own, &[], &name.try_into().unwrap(), &[], now).map(drop)
+        };
+        let (now, other) = (UnixTime::now(), der(&Certificates::self_signed().server));
+        verify(vec![other.clone(), own.clone()], "localhost", now).unwrap();
+        verify(vec![other], "localhost", now).unwrap_err();
+        verify(vec![own.clone()], "other.example", now).unwrap_err();
+        verify(vec![own.clone()], "localhost", UnixTime::since_unix_epoch(Duration::ZERO)).unwrap_err();
     }
 }
