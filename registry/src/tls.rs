@@ -12,8 +12,8 @@ use std::{
 };
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError, RootCertStore,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError, InconsistentKeys,
+    RootCertStore, SignatureScheme,
     client::{
         ResolvesClientCert, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -98,8 +98,13 @@ fn certified_key(identity: &Identity, provider: &CryptoProvider) -> Result<Arc<C
     let chain = certificates(&identity.certificate)?;
     let pem = identity.key.as_ref().unwrap_or(&identity.certificate);
     let key = PrivateKeyDer::from_pem_slice(&pem.bytes).map_err(|_| fault(pem, CertificateFault::Empty))?;
-    let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| fault(pem, error.into()))?;
-    Ok(Arc::new(key))
+    let key = provider.key_provider.load_private_key(key).map_err(|error| fault(pem, error.into()))?;
+    let key = CertifiedKey::new(chain, key);
+    // Certificates of version 1, as `openssl x509 -req` makes them, cannot be read here, and need not be: the server reads them.
+    match key.keys_match() {
+        Err(error @ TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(fault(pem, error.into())),
+        _ => Ok(Arc::new(key)),
+    }
 }
 
 fn fault(pem: &Pem, cause: CertificateFault) -> Error {
@@ -185,6 +190,10 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
+        // It would read the certificate, and refuse one of version 1.
+        if self.skip {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
         verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
@@ -194,6 +203,10 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
+        // It would read the certificate, and refuse one of version 1.
+        if self.skip {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
         verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
@@ -220,10 +233,34 @@ impl ResolvesClientCert for Identities {
 mod tests {
     use std::time::Duration;
 
+    use rustls::{
+        ClientConnection, ServerConfig, ServerConnection,
+        sign::SingleCertAndKey,
+        version::{TLS12, TLS13},
+    };
     use silk_testkit::Certificates;
 
     use super::*;
     use crate::hosts::Capabilities;
+
+    /// Of version 1: what `openssl x509 -req` makes without a file of extensions.
+    const OLD: &str = "-----BEGIN CERTIFICATE-----
+MIIBKDCBzwIUdNyknKGwhE5dNF9ZtRChqpW0YcQwCgYIKoZIzj0EAwIwFjEUMBIG
+A1UEAwwLb2xkLmV4YW1wbGUwIBcNMjYxMjAxMDE1NzIyWhgPMjEyNjExMDcwMTU3
+MjJaMBYxFDASBgNVBAMMC29sZC5leGFtcGxlMFkwEwYHKoZIzj0CAQYIKoZIzj0D
+AQcDQgAEsE4ypSqGJo4W9TEZOQ3K1Ds3zMDIlf+6D5S8uuzBZOT41T8XEPP2LLH+
+NSXOEYuxERUFpOadrTEYOqeWhSKxwjAKBggqhkjOPQQDAgNIADBFAiEAzHuHoPzn
+BrtxZWmNBAJBPq6Gu9IA2DgZ29pzpslvOe8CICP9C/wf94WwmB/01UrTyoYzF+9/
+mF7XwuipuSdY6DsE
+-----END CERTIFICATE-----
+";
+    /// Its key.
+    const OLD_KEY: &str = "-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgc5JSoOPXB2tAD3xa
+t2NDmIHJieH1bNPtl8H8S9KhAiehRANCAASwTjKlKoYmjhb1MRk5DcrUOzfMwMiV
+/7oPlLy67MFk5PjVPxcQ8/Yssf41Jc4Ri7ERFQWk5p2tMRg6p5aFIrHC
+-----END PRIVATE KEY-----
+";
 
     fn provider() -> Arc<CryptoProvider> {
         Arc::new(aws_lc_rs::default_provider())
@@ -261,5 +298,48 @@ mod tests {
         verify(vec![other], "localhost", now).unwrap_err();
         verify(vec![own.clone()], "other.example", now).unwrap_err();
         verify(vec![own.clone()], "localhost", UnixTime::since_unix_epoch(Duration::ZERO)).unwrap_err();
+    }
+
+    fn identity(certificate: &str, key: &str) -> Identity {
+        let pem = |text: &str| Pem { path: "client.pem".into(), bytes: text.into() };
+        Identity { certificate: pem(certificate), key: Some(pem(key)) }
+    }
+
+    #[test]
+    fn a_client_certificate_of_version_1_is_shown() {
+        certified_key(&identity(OLD, OLD_KEY), &provider()).unwrap();
+        let new = Certificates::new();
+        certified_key(&identity(&new.client, &new.client_key), &provider()).unwrap();
+        for key in [OLD_KEY, &new.server_key] {
+            let error = certified_key(&identity(&new.client, key), &provider()).unwrap_err();
+            assert!(error.to_string().contains("client.pem: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_not_verified_may_show_a_certificate_of_version_1() {
+        for version in [&TLS12, &TLS13] {
+            let shown = certified_key(&identity(OLD, OLD_KEY), &provider()).unwrap();
+            let server = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[version]).unwrap();
+            let server = server.with_no_client_auth().with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
+            let mut server = ServerConnection::new(server.into()).unwrap();
+            let host = Host { skip_verify: true, ..host() };
+            let client = client_config(&host, &Roots(System::of(Vec::new()).into()), false).unwrap();
+            let mut client = ClientConnection::new(client.into(), "localhost".try_into().unwrap()).unwrap();
+            while client.is_handshaking() || server.is_handshaking() {
+                let (mut sent, mut answered) = (Vec::new(), Vec::new());
+                client.write_tls(&mut sent).unwrap();
+                server.read_tls(&mut &*sent).unwrap();
+                server.process_new_packets().unwrap();
+                while server.wants_write() {
+                    server.write_tls(&mut answered).unwrap();
+                }
+                let mut answered = &*answered;
+                while !answered.is_empty() {
+                    client.read_tls(&mut answered).unwrap();
+                    client.process_new_packets().unwrap();
+                }
+            }
+        }
     }
 }
