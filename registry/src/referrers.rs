@@ -11,6 +11,7 @@ use reqwest::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use silk_model::{Class, Digest};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 use url::Url;
 
@@ -55,7 +56,7 @@ impl Repository {
         self.listed(subject, artifact_type, Needs::Resolve).await
     }
 
-    /// The same as the host lists them that is pushed to, for whoever is about to replace some: a mirror's list may be an old one, or empty.
+    /// The same as the host lists them that is pushed to, for whoever is about to replace some: a mirror's list may be an old one.
     ///
     /// # Errors
     /// After retries.
@@ -69,9 +70,19 @@ impl Repository {
         let query: String = url::form_urlencoded::byte_serialize(artifact_type.as_bytes()).collect();
         let call = inner.call(Method::GET, format!("referrers/{subject}?artifactType={query}"), what);
         let call = Call { accept: accept(&[INDEX]), ..call };
+        let found = |index: &Value| -> Vec<Referrer> {
+            entries(index).into_iter().filter(|referrer| referrer.artifact_type == artifact_type).collect()
+        };
         let mut attempts = inner.attempts(needs)?;
         let listed = loop {
-            match list(&inner.endpoints[attempts.host()], &call).await {
+            let endpoint = &inner.endpoints[attempts.host()];
+            match list(endpoint, &call).await {
+                // Mirrors may list what they hold themselves, and nothing else.
+                Ok(index) if found(&index).is_empty() && !attempts.is_at_last() => {
+                    if let Err(error) = attempts.failed(unknown(endpoint, &call), Instant::now()) {
+                        break Err(error);
+                    }
+                }
                 Ok(index) => break Ok(index),
                 Err(error) => match again(&mut attempts, error).await {
                     Ok(()) => {}
@@ -87,7 +98,7 @@ impl Repository {
             },
             Err(error) => return Err(error),
         };
-        Ok(entries(&index).into_iter().filter(|referrer| referrer.artifact_type == artifact_type).collect())
+        Ok(found(&index))
     }
 
     /// Stores a manifest that refers to `subject` (as its own `subject` field says), and takes those of `replaces` off
@@ -207,14 +218,12 @@ async fn list(endpoint: &Endpoint, call: &Call<'_>) -> Result<Value, Error> {
 }
 
 async fn first_page(endpoint: &Endpoint, call: &Call<'_>) -> Result<Page, Error> {
-    let unknown =
-        || Error::NotFound { asked: endpoint.asked(call), status: StatusCode::NOT_FOUND, said: Default::default() };
     if endpoint.lacks_referrers() {
-        return Err(unknown());
+        return Err(unknown(endpoint, call));
     }
     match endpoint.ask(call).await {
         // Some proxies answer every path with a page of theirs.
-        Ok(answer) => page(endpoint, call, answer, MAX_LIST).await?.ok_or_else(unknown),
+        Ok(answer) => page(endpoint, call, answer, MAX_LIST).await?.ok_or_else(|| unknown(endpoint, call)),
         Err(error) => {
             // Without a registry's words it is the path that is unknown, and not a repository or a mirror's copy.
             if matches!(&error, Error::NotFound { said, .. } if said.is_empty()) {
@@ -223,6 +232,11 @@ async fn first_page(endpoint: &Endpoint, call: &Call<'_>) -> Result<Page, Error>
             Err(error)
         }
     }
+}
+
+/// As if it had said 404.
+fn unknown(endpoint: &Endpoint, call: &Call<'_>) -> Error {
+    Error::NotFound { asked: endpoint.asked(call), status: StatusCode::NOT_FOUND, said: Default::default() }
 }
 
 /// What an answer holds, at most `limit` bytes; none if it is no index.

@@ -336,17 +336,40 @@ async fn who_writes_referrers_looks_where_they_go_to() {
         let two = start("capabilities = ['pull', 'resolve']").await;
         two.mirror.have_referrers(true);
         two.own.have_referrers(api);
+        two.own.allow_deletes(true);
         let subject = two.pushed.digest;
         let repository = two.world.repository("registry.test/library/app").await;
         let at_own = two.world.repository(&format!("{}/library/app", two.own.host())).await;
         let one = refer(&at_own, subject, "one", &[]).await;
-        assert_eq!(repository.referrers(&subject, TYPE).await.unwrap(), [], "the mirror does not know it");
-        assert_eq!(repository.own_referrers(&subject, TYPE).await.unwrap(), std::slice::from_ref(&one));
+        two.mirror.mirror(&two.own);
+        let other = refer(&at_own, subject, "other", &[one.digest]).await;
+        let all = repository.referrers(&subject, TYPE).await.unwrap();
+        assert_eq!(all, std::slice::from_ref(&one), "the mirror's list is an old one");
+        assert!(repository.own_referrers(&subject, TYPE).await.unwrap().contains(&other));
 
         two.mirror.have_referrers(api);
-        let two_of_them = vec![one, refer(&repository, subject, "two", &[]).await];
+        let both = vec![other, refer(&repository, subject, "two", &[one.digest]).await];
         let mut found = at_own.referrers(&subject, TYPE).await.unwrap();
         found.sort_by_key(|referrer| referrer.annotations["text"].clone());
-        assert_eq!(found, two_of_them, "api {api}");
+        assert_eq!(found, both, "api {api}");
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_lists_only_what_it_holds_hides_no_referrers() {
+    for api in [true, false] {
+        let two = start("capabilities = ['pull', 'resolve']").await;
+        two.mirror.have_referrers(true);
+        two.own.have_referrers(api);
+        let subject = two.pushed.digest;
+        let repository = two.world.repository("registry.test/library/app").await;
+        assert_eq!(repository.referrers(&subject, TYPE).await.unwrap(), []);
+        let one = refer(&repository, subject, "one", &[]).await;
+        let elsewhere = two.world.repository(&format!("{}/library/app", two.mirror.host())).await;
+        assert_eq!(elsewhere.referrers(&subject, TYPE).await.unwrap(), []);
+        assert_eq!(repository.referrers(&subject, TYPE).await.unwrap(), std::slice::from_ref(&one), "api {api}");
+        two.own.fault("/referrers/", Fault::error(403, "DENIED", "no"), 1);
+        let denied = repository.referrers(&subject, TYPE).await;
+        assert_eq!(denied.is_err(), api, "nobody knows what it has: {denied:?}");
     }
 }
