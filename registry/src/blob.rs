@@ -1,7 +1,8 @@
 //! A blob and where its bytes are.
 //!
 //! A registry often redirects a blob's request to storage, with a signature that expires. The address is kept and shared by
-//! all readers, so that a range costs one round trip and not two; it is asked for anew when it fails. Only one reader at
+//! all readers, so that a range costs one round trip and not two; it is asked for anew when it fails, also half-way: the registry
+//! may know another server by then. Only one reader at
 //! a time asks a host for it, if that host answers within a second: behind one that hangs nobody queues up.
 
 use std::{
@@ -92,6 +93,8 @@ struct Body {
     content: coding::Body,
     /// Who sends it, for messages.
     host: String,
+    /// How it was found.
+    route: Route,
     /// Bytes to throw away first.
     skip: u64,
     /// Bytes this answer holds after those.
@@ -182,8 +185,11 @@ impl Blob {
                     debug!("{error}: going on without ranges");
                     source.ranges.store(WRONG, Ordering::Relaxed);
                 }
-                opened => {
-                    let body = opened?;
+                Err(error) => {
+                    source.forget(&source.route());
+                    return Err(error);
+                }
+                Ok(body) => {
                     self.inner.current.store(index, Ordering::Relaxed);
                     let mut serving = self.inner.serving.lock().unwrap_or_else(PoisonError::into_inner);
                     *serving = Some(body.host.clone());
@@ -204,7 +210,7 @@ impl Blob {
             match endpoint.ask_at(&url, &call).await {
                 Ok(answer) => return Ok(self.served(endpoint, answer)),
                 Err(error) => {
-                    source.forget(url);
+                    source.forget(&Route::Elsewhere(url));
                     if !may_be_expiry(&error) {
                         return Err(error);
                     }
@@ -262,7 +268,7 @@ impl Blob {
                 source.ranges.store(IGNORED, Ordering::Relaxed);
             }
             let (skip, due) = (wanted.start, self.size() - wanted.start);
-            return Ok(Body { content: coding::Body::new(response, coding), host, skip, due });
+            return Ok(Body { content: coding::Body::new(response, coding), host, route: source.route(), skip, due });
         }
         let header = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
         let wrong = || Error::WrongRange {
@@ -284,7 +290,7 @@ impl Blob {
         if !whole {
             source.ranges.store(SUPPORTED, Ordering::Relaxed);
         }
-        Ok(Body { content: coding::Body::new(response, None), host, skip: 0, due })
+        Ok(Body { content: coding::Body::new(response, None), host, route: source.route(), skip: 0, due })
     }
 }
 
@@ -300,10 +306,10 @@ impl Source {
         answer
     }
 
-    /// Unless it was replaced meanwhile.
-    fn forget(&self, url: Url) {
+    /// A redirect, unless it was replaced meanwhile.
+    fn forget(&self, failed: &Route) {
         let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
-        if *route == Route::Elsewhere(url) {
+        if *route == *failed && matches!(failed, Route::Elsewhere(_)) {
             *route = Route::Unknown;
         }
     }

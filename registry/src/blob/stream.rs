@@ -182,7 +182,10 @@ impl BlobStream {
 
     /// Lets go of the connection and sets the time of the next attempt, if there is to be one.
     fn failed(&mut self, error: Error) -> Result<(), Error> {
-        self.body = None;
+        // Storage that breaks off once may do so each time, and the registry may know another.
+        if let (Some(body), Some(attempts)) = (self.body.take(), &self.attempts) {
+            self.blob.inner.sources[attempts.host()].forget(&body.route);
+        }
         let reason = error.to_string();
         let waited = self.attempts().and_then(|attempts| attempts.failed(error, Instant::now()));
         match waited {

@@ -5,7 +5,7 @@ use silk_model::Class;
 use silk_registry::{Blob, Error, MANIFEST_TYPES, Object, Selector};
 use silk_testkit::{ALWAYS, Access, Fake, Fault, ImageSpec, Pushed};
 
-use crate::world::{World, pattern, read, rest};
+use crate::world::{World, pattern, read};
 
 const SIZE: u64 = 300_000;
 
@@ -49,12 +49,9 @@ async fn readers_that_start_together_ask_for_the_address_once() {
 #[tokio::test]
 async fn an_expired_signature_is_replaced_without_a_wait() {
     let (fake, storage, blob, content) = start().await;
-    storage.fault("storage", Fault::CutAfter(100_000), 1);
-    let mut stream = blob.read(0..SIZE);
-    let mut got = stream.next().await.unwrap().unwrap().to_vec();
+    assert_eq!(read(&blob, 0..SIZE).await.unwrap(), content);
     storage.expire_signatures();
-    got.extend(rest(&mut stream).await.unwrap());
-    assert_eq!(got, content);
+    assert_eq!(read(&blob, 5..SIZE).await.unwrap(), content[5..]);
     let statuses: Vec<u16> = storage.requests().iter().map(|request| request.status).collect();
     assert_eq!((statuses, fake.count("blobs")), (vec![200, 403, 206], 3));
 
@@ -92,6 +89,28 @@ async fn storage_that_is_down_makes_the_registry_be_asked_again() {
     fake.redirect_blobs_to(&other);
     assert_eq!(read(&blob, 10..20).await.unwrap(), content[10..20]);
     assert_eq!(blob.host(), other.host());
+}
+
+#[tokio::test]
+async fn storage_that_breaks_off_or_lies_makes_the_registry_be_asked_again() {
+    for (fault, is_final) in
+        [(Fault::CutAfter(1000), false), (Fault::StallAfter(1000), false), (Fault::Truncate(1000), true)]
+    {
+        let (fake, storage, other) = (Fake::start().await, Fake::start().await, Fake::start().await);
+        let content = pattern(SIZE as usize);
+        let digest = fake.put_blob(content.clone());
+        fake.redirect_blobs_to(&storage);
+        let repository = World::hasty(&[&fake]).repository(&format!("{}/app", fake.host())).await;
+        let blob = repository.blob(digest, SIZE);
+        assert_eq!(read(&blob, 0..10).await.unwrap(), content[..10]);
+        storage.fault("storage", fault.clone(), ALWAYS);
+        fake.redirect_blobs_to(&other);
+        if is_final {
+            read(&blob, 0..SIZE).await.unwrap_err();
+        }
+        assert_eq!(read(&blob, 0..SIZE).await.unwrap(), content, "{fault:?}");
+        assert_eq!((storage.requests().len(), fake.count("blobs")), (2, 2), "{fault:?}");
+    }
 }
 
 #[tokio::test]
