@@ -28,6 +28,9 @@ const MAX_LIST: usize = 4 << 20;
 const MAX_PAGES: usize = 100;
 /// Times that the index of the tag is written before the others that write it are left to win.
 const MAX_ROUNDS: usize = 4;
+/// Old referrers that are deleted beside one write: each costs two requests, one after the other. There are more only where
+/// deletion was refused before, and the writes that follow take the rest.
+const MAX_DELETIONS: usize = 16;
 
 /// A manifest that refers to another one, as lists describe it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,13 +124,23 @@ impl Repository {
         if !accepted.is_noted {
             self.tag(subject, referrer, replaces).await?;
         }
-        for digest in replaces.iter().filter(|digest| **digest != referrer.digest) {
+        let inner = &*self.inner;
+        let endpoint = &inner.endpoints[inner.attempts(Needs::Push)?.host()];
+        if endpoint.refuses_deletions(&inner.path) {
+            return Ok(());
+        }
+        for digest in replaces.iter().filter(|digest| **digest != referrer.digest).take(MAX_DELETIONS) {
             let gone = async {
                 let is_ours = self.refers(digest, subject, referrer).await?;
                 if is_ours { self.delete_manifest(*digest).await } else { Ok(()) }
             };
             if let Err(error) = gone.await {
                 debug!("an old referrer stays: {error}");
+                // So will the others.
+                if refuses_deletions(&error) {
+                    endpoint.set_refuses_deletions(&inner.path);
+                    break;
+                }
             }
         }
         Ok(())
@@ -296,6 +309,15 @@ fn says_unknown(error: &Error) -> bool {
     match error {
         Error::NotFound { .. } => true,
         Error::Status { status, .. } => matches!(status.as_u16(), 400 | 405 | 501),
+        _ => false,
+    }
+}
+
+/// Whether nothing may be deleted, or nobody can.
+fn refuses_deletions(error: &Error) -> bool {
+    match error {
+        Error::Denied { .. } => true,
+        Error::Status { status, .. } => matches!(status.as_u16(), 405 | 501),
         _ => false,
     }
 }

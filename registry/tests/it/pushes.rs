@@ -255,6 +255,51 @@ async fn what_is_replaced_is_deleted_only_if_it_is_a_referrer() {
 }
 
 #[tokio::test]
+async fn where_nothing_may_be_deleted_it_is_not_tried_each_time() {
+    for refusal in [None, Some(403), Some(501)] {
+        let fake = Fake::start().await;
+        fake.have_referrers(true);
+        let pushed = fake.push_image("app:latest", &ImageSpec::new());
+        let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+        if let Some(code) = refusal {
+            fake.fault_status("^DELETE", code, ALWAYS);
+        }
+        let mut old = Vec::new();
+        for n in 0..4 {
+            old.push(refer(&repository, pushed.digest, &n.to_string(), &old).await.digest);
+        }
+        assert_eq!(fake.count("^DELETE"), 1, "{refusal:?}");
+        assert_eq!(fake.count("^GET .*manifests/sha256"), 1, "{refusal:?}");
+        fake.heal();
+        fake.allow_deletes(true);
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(601)).await;
+        tokio::time::resume();
+        let new = refer(&repository, pushed.digest, "new", &old).await;
+        assert_eq!(repository.referrers(&pushed.digest, TYPE).await.unwrap(), [new], "{refusal:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_write_deletes_a_few_old_referrers() {
+    let fake = Fake::start().await;
+    fake.have_referrers(true);
+    fake.allow_deletes(true);
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    let mut old = Vec::new();
+    for n in 0..20 {
+        old.push(refer(&repository, pushed.digest, &n.to_string(), &[]).await.digest);
+    }
+    for (text, left) in [("one", 4), ("two", 0)] {
+        old.push(refer(&repository, pushed.digest, text, &old).await.digest);
+        let found: Vec<_> = repository.referrers(&pushed.digest, TYPE).await.unwrap();
+        old = found.into_iter().map(|referrer| referrer.digest).collect();
+        assert_eq!(old.len(), left + 1, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_registry_in_trouble_is_not_one_without_referrers() {
     let fake = Fake::start().await;
     fake.have_referrers(true);
