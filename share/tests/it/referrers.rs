@@ -323,6 +323,22 @@ async fn a_lie_is_taken_out_and_not_believed_again() {
 }
 
 #[tokio::test]
+async fn a_lie_beside_a_value_that_is_gone_is_taken_out_too() {
+    let world = World::start(true).await;
+    world.fake.allow_deletes(true);
+    let node = sharing(Some(KEY), |_| ());
+    world.put(&node, &[item(1, 100)]).await;
+    let lie = world.artifacts()[0]["layers"][0].clone();
+    // Comes first.
+    let gone = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    world.forge(&json!([value(1, gone, 100), lie]));
+    let known = node.image(&world.image, &[layer(1, 0).blob]).await;
+    node.distrust(&world.image, known.layers[0].as_ref().unwrap(), "its spans are wrong");
+    let is_out = |artifact: &Value| artifact["layers"].as_array().unwrap().iter().all(|value| *value != lie);
+    eventually("it is taken out", || world.artifacts().iter().all(is_out)).await;
+}
+
+#[tokio::test]
 async fn a_registry_in_trouble_costs_one_deadline_and_is_left_alone_then() {
     let world = World::start(true).await;
     let node = sharing(Some(KEY), |config| config.deadline_millis = 300);
