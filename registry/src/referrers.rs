@@ -76,12 +76,13 @@ impl Repository {
         let found = |index: &Value| -> Vec<Referrer> {
             entries(index).into_iter().filter(|referrer| referrer.artifact_type == artifact_type).collect()
         };
-        let mut attempts = inner.attempts(needs)?;
+        let (mut attempts, mut is_empty) = (inner.attempts(needs)?, false);
         let listed = loop {
             let endpoint = &inner.endpoints[attempts.host()];
             match list(endpoint, &call).await {
                 // Mirrors may list what they hold themselves, and nothing else.
                 Ok(index) if found(&index).is_empty() && !attempts.is_at_last() => {
+                    is_empty = true;
                     if let Err(error) = attempts.failed(unknown(endpoint, &call), Instant::now()) {
                         break Err(error);
                     }
@@ -95,10 +96,14 @@ impl Repository {
         };
         let index = match listed {
             Ok(index) => index,
-            Err(error) if says_unknown(&error) => match self.tagged(subject, needs).await? {
-                Some(index) => index,
-                None => return Ok(Vec::new()),
+            Err(error) if says_unknown(&error) => match self.tagged(subject, needs).await {
+                Ok(Some(index)) => index,
+                Ok(None) => return Ok(Vec::new()),
+                Err(_) if is_empty => return Ok(Vec::new()),
+                Err(error) => return Err(error),
             },
+            // Nodes that reach their mirror only, or have no credentials for more, have its word.
+            Err(_) if is_empty => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         Ok(found(&index))
