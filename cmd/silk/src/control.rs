@@ -103,11 +103,16 @@ impl Control {
     pub async fn fsck(&self, layer: &str) -> Result<Reports<'_>, Failure> {
         let request = FsckRequest { diff_id: layer.to_owned() };
         // The answer's head comes with the first report, which takes as long as reading a layer.
-        let reports = self.client().fsck(request).await.map_err(|status| match status.code() {
-            Code::InvalidArgument => Failure::NoSuchLayer(status.message().to_owned()),
-            _ => self.failure("prove layers", &status),
-        })?;
+        let reports = self.client().fsck(request).await.map_err(|status| self.unproved(&status))?;
         Ok(Reports { control: self, stream: reports.into_inner() })
+    }
+
+    /// silkd answers first digits that name no layer at once, and a whole diff ID of none when it looks for its data.
+    fn unproved(&self, status: &Status) -> Failure {
+        match status.code() {
+            Code::InvalidArgument | Code::NotFound => Failure::NoSuchLayer(status.message().to_owned()),
+            _ => self.failure("prove layers", status),
+        }
     }
 }
 
@@ -121,7 +126,7 @@ pub struct Reports<'a> {
 impl Reports<'_> {
     /// The next one, after as long as reading the layer takes.
     pub async fn next(&mut self) -> Result<Option<FsckReport>, Failure> {
-        self.stream.message().await.map_err(|status| self.control.failure("prove layers", &status))
+        self.stream.message().await.map_err(|status| self.control.unproved(&status))
     }
 }
 

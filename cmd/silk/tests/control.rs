@@ -91,6 +91,10 @@ impl Control for Silkd {
         let hex = only.trim_start_matches("sha256:");
         let wanted: Vec<_> = reports.into_iter().filter(|r| r.diff_id["sha256:".len()..].starts_with(hex)).collect();
         match wanted.is_empty() {
+            true if hex.len() == 64 => {
+                let gone = Status::not_found(format!("layer {only} is not in the store"));
+                Ok(Response::new(Box::pin(tokio_stream::iter([Err(gone)]))))
+            }
             true => Err(Status::invalid_argument("0 whole layers have a diff ID that starts with it")),
             false if only == endless() => {
                 let reports = tokio_stream::iter(wanted.into_iter().map(Ok));
@@ -203,7 +207,11 @@ async fn fsck_fails_when_a_layer_is_damaged() {
     assert_eq!(code, Some(0));
     let (code, _, err) = setup.run(&["fsck", "0000000"]).await;
     assert!(code == Some(2) && err.starts_with("error: 0 whole layers"), "{err}");
-    assert_eq!(setup.silkd.questions(), ["fsck ".to_owned(), format!("fsck {a}"), "fsck 0000000".into()]);
+    let gone = diff_id("gone");
+    let (code, _, err) = setup.run(&["fsck", &gone]).await;
+    assert!(code == Some(2) && err.starts_with(&format!("error: layer {gone} is not in the store; ")), "{err}");
+    let questions = ["fsck ".to_owned(), format!("fsck {a}"), "fsck 0000000".into(), format!("fsck {gone}")];
+    assert_eq!(setup.silkd.questions(), questions);
 }
 
 #[test]
