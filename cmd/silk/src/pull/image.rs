@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use oci_spec::image::{self as oci, ImageIndex, ImageManifest};
+use oci_spec::image::{self as oci, ImageIndex};
 use serde::{Deserialize, de::IgnoredAny};
 use silk_model::{Digest, DigestError, chain_ids};
 use silk_registry::{MANIFEST_TYPES, Reference, Repository, Selector};
@@ -89,14 +89,14 @@ pub enum Malformed {
     },
 }
 
-/// What a configuration says of the layers (containerd's `unpackConfig`). Some builders write null for what they do not know.
+/// What a configuration says of the layers (containerd's `unpackConfig`). Some builders write null for what they do not know,
+/// and those in Go for an empty list.
 #[derive(Debug, Deserialize)]
 struct Config {
     os: Option<String>,
     architecture: Option<String>,
     variant: Option<String>,
-    #[serde(default)]
-    rootfs: RootFs,
+    rootfs: Option<RootFs>,
 }
 
 impl Config {
@@ -106,12 +106,30 @@ impl Config {
         let architecture = self.architecture.as_deref().filter(|text| !text.is_empty())?;
         Some(Platform::new(&told(&self.os), architecture, &told(&self.variant)))
     }
+
+    /// Of the layers, base first.
+    fn diff_ids(&self) -> &[String] {
+        self.rootfs.as_ref().and_then(|rootfs| rootfs.diff_ids.as_deref()).unwrap_or_default()
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 struct RootFs {
-    #[serde(default)]
-    diff_ids: Vec<String>,
+    diff_ids: Option<Vec<String>>,
+}
+
+/// What is read of a manifest; here too null is an empty list.
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    config: oci::Descriptor,
+    layers: Option<Vec<oci::Descriptor>>,
+}
+
+impl Manifest {
+    /// Base first.
+    fn layers(&self) -> &[oci::Descriptor] {
+        self.layers.as_deref().unwrap_or_default()
+    }
 }
 
 /// Where an image's documents go.
@@ -194,11 +212,11 @@ async fn unfold(
     documents: Documents,
 ) -> Result<Image, Failure> {
     let Documents { target, manifest, bytes } = documents;
-    let document: ImageManifest = parse("manifest", manifest.digest, &bytes)?;
+    let document: Manifest = parse("manifest", manifest.digest, &bytes)?;
     let fault = |why| malformed("manifest", manifest.digest, why);
-    let described = [document.config()].into_iter().chain(document.layers());
+    let described = [&document.config].into_iter().chain(document.layers());
     let children = described.map(|child| (child.media_type().as_ref(), child.digest().to_string()));
-    let config = descriptor(document.config()).map_err(fault)?;
+    let config = descriptor(&document.config).map_err(fault)?;
     if !is_config(&config.media_type) {
         return Err(fault(Malformed::NoImage(config.media_type)));
     }
@@ -206,7 +224,7 @@ async fn unfold(
     let bytes = store.document(&config, fetch_config(repository, &config)).await?;
     store.label(&config.digest, BTreeMap::new()).await?;
     let content: Config = parse("configuration", config.digest, &bytes)?;
-    let diff_ids = content.rootfs.diff_ids.iter().map(|id| id.parse()).collect::<Result<Vec<Digest>, _>>();
+    let diff_ids = content.diff_ids().iter().map(|id| id.parse()).collect::<Result<Vec<Digest>, _>>();
     let diff_ids = diff_ids.map_err(|e| malformed("configuration", config.digest, e.into()))?;
     let layers = document.layers().iter().map(descriptor).collect::<Result<Vec<_>, _>>().map_err(fault)?;
     if let Some(at) = layers.iter().position(|layer| !is_layer(&layer.media_type)) {

@@ -90,3 +90,18 @@ fn a_configuration_may_leave_its_platform_out() {
     assert_eq!(platform(r#"{"architecture":null,"os":"linux"}"#), None);
     assert_eq!(platform("{}"), None);
 }
+
+#[test]
+fn null_is_an_empty_list() {
+    let diff_ids = |text: &str| serde_json::from_str::<Config>(text).unwrap().diff_ids().to_vec();
+    for none in [r#"{"rootfs":null}"#, r#"{"rootfs":{}}"#, r#"{"rootfs":{"type":"layers","diff_ids":null}}"#] {
+        assert_eq!(diff_ids(none), [""; 0], "{none}");
+    }
+    assert_eq!(diff_ids(r#"{"rootfs":{"diff_ids":["a"]}}"#), ["a"]);
+    let digest = Digest::of(b"{}");
+    let config = format!(r#"{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{digest}","size":2}}"#);
+    let manifest = format!(r#"{{"schemaVersion":2,"config":{config},"layers":null}}"#);
+    assert_eq!(kind(MANIFEST, manifest.as_bytes()).unwrap(), MANIFEST);
+    let manifest: Manifest = serde_json::from_str(&manifest).unwrap();
+    assert!(manifest.layers().is_empty());
+}
