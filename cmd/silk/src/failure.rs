@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
 use silk_model::Digest;
+use silk_share::EnvelopeError;
 use tonic::{Code, Status};
 
 use crate::{
@@ -160,6 +161,9 @@ pub enum Failure {
         /// A sentence a place.
         why: Vec<String>,
     },
+    /// What a place has is sealed, and not with a key of this machine's: nodes would not believe what it is replaced with.
+    #[error("{} from {} is not believed here: {}. {}", .0.key, .0.source, .0.why, advice(&.0.why))]
+    Sealed(silk_share::Refused),
     /// The image that a command could not do its work on.
     #[error("cannot {doing} {image}: {source}")]
     Image {
@@ -222,6 +226,22 @@ pub enum ConfigFault {
     /// Its `[share]` contradicts itself.
     #[error("{0}")]
     Share(#[from] silk_share::ShareError),
+    /// It lets silk publish what nodes that are configured alike refuse.
+    #[error(
+        "no node would believe what share.referrers.publish lets silk publish: set share.key_file to the fleet's key, or \
+         share.referrers.trust_unsigned here and on the nodes"
+    )]
+    Unbelieved,
+}
+
+/// What to do about a value that is sealed with another key, or with any.
+fn advice(why: &EnvelopeError) -> &'static str {
+    match why {
+        EnvelopeError::NoKey => {
+            "Set share.key_file to the fleet's key: what silk learns without it no node of the fleet would believe"
+        }
+        _ => "Is the key in share.key_file the fleet's? --force replaces the value",
+    }
 }
 
 fn list(platforms: &[Platform]) -> String {
@@ -274,7 +294,8 @@ impl Failure {
             | Self::Namespace(_)
             | Self::NoSuchLayer(_)
             | Self::NoPlatform { .. }
-            | Self::NoBackend { .. } => 2.into(),
+            | Self::NoBackend { .. }
+            | Self::Sealed(_) => 2.into(),
             Self::Unreachable { .. } | Self::NoSnapshotter(_) | Self::Late { .. } => 3.into(),
             Self::Interrupted(Signal::Interrupt) => 130.into(),
             Self::Interrupted(Signal::Terminate) => 143.into(),

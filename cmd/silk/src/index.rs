@@ -24,6 +24,7 @@ use crate::{
         Malformed, Platform,
         image::{self, Image, Nowhere},
         progress::{self, Board, Display},
+        say,
     },
 };
 
@@ -31,7 +32,7 @@ mod learn;
 mod places;
 
 use learn::Learning;
-use places::Places;
+use places::{Asked, Places};
 
 /// What a place may take to say what it has of an image. A pull is not kept waiting here, and a builder may be far from
 /// the fleet's Redis.
@@ -49,7 +50,7 @@ pub struct Arguments {
     /// Of this platform, when the image is made for several [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub platform: Option<Platform>,
-    /// Also read layers that are known already
+    /// Also read layers that are known already, and replace what is damaged or sealed with another key
     #[arg(long)]
     pub force: bool,
     /// Talk to the registry without TLS
@@ -89,6 +90,7 @@ async fn index(globals: &Globals, arguments: &Arguments) -> Result<String, Failu
     let Arguments { image: reference, platform, force, plain_http, quiet } = arguments;
     let named = globals.config.as_deref();
     let ConfigFile { registry, pull, share } = config::load(named)?;
+    let is_keyed = share.key_file.is_some();
     let share = open(share).map_err(|cause| Failure::Config { path: config::path(named), cause })?;
     if share.is_alone() {
         return Err(Failure::NoBackend { config: config::path(named) });
@@ -98,8 +100,9 @@ async fn index(globals: &Globals, arguments: &Arguments) -> Result<String, Failu
     let image = image::resolve(reference, &repository, &Nowhere, &wanted).await?;
     let layers = layers(&image)?;
     let mut places = Places::open(share, &repository, image.manifest.digest).await?;
-    if !force {
-        places.look_up(&layers).await;
+    let troubles = places.look_up(&layers, Asked { force: *force, is_keyed }).await?;
+    if !quiet {
+        troubles.iter().for_each(|trouble| say(&format!("note: what is there is not known: {trouble}\n")));
     }
     let board = Board::alone(&image);
     let mut display = Display::new(*quiet, progress::terminal(), &board);
@@ -121,9 +124,12 @@ async fn index(globals: &Globals, arguments: &Arguments) -> Result<String, Failu
 
 /// The places of `[share]` that are published to.
 fn open(mut config: silk_share::Config) -> Result<Share, ConfigFault> {
-    // What is there counts as nodes with this configuration would believe it, whoever may have written it.
+    if config.referrers.publish && config.key_file.is_none() && !config.referrers.trust_unsigned {
+        return Err(ConfigFault::Unbelieved);
+    }
+    // What is there is looked at, whoever may have written it; with a key only what has its seal counts.
     config.referrers.discover = config.referrers.publish;
-    config.referrers.trust_unsigned = config.key_file.is_none();
+    config.referrers.trust_unsigned &= config.key_file.is_none();
     let patience = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
     for deadline in [&mut config.referrers.deadline_millis, &mut config.redis.deadline_millis] {
         // 0 is an error that is still to be found.

@@ -239,7 +239,11 @@ async fn trouble_is_said_in_one_sentence_with_its_code() {
     let (code, _, err) = away.index(&[&pushed.reference]).await;
     assert!(code == Some(1) && err.contains("redis unix:/nonexistent/s: it is away: "), "{err}");
 
-    let pushing = Builder::new("[share.referrers]\npublish = true\n");
+    let unbelieved = Builder::new("[share.referrers]\npublish = true\n");
+    let (code, _, err) = unbelieved.index(&[&pushed.reference]).await;
+    assert!(code == Some(2) && err.contains("no node would believe") && err.contains("share.key_file"), "{err}");
+
+    let pushing = Builder::new("[share.referrers]\npublish = true\ntrust_unsigned = true\n");
     let (code, _, err) = pushing.index(&[&pushed.reference.replace(":1", ":2")]).await;
     assert!(code == Some(1) && err.contains("has no manifest 2 of team/app: 404"), "{err}");
 
@@ -267,4 +271,41 @@ async fn a_redis_that_is_full_says_so_for_each_layer() {
     let (code, out, err) = Builder::of(&config).index(&[&pushed.reference]).await;
     assert!(code == Some(1) && err.contains("500 are allowed"), "{err}");
     assert!(out.contains("did not take it: the value has "), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_fleet_has_sealed_stays_when_the_builder_lacks_its_key() {
+    let fake = Fake::start().await;
+    let redis = Redis::start(&[]);
+    let pushed = fake.push_image("team/app:1", &image());
+    let keys = tempfile::tempdir().unwrap();
+    let config = |key: Option<&str>| {
+        let key_file = key.map(|key| {
+            let path = keys.path().join(key);
+            std::fs::write(&path, key.repeat(32)).unwrap();
+            path
+        });
+        Config { key_file, redis: redis.config(), referrers: referrers() }
+    };
+    let fleet = config(Some("fleet"));
+    assert_eq!(Builder::of(&fleet).index(&[&pushed.reference]).await.0, Some(0));
+    let reads = || pushed.layers.iter().map(|l| fake.count(&format!("GET .*{}", l.blob_digest))).sum::<usize>();
+    let before = reads();
+    let (keyless, strange) = (Builder::of(&config(None)), Builder::of(&config(Some("another"))));
+    let lacking = ["the index of layer sha256:", "this node has none", "Set share.key_file to the fleet's key"];
+    let differing = ["the index of layer sha256:", "its seal is wrong", "--force replaces the value"];
+    let tries = [
+        (&keyless, &[pushed.reference.as_str()][..], lacking),
+        (&keyless, &["--force", &pushed.reference], lacking),
+        (&strange, &[&pushed.reference], differing),
+    ];
+    for (builder, arguments, words) in tries {
+        let (code, _, err) = builder.index(arguments).await;
+        assert!(code == Some(2) && words.iter().all(|word| err.contains(word)), "{err}");
+    }
+    assert_eq!(reads(), before, "nothing is read");
+    assert_eq!(found(&fleet, &fake, &pushed).await, [true; 5]);
+    let (code, _, err) = strange.index(&["--force", &pushed.reference]).await;
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(found(&config(Some("another")), &fake, &pushed).await, [true; 5]);
 }

@@ -8,7 +8,7 @@ use std::{
 use silk_model::Digest;
 use silk_pull::{LayerSpec, is_of};
 use silk_registry::Repository;
-use silk_share::{BackendError, Image, Item, Key, Published, Share};
+use silk_share::{BackendError, EnvelopeError, Image, Item, Key, Published, Share};
 
 use crate::{failure::Failure, human};
 
@@ -27,6 +27,15 @@ struct Place {
     given: HashMap<Digest, Given>,
     /// Why it does not have all of it.
     trouble: Vec<String>,
+}
+
+/// How places are looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// All is to be read, and may be replaced.
+    pub force: bool,
+    /// This machine has a key, which may be the wrong one.
+    pub is_keyed: bool,
 }
 
 enum Given {
@@ -53,19 +62,40 @@ impl Places {
         Ok(Self { share, image, places })
     }
 
-    /// Asks each place what it has. What it holds of a layer counts only if a node could use it.
-    pub async fn look_up(&mut self, layers: &[LayerSpec]) {
+    /// Asks each place what it has. What it holds of a layer counts only if a node could use it, and unless all is to be read.
+    /// Says why there may be more than was told of.
+    ///
+    /// # Errors
+    /// It holds what the fleet has sealed and this machine cannot seal: that is worth more than what would take its place.
+    pub async fn look_up(&mut self, layers: &[LayerSpec], asked: Asked) -> Result<Vec<String>, Failure> {
         let mut blobs: Vec<_> = layers.iter().map(|layer| layer.blob).collect();
         blobs.sort_unstable();
         blobs.dedup();
         let holdings = self.share.holdings(&self.image, &blobs).await;
+        let mut troubles = Vec::new();
         for (place, answer) in self.places.iter_mut().zip(holdings) {
+            let found: HashSet<_> = answer.layers.iter().map(|found| found.key).collect();
+            let sealed = answer.refused.into_iter().find(|refused| match refused.why {
+                EnvelopeError::NoKey => true,
+                // Without a key it is damage, and mended.
+                EnvelopeError::Seal => asked.is_keyed && !asked.force && !found.contains(&refused.key),
+                _ => false,
+            });
+            if let Some(sealed) = sealed {
+                return Err(Failure::Sealed(sealed));
+            }
+            let trouble = answer.trouble.or_else(|| answer.is_away.then(|| "it is away".to_owned()));
+            troubles.extend(trouble.map(|trouble| format!("{}: {trouble}", place.name)));
+            if asked.force {
+                continue;
+            }
             let good = answer.layers.iter().map(|found| &found.value).filter(|known| {
                 let mut named = layers.iter().filter(|layer| layer.blob == known.blob);
                 named.all(|layer| is_of(known, layer))
             });
             place.had = good.map(|known| known.blob).collect();
         }
+        Ok(troubles)
     }
 
     /// Whether nothing is left to tell of a layer to those that take anything.
