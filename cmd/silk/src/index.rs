@@ -12,14 +12,15 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 use silk_pull::{LayerSpec, Learner};
-use silk_registry::Reference;
+use silk_registry::{Reference, Repository};
 use silk_share::Share;
 
 use crate::{
     cli::Globals,
     config,
     failure::{ConfigFault, Failure},
-    human, interrupt,
+    human,
+    interrupt::Signals,
     pull::{
         Malformed, Platform,
         image::{self, Image, Nowhere},
@@ -73,9 +74,14 @@ struct ConfigFile {
 /// Learns, publishes and prints.
 pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure> {
     let began = Instant::now();
-    let outcome = tokio::select! {
-        outcome = index(globals, arguments) => outcome,
-        signal = interrupt::wait() => Err(Failure::Interrupted(signal)),
+    let mut signals = Signals::new();
+    let prepared = tokio::select! {
+        prepared = prepare(globals, arguments) => prepared,
+        signal = signals.next() => Err(Failure::Interrupted(signal)),
+    };
+    let outcome = match prepared {
+        Ok(prepared) => prepared.index(arguments.quiet, &mut signals).await,
+        Err(failure) => Err(failure),
     };
     let summary = outcome.map_err(|failure| failure.of_image("index", &arguments.image.to_string()))?;
     if !arguments.quiet {
@@ -85,8 +91,17 @@ pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure
     Ok(())
 }
 
-/// Says what was learned.
-async fn index(globals: &Globals, arguments: &Arguments) -> Result<String, Failure> {
+/// All that is known before the first layer is read.
+struct Prepared {
+    learner: Learner,
+    repository: Repository,
+    image: Image,
+    layers: Vec<LayerSpec>,
+    places: Places,
+}
+
+/// Asks the registry for the image, and each place whether it takes anything and what it has.
+async fn prepare(globals: &Globals, arguments: &Arguments) -> Result<Prepared, Failure> {
     let Arguments { image: reference, platform, force, plain_http, quiet } = arguments;
     let named = globals.config.as_deref();
     let ConfigFile { registry, pull, share } = config::load(named)?;
@@ -104,22 +119,29 @@ async fn index(globals: &Globals, arguments: &Arguments) -> Result<String, Failu
     if !quiet {
         troubles.iter().for_each(|trouble| say(&format!("note: what is there is not known: {trouble}\n")));
     }
-    let board = Board::alone(&image);
-    let mut display = Display::new(*quiet, progress::terminal(), &board);
-    let learner = Learner::new(pull);
-    let learning = Learning::new(&learner, &repository, &layers, &board);
-    let outcome = tokio::select! {
-        outcome = learning.run(&mut places) => outcome,
-        never = display.show(&board) => match never {},
-    };
-    display.draw(&board);
-    drop(display);
-    if !quiet {
-        std::io::stdout().write_all(human::clean(&places.report(&layers)).as_bytes())?;
+    Ok(Prepared { learner: Learner::new(pull), repository, image, layers, places })
+}
+
+impl Prepared {
+    /// Says what was learned.
+    async fn index(self, quiet: bool, signals: &mut Signals) -> Result<String, Failure> {
+        let Self { learner, repository, image, layers, mut places } = self;
+        let board = Board::alone(&image);
+        let mut display = Display::new(quiet, progress::terminal(), &board);
+        let learning = Learning::new(&learner, &repository, &layers, &board);
+        let outcome = tokio::select! {
+            outcome = learning.run(&mut places, signals) => outcome,
+            never = display.show(&board) => match never {},
+        };
+        display.draw(&board);
+        drop(display);
+        if !quiet {
+            std::io::stdout().write_all(human::clean(&places.report(&layers)).as_bytes())?;
+        }
+        outcome?;
+        places.outcome()?;
+        Ok(board.summary())
     }
-    outcome?;
-    places.outcome()?;
-    Ok(board.summary())
 }
 
 /// The places of `[share]` that are published to.

@@ -97,10 +97,14 @@ impl Builder {
         self.dir.path().join("config.toml")
     }
 
-    async fn index(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+    fn command(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_silk"));
         command.arg("--config").arg(self.config()).arg("index").args(arguments);
-        let Output { status, stdout, stderr } = command.output().await.unwrap();
+        command
+    }
+
+    async fn index(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let Output { status, stdout, stderr } = self.command(arguments).output().await.unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (status.code(), text(stdout), text(stderr))
     }
@@ -220,6 +224,46 @@ async fn a_bad_layer_is_named_and_the_good_ones_are_published() {
     fake.fault(&of_bad, Fault::Flip(20), ALWAYS);
     let (code, _, err) = Builder::of(&config).index(&[&pushed.reference]).await;
     assert!(code == Some(1) && err.contains("the registry sent other bytes than the manifest names"), "{err}");
+}
+
+fn send(signal: &str, pid: u32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_publishes_what_is_learned_and_a_second_one_does_not_wait_for_that() {
+    let fake = Fake::start().await;
+    let redis = Redis::start(&[]);
+    let config = Config { redis: redis.config(), ..Config::default() };
+    let spec = ImageSpec::new().layer(tar("good", 3 << 20), Compression::Gzip).layer(tar("b", 10), Compression::Gzip);
+    let pushed = fake.push_image("team/app:1", &spec);
+    let held = format!("GET .*{}", pushed.layers[1].blob_digest);
+    // One layer after the other, the largest first.
+    let builder = Builder::of(&config);
+    let text = std::fs::read_to_string(builder.config()).unwrap();
+    std::fs::write(builder.config(), format!("{text}\n[pull]\nlayers_at_once = 1\n")).unwrap();
+    for (count, (signal, again, code)) in [("-INT", true, 130), ("-TERM", false, 143)].into_iter().enumerate() {
+        fake.fault(&held, Fault::Hold, ALWAYS);
+        let mut command = builder.command(&[&pushed.reference]);
+        let silk = command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let pid = silk.id().unwrap();
+        fake.wait_for(&held, count + 1).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if again {
+            send("-STOP", redis.child.id());
+        }
+        send(signal, pid);
+        if again {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            send(signal, pid);
+        }
+        let Output { status, stderr, .. } = silk.wait_with_output().await.unwrap();
+        send("-CONT", redis.child.id());
+        let said = String::from_utf8(stderr).unwrap();
+        assert!(status.code() == Some(code) && said.ends_with("error: interrupted\n"), "{status}: {said}");
+        fake.heal();
+    }
+    assert_eq!(found(&config, &fake, &pushed).await, [true, false]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
