@@ -1,11 +1,15 @@
 //! The layers' snapshots, base first: what containerd's unpacker does (`core/unpack/unpacker.go`), call by call.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use silk_api::containerd::{
     services::{
         diff::v1::ApplyRequest,
-        snapshots::v1::{CommitSnapshotRequest, PrepareSnapshotRequest, StatSnapshotRequest},
+        snapshots::v1::{CommitSnapshotRequest, PrepareSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse},
     },
     types::Mount,
 };
@@ -18,12 +22,14 @@ use super::{
     image::{Image, Layer},
     labels, lease,
     node::Node,
-    progress::Board,
+    progress::{self, Board},
 };
 use crate::failure::Failure;
 
 /// How often a snapshot is prepared that exists and then does not: as often as containerd tries.
 const TRIES: usize = 3;
+/// Between two questions to a snapshotter that is away.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// One image, to be unpacked.
 #[derive(Debug)]
@@ -80,11 +86,7 @@ impl Unpack<'_> {
             Failure::Call { message, .. } if message.contains(&self.image.reference.to_string()) => {
                 Failure::Told(message)
             }
-            // gRPC's words when a proxy plugin's socket is dead; containerd has no code of its own for it.
-            Failure::Call { code: Code::Unavailable, message, .. } if message.contains("Error while dialing") => {
-                Failure::NoSnapshotter(message)
-            }
-            failure @ Failure::Unreachable { .. } => failure,
+            failure @ (Failure::Unreachable { .. } | Failure::NoSnapshotter(_)) => failure,
             source => Failure::Layer {
                 number: index + 1,
                 count: self.image.layers.len(),
@@ -120,7 +122,7 @@ impl Unpack<'_> {
                     if failure.code().is_some_and(|code| code != Code::Unavailable) {
                         self.node.set_unfinished(None);
                     }
-                    return Err(failure);
+                    return Err(self.of_snapshotter(failure));
                 }
             }
             if !self.local {
@@ -128,13 +130,49 @@ impl Unpack<'_> {
             }
             // silkd answers for the top layer when the image can be used: as long as that takes.
             let request = StatSnapshotRequest { snapshotter: self.snapshotter.to_owned(), key: chain_id.clone() };
-            match self.node.wait("look at the snapshot", self.node.snapshots().stat(request)).await {
+            match self.stat(request, progress::AWAY).await {
                 Ok(_) => return Ok(None),
                 Err(failure) if failure.code() == Some(Code::NotFound) => {}
                 Err(failure) => return Err(failure),
             }
         }
         Err(Failure::Vanished(layer.chain_id))
+    }
+
+    /// Stat, of a snapshotter that may be started anew meanwhile: who holds the question forgets it then.
+    async fn stat(&self, request: StatSnapshotRequest, away: Duration) -> Result<StatSnapshotResponse, Failure> {
+        let mut left = None;
+        loop {
+            let asked = Instant::now();
+            let answer = self.node.wait("look at the snapshot", self.node.snapshots().stat(request.clone())).await;
+            let failure = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => self.of_snapshotter(failure),
+            };
+            if !matches!(failure, Failure::NoSnapshotter(_)) {
+                return Err(failure);
+            }
+            // Who held the call for that long was there.
+            let since = *left.get_or_insert_with(Instant::now);
+            if asked.elapsed() > away {
+                left = Some(Instant::now());
+            } else if since.elapsed() >= away {
+                return Err(failure);
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// A failure of a call that containerd passes on: gRPC has many words for a socket that nobody serves, and containerd no code
+    /// of its own. Of the same code is what keeps silkd from a layer; silkd says who cannot do what.
+    fn of_snapshotter(&self, failure: Failure) -> Failure {
+        let own = [&self.image.reference.to_string(), "silk cannot ", "silk does not ", "cannot be mounted yet"];
+        match failure {
+            Failure::Call { code: Code::Unavailable, message, .. } if !own.iter().any(|own| message.contains(own)) => {
+                Failure::NoSnapshotter(message)
+            }
+            failure => failure,
+        }
     }
 
     async fn apply(
@@ -165,10 +203,13 @@ impl Unpack<'_> {
             Err(failure) if failure.code() == Some(Code::AlreadyExists) => {
                 self.node.remove_unfinished(self.snapshotter).await?;
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => return Err(self.of_snapshotter(failure)),
         }
         self.board.unpacked(index);
         let proved = [(labels::UNCOMPRESSED.to_owned(), layer.diff_id.to_string())].into();
         self.store.set(&layer.descriptor.digest, proved).await
     }
 }
+
+#[cfg(test)]
+mod tests;
