@@ -9,6 +9,7 @@
 
 use std::{
     io::Write as _,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use clap::Args;
 use serde::Deserialize;
 use silk_registry::{Reference, Registry};
 
-use crate::{cli::Globals, config, control::Control, failure::Failure, human, interrupt};
+use crate::{cli::Globals, config, control::Control, failure::Failure, human, interrupt::Signals};
 
 mod content;
 mod fetch;
@@ -40,6 +41,8 @@ use unpack::Unpack;
 
 /// Two calls that containerd answers within milliseconds, one of which waits for its garbage collection.
 const PUT_AWAY: Duration = Duration::from_secs(10);
+/// Between two tries at that.
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// Pull an image through containerd; silkd fetches its layers
 ///
@@ -76,13 +79,15 @@ pub async fn run(globals: &Globals, arguments: &Arguments) -> Result<(), Failure
     let config: ConfigFile = config::load(globals.config.as_deref())?;
     let registry =
         config::registry(globals.config.as_deref(), config.registry, &arguments.image, arguments.plain_http)?;
-    let node = lease::create(Node::new(&globals.containerd, &globals.namespace)?).await?;
+    // Before there is anything that a signal could leave behind.
+    let mut signals = Signals::new();
+    let node = leased(Node::new(&globals.containerd, &globals.namespace)?, &mut signals).await?;
     let pull = Pull { globals, arguments, registry, node };
     let outcome = tokio::select! {
         outcome = pull.run() => outcome,
-        signal = interrupt::wait() => Err(Failure::Interrupted(signal)),
+        signal = signals.next() => Err(Failure::Interrupted(signal)),
     };
-    pull.put_away(outcome.is_ok()).await;
+    put_away(&pull.node, &globals.snapshotter, outcome.is_ok(), &mut signals).await;
     let summary = outcome.map_err(|failure| failure.of_image("pull", &arguments.image.to_string()))?;
     if !arguments.quiet {
         writeln!(std::io::stdout(), "pulled {} in {}: {summary}", arguments.image, human::duration(began.elapsed()))?;
@@ -148,22 +153,54 @@ impl Pull<'_> {
         outcome?;
         Ok(board.summary())
     }
+}
 
-    /// Ends the lease; after a failure, removes a snapshot that was being made, and waits until containerd has collected the rest.
-    async fn put_away(&self, done: bool) {
-        let away = async {
-            let removed = self.node.remove_unfinished(&self.globals.snapshotter).await;
-            lease::delete(&self.node, !done).await?;
-            removed
-        };
-        let failure = tokio::select! {
-            away = tokio::time::timeout(PUT_AWAY, away) => match away {
-                Ok(Ok(())) => return,
-                Ok(Err(failure)) => failure.to_string(),
-                Err(_) => format!("containerd did not answer within {}", human::duration(PUT_AWAY)),
-            },
-            _ = interrupt::wait() => "interrupted again".to_owned(),
-        };
-        say(&format!("warning: what the pull made stays until its lease ends, in 24 h: {failure}\n"));
+/// The same containerd, under a new lease; after a signal there is none.
+async fn leased(node: Node, signals: &mut Signals) -> Result<Node, Failure> {
+    let mut creating = pin!(lease::create(node));
+    let signal = tokio::select! {
+        node = &mut creating => return node,
+        signal = signals.next() => signal,
+    };
+    // It may be there already.
+    let created = tokio::select! {
+        created = tokio::time::timeout(PUT_AWAY, creating) => created.ok(),
+        _ = signals.next() => None,
+    };
+    match created {
+        // No snapshot was begun.
+        Some(Ok(node)) => put_away(&node, "", false, signals).await,
+        Some(Err(_)) => {}
+        None => left("containerd did not say whether there is one"),
+    }
+    Err(Failure::Interrupted(signal))
+}
+
+/// Ends the lease; after a failure, removes a snapshot that was being made, and waits until containerd has collected the rest. A
+/// containerd that is started anew is waited for.
+async fn put_away(node: &Node, snapshotter: &str, done: bool, signals: &mut Signals) {
+    let away = async {
+        loop {
+            let removed = node.remove_unfinished(snapshotter).await;
+            match lease::delete(node, !done).await.and(removed) {
+                Err(Failure::Unreachable { .. }) => tokio::time::sleep(AGAIN).await,
+                outcome => return outcome,
+            }
+        }
+    };
+    tokio::select! {
+        away = tokio::time::timeout(PUT_AWAY, away) => match away {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => left(&failure.to_string()),
+            Err(_) => left(&format!("containerd did not answer within {}", human::duration(PUT_AWAY))),
+        },
+        _ = signals.next() => left("interrupted again"),
     }
 }
+
+fn left(why: &str) {
+    say(&format!("warning: what the pull made stays until its lease ends, in 24 h: {why}\n"));
+}
+
+#[cfg(test)]
+mod tests;

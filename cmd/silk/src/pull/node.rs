@@ -165,15 +165,18 @@ impl Node {
         *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
     }
 
-    /// Removes the snapshot that was being unpacked, if there is one.
+    /// Removes the snapshot that was being unpacked, if there is one. Until that is done it can be tried again.
     pub async fn remove_unfinished(&self, snapshotter: &str) -> Result<(), Failure> {
-        let key = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let key = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(key) = key else { return Ok(()) };
         let doing = format!("remove snapshot {key:?}");
         let request = RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key };
         match self.call(&doing, self.snapshots().remove(request)).await {
             Err(failure) if failure.code() != Some(Code::NotFound) => Err(failure),
-            _ => Ok(()),
+            _ => {
+                self.set_unfinished(None);
+                Ok(())
+            }
         }
     }
 }
