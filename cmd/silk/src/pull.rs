@@ -124,7 +124,7 @@ impl Pull<'_> {
         let board = match Board::new(&image, Control::new(&globals.address)).await {
             Ok(board) => board,
             Err(failure) if arguments.wait && !arguments.local => return Err(failure),
-            Err(_) => Board::alone(&image),
+            Err(failure) => Board::unasked(&image, failure),
         };
         let board = Arc::new(board);
         let mut display = Display::new(arguments.quiet, progress::terminal(), &board);

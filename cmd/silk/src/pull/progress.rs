@@ -76,6 +76,8 @@ pub struct Row {
     pub took: Option<Duration>,
     /// containerd said that the snapshot exists: silkd knows the rest.
     exists: bool,
+    /// The snapshot did so before this pull.
+    is_old: bool,
     /// It was said what keeps it from arriving.
     troubled: bool,
 }
@@ -141,6 +143,8 @@ pub struct Board {
     reference: String,
     /// Where it has part in this and answers.
     silkd: Option<Silkd>,
+    /// Why it does not, until that has been said.
+    unasked: Mutex<Option<Failure>>,
     /// To be said once.
     notes: Mutex<Vec<String>>,
 }
@@ -177,6 +181,7 @@ impl Board {
             began: None,
             took: None,
             exists: false,
+            is_old: false,
             troubled: false,
         };
         Self {
@@ -184,8 +189,14 @@ impl Board {
             manifest: image.manifest.digest,
             reference: image.reference.to_string(),
             silkd: None,
+            unasked: Mutex::default(),
             notes: Mutex::default(),
         }
+    }
+
+    /// For a silkd that does not answer, for this reason: what it has taken on is not known before the image can be used.
+    pub fn unasked(image: &Image, why: Failure) -> Self {
+        Self { unasked: Mutex::new(Some(why)), ..Self::alone(image) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Row>> {
@@ -194,10 +205,24 @@ impl Board {
 
     /// containerd says that the layer's snapshot exists: it was made before, or silkd has just taken the layer on.
     pub fn exists(&self, index: usize) {
-        let row = &mut self.lock()[index];
-        row.exists = true;
+        self.lock()[index].exists = true;
+        if let Some(why) = self.unasked.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.note(format!("note: how far layers are that silkd fetches is not shown: {why}\n"));
+        }
+    }
+
+    /// The layer's snapshot was made before this pull.
+    pub fn is_old(&self, index: usize) {
+        self.lock()[index].is_old = true;
+    }
+
+    /// The image can be used, and so can all layers whose snapshots exist. silkd knows more of them, if it answers.
+    pub fn usable(&self) {
         if self.silkd.is_none() {
-            row.end(Stage::Here);
+            let mut rows = self.lock();
+            rows.iter_mut()
+                .filter(|row| row.is_asked())
+                .for_each(|row| row.end(if row.is_old { Stage::Here } else { Stage::Done }));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use silk_api::containerd::{
@@ -72,6 +72,7 @@ impl Unpack<'_> {
             fetches.wait_all().await.map_err(|(i, failure)| self.at(i, failure))?;
             self.board.settle();
         }
+        self.board.usable();
         let top = self.image.layers.last().map(|layer| layer.chain_id.to_string()).unwrap_or_default();
         self.store.set(&self.image.config.digest, [(labels::snapshot_of(self.snapshotter), top)].into()).await
     }
@@ -105,6 +106,7 @@ impl Unpack<'_> {
     ) -> Result<Option<Active>, Failure> {
         let chain_id = layer.chain_id.to_string();
         let parent = index.checked_sub(1).map(|below| self.image.layers[below].chain_id.to_string());
+        let began = SystemTime::now();
         for _ in 0..TRIES {
             let key = format!("extract-{} {chain_id}", lease::unique());
             let request = PrepareSnapshotRequest {
@@ -131,7 +133,13 @@ impl Unpack<'_> {
             // silkd answers for the top layer when the image can be used: as long as that takes.
             let request = StatSnapshotRequest { snapshotter: self.snapshotter.to_owned(), key: chain_id.clone() };
             match self.stat(request, progress::AWAY).await {
-                Ok(_) => return Ok(None),
+                Ok(answer) => {
+                    let created = answer.info.and_then(|info| info.created_at?.try_into().ok());
+                    if created.is_some_and(|created: SystemTime| created < began) {
+                        self.board.is_old(index);
+                    }
+                    return Ok(None);
+                }
                 Err(failure) if failure.code() == Some(Code::NotFound) => {}
                 Err(failure) => return Err(failure),
             }

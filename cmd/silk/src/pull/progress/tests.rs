@@ -16,6 +16,7 @@ fn row(stage: Stage, received: u64) -> Row {
         began: None,
         took: None,
         exists: false,
+        is_old: false,
         troubled: false,
     }
 }
@@ -49,6 +50,7 @@ fn bars_are_for_terminals_that_have_room_for_them() {
         manifest: Digest::of(b""),
         reference: String::new(),
         silkd: None,
+        unasked: Mutex::default(),
         notes: Mutex::default(),
     };
     let shown = |terminal| match Display::new(false, terminal, &board) {
@@ -94,4 +96,28 @@ fn silkd_tells_how_far_a_layer_is() {
     let mut here = row(Stage::Waiting, 0);
     here.told(&layer("whole", 2_000_000), true);
     assert_eq!((here.stage, here.took), (Stage::Here, None));
+}
+
+#[test]
+fn without_silkd_a_layer_is_here_already_only_if_it_was() {
+    let why = Failure::Late { daemon: Daemon::Silkd, doing: "tell its status".to_owned(), after: PATIENCE };
+    let board = Board {
+        rows: Mutex::new(vec![row(Stage::Waiting, 0), row(Stage::Waiting, 0)]),
+        manifest: Digest::of(b""),
+        reference: String::new(),
+        silkd: None,
+        unasked: Mutex::new(Some(why)),
+        notes: Mutex::default(),
+    };
+    board.exists(0);
+    board.is_old(0);
+    board.exists(1);
+    let stages = || board.rows().iter().map(|row| row.stage).collect::<Vec<_>>();
+    assert_eq!(stages(), [Stage::Waiting; 2], "they may be arriving");
+    let note =
+        "note: how far layers are that silkd fetches is not shown: silkd did not tell its status within 2.00 s\n";
+    assert_eq!(*board.notes.lock().unwrap(), [note]);
+    board.usable();
+    assert_eq!(stages(), [Stage::Here, Stage::Done]);
+    assert_eq!(board.summary(), "2 layers, 4.0 MB (1 here already)");
 }

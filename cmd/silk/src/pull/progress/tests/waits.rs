@@ -92,6 +92,7 @@ fn asking(socket: &std::path::Path) -> Board {
         manifest: Digest::of(b"manifest"),
         reference: NAME.to_owned(),
         silkd: Some(super::Silkd { control: Control::new(socket), before: HashSet::new() }),
+        unasked: Mutex::default(),
         notes: Mutex::default(),
     }
 }
