@@ -289,6 +289,8 @@ impl Error {
             Self::NoHost { .. } => Class::Unsupported,
             Self::Client { .. } => Class::Internal,
             Self::Denied { .. } => Class::Denied,
+            // Trust is missing, and will be at the next attempt.
+            Self::Unreachable { cause, .. } if cause.is_tls() => Class::Denied,
             Self::NotFound { .. } => Class::NotFound,
             Self::Status { status, .. } if is_transient(*status) => Class::Transient,
             Self::Status { .. } | Self::Redirect { .. } | Self::NoToken { .. } | Self::WrongRange { .. } => {
@@ -298,7 +300,6 @@ impl Error {
             Self::RangeRefused { .. } | Self::NoRanges { .. } => Class::Transient,
             // The refusal may be no more than what the missing credentials made it.
             Self::NoCredentials { .. } | Self::Wordless { .. } => Class::Transient,
-            // Also where trust is missing: what stands before a registry shows a certificate of its own while it restarts.
             Self::Unreachable { .. } | Self::NoAnswer { .. } | Self::Cut { .. } | Self::Stalled { .. } => {
                 Class::Transient
             }

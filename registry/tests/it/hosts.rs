@@ -1,9 +1,7 @@
 //! TLS, client certificates, HTTP/2, and the fall back to plain HTTP on loopback.
 
-use std::time::Duration;
-
-use silk_model::{Class, Digest};
-use silk_registry::{Error, MANIFEST_TYPES, Manifest, Object, Selector};
+use silk_model::Class;
+use silk_registry::{Error, MANIFEST_TYPES, Manifest, Selector};
 use silk_testkit::{Access, Certificates, Fake, Fault, ImageSpec};
 
 use crate::world::World;
@@ -33,7 +31,7 @@ async fn loopback_falls_back_to_plain_http_and_others_do_not() {
     world.hosts(&fake.host(), &format!("server = 'https://{}'", fake.host()));
     let before = fake.requests().len();
     let error = get(&world, &fake).await.unwrap_err();
-    assert_eq!((error.class(), fake.requests().len()), (Class::Transient, before), "{error}");
+    assert_eq!((error.class(), fake.requests().len()), (Class::Denied, before), "{error}");
 }
 
 #[tokio::test]
@@ -65,7 +63,7 @@ async fn a_ca_is_trusted_for_its_host_only() {
     get(&world, &fake).await.unwrap();
     hosts("");
     let error = get(&world, &fake).await.unwrap_err();
-    assert_eq!(error.class(), Class::Transient);
+    assert_eq!(error.class(), Class::Denied);
     assert!(error.to_string().contains("invalid peer certificate"), "{error}");
     let other = world.file("other.pem", &Certificates::new().ca);
     hosts(&format!("ca = ['{other}']"));
@@ -105,31 +103,7 @@ async fn client_certificates_are_shown() {
     }
     world.hosts(&fake.host(), &format!("server = '{}'\nca = '{ca}'", fake.url()));
     let error = get(&world, &fake).await.unwrap_err();
-    assert_eq!(error.class(), Class::Transient, "{error}");
-}
-
-#[tokio::test]
-async fn a_wrong_certificate_is_waited_for_but_not_at_first_contact() {
-    let certificates = Certificates::new();
-    let (registry, fallback) = (start_tls(&certificates, false).await, start_tls(&Certificates::new(), false).await);
-    let mut world = World::new(&[]);
-    (world.config.attempts, world.config.retry_delay_ms) = (10, 100);
-    let ca = world.file("ca.pem", &certificates.ca);
-    let name = registry.host();
-    world.hosts(&name, &format!("server = '{}'\nca = '{ca}'", registry.url()));
-    let repository = world.repository(&format!("{name}/app")).await;
-    registry.swap_ports_with(&fallback).await;
-    let object = Object::Manifest(Digest::of(b"any"));
-    let error = repository.check(object, Duration::from_secs(60)).await.unwrap_err();
-    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
-    let restarted = async {
-        tokio::time::sleep(Duration::from_millis(150)).await;
-        registry.swap_ports_with(&fallback).await;
-    };
-    let latest = Selector::Tag("latest".into());
-    let (manifest, ()) = tokio::join!(repository.manifest(&latest, MANIFEST_TYPES), restarted);
-    manifest.unwrap();
-    assert_eq!((registry.count("manifests"), fallback.requests().len()), (1, 0));
+    assert_eq!(error.class(), Class::Denied, "{error}");
 }
 
 #[tokio::test]
