@@ -241,7 +241,8 @@ impl Puller {
         };
         if !settled {
             if !here {
-                if claim.below == 0
+                // Where nothing of it is silk's yet.
+                if spec.layers[..claim.below].iter().all(|layer| self.lazies.is_here(&layer.diff_id))
                     && let Some(why) = image.shut_out()
                 {
                     return Err(Refused::Registry(why));

@@ -24,14 +24,6 @@ const DRIP: u64 = 256 << 10;
 /// After so long: above what a lost packet or a server's pause takes.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Fewer bytes a second than this in so long are a connection that is broken in some way, whatever the link: another is tried where nobody else has
-/// the blob. Chosen: readers wait ten times as long.
-const CRAWL: u64 = 16 << 10;
-const CRAWL_PATIENCE: Duration = Duration::from_secs(30);
-
-/// So often at most: a link may be that slow.
-const AGAIN: u32 = 3;
-
 /// The repositories of a blob.
 #[derive(Debug)]
 pub(crate) struct Sources(Mutex<State>);
@@ -170,10 +162,6 @@ pub(crate) struct Stretch {
     end: u64,
     manner: Manner,
     pace: Pace,
-    /// Over a longer time.
-    crawl: Pace,
-    /// How often the same source was asked again.
-    again: u32,
     /// Those that were asked, the last of them now.
     tried: Vec<Blob>,
     /// The others were no good: the first has it for itself.
@@ -185,17 +173,7 @@ impl Stretch {
     pub(crate) fn read(sources: &Arc<Sources>, range: Range<u64>, manner: Manner) -> Self {
         let (sources, blob, end) = (Arc::clone(sources), sources.first(), range.end);
         let stream = manner.read(&blob, range);
-        Self {
-            sources,
-            stream,
-            end,
-            manner,
-            pace: Pace::begin(),
-            crawl: Pace::begin(),
-            again: 0,
-            tried: vec![blob],
-            alone: false,
-        }
+        Self { sources, stream, end, manner, pace: Pace::begin(), tried: vec![blob], alone: false }
     }
 
     /// The next bytes; `None` at the end. Dropping the future loses no bytes.
@@ -214,15 +192,13 @@ impl Stretch {
                 self.go_to(other);
             } else if let Some(error) = failed {
                 return Err(error);
-            } else {
-                self.ask_again();
             }
         }
     }
 
     /// What the source gives; nothing if it drips, and another might go on.
     async fn patiently(&mut self) -> Option<Result<Option<Bytes>, Error>> {
-        let Self { stream, pace, crawl, alone, .. } = self;
+        let Self { stream, pace, alone, .. } = self;
         // One future: who drops it begins its waits for connections and answers anew.
         let mut next = pin!(stream.next());
         loop {
@@ -232,30 +208,14 @@ impl Stretch {
                     return None;
                 }
             }
-            if let Some(is_crawl) = crawl.is_drip(CRAWL_PATIENCE, CRAWL) {
-                *crawl = Pace::begin();
-                if is_crawl && self.again < AGAIN {
-                    return None;
-                }
-            }
             let asked = Instant::now();
             let came = timeout(pace.left(PATIENCE), &mut next).await;
             let bytes = came.as_ref().map_or(0, |came| came.as_ref().map_or(0, |b| b.as_ref().map_or(0, Bytes::len)));
             pace.came(bytes as u64, asked.elapsed());
-            crawl.came(bytes as u64, asked.elapsed());
             if let Ok(came) = came {
                 return Some(came);
             }
         }
-    }
-
-    /// The same source goes on, on another connection.
-    fn ask_again(&mut self) {
-        let at = self.stream.position();
-        tracing::info!(blob = %self.blob().digest(), at, from = self.blob().host(), "hardly any bytes come: they are asked for again");
-        self.again += 1;
-        let ranges_only = self.manner.ranges_only || at > 0;
-        self.stream = Manner { ranges_only, ..self.manner }.read(&self.blob().clone(), at..self.end);
     }
 
     fn go_to(&mut self, other: Blob) {

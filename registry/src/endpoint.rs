@@ -43,6 +43,7 @@ use crate::{
 
 mod access;
 mod answer;
+mod deletions;
 mod wrong;
 
 use answer::{answered, location};
@@ -56,10 +57,6 @@ const REST: Duration = Duration::from_secs(30);
 /// A host without the referrers API is asked for it again after this long: so a registry that was upgraded is seen within the
 /// time of a rollout, and one that stays old is asked six times an hour by a node, with a request of a few milliseconds.
 const NO_REFERRERS: Duration = Duration::from_secs(600);
-/// A repository in which nothing may be deleted is not asked for it again for this long: rights change as seldom as registries.
-const NO_DELETIONS: Duration = Duration::from_secs(600);
-/// Repositories of a host of which that is remembered.
-const MAX_NO_DELETIONS: usize = 1024;
 
 /// One connection more for so many: a reader's range must not queue behind those of others that take ten times as long.
 const URGENT: usize = 4;
@@ -77,10 +74,12 @@ pub(crate) struct Endpoint {
     fell_back: AtomicBool,
     /// Set when a connection or an answer does not come, cleared when one does.
     rests_until: Mutex<Option<Instant>>,
+    /// It did not answer a first contact in time.
+    silent_until: Mutex<Option<Instant>>,
     /// It was asked for referrers, and did not know what that is: not asked again until then.
     lacks_referrers_until: Mutex<Option<Instant>>,
-    /// Repositories in which it refused to delete something: not asked again until then.
-    refuses_deletions_until: Mutex<HashMap<String, Instant>>,
+    /// Where it refused to delete something.
+    pub(crate) deletions: deletions::Deletions,
     wrong: wrong::Wrong,
     head_timeout: Duration,
     stall_timeout: Duration,
@@ -162,8 +161,9 @@ impl Endpoint {
             headers,
             fell_back: AtomicBool::new(false),
             rests_until: Mutex::default(),
+            silent_until: Mutex::default(),
             lacks_referrers_until: Mutex::default(),
-            refuses_deletions_until: Mutex::default(),
+            deletions: deletions::Deletions::default(),
             wrong: wrong::Wrong::default(),
             head_timeout: connect_timeout + config.response_timeout(),
             stall_timeout: config.stall_timeout(),
@@ -228,23 +228,6 @@ impl Endpoint {
             Some(Instant::now() + NO_REFERRERS);
     }
 
-    /// Whether it refused to delete something in `repository` a while ago.
-    pub(crate) fn refuses_deletions(&self, repository: &str) -> bool {
-        let refuses = self.refuses_deletions_until.lock().unwrap_or_else(PoisonError::into_inner);
-        refuses.get(repository).is_some_and(|until| Instant::now() < *until)
-    }
-
-    pub(crate) fn set_refuses_deletions(&self, repository: &str) {
-        let now = Instant::now();
-        let mut refuses = self.refuses_deletions_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if refuses.len() >= MAX_NO_DELETIONS {
-            refuses.retain(|_, until| now < *until);
-        }
-        if refuses.len() < MAX_NO_DELETIONS {
-            refuses.insert(repository.to_owned(), now + NO_DELETIONS);
-        }
-    }
-
     /// When it was found last that it has sent wrong bytes of this blob.
     pub(crate) fn sent_wrong(&self, blob: &Digest) -> Option<Instant> {
         self.wrong.since(blob)
@@ -264,8 +247,16 @@ impl Endpoint {
         Some(Scout { endpoint: self, before })
     }
 
-    /// Is it asked last for a while?
-    pub(crate) fn set_rests(&self, rests: bool) {
+    /// Whether it said nothing when an image was asked for a moment ago: the next one asks the others first.
+    pub(crate) fn was_silent(&self) -> bool {
+        is_before(&self.silent_until)
+    }
+
+    pub(crate) fn set_silent(&self, silent: bool) {
+        *self.silent_until.lock().unwrap_or_else(PoisonError::into_inner) = silent.then(|| Instant::now() + REST);
+    }
+
+    fn set_rests(&self, rests: bool) {
         let until = rests.then(|| Instant::now() + REST);
         *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }

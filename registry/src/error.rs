@@ -281,6 +281,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 // === impl Error ===
 
 impl Error {
+    /// Whether the two sides do not trust each other. For a call that is an end; but what stands before a registry shows a certificate of its own
+    /// while it restarts.
+    pub fn is_about_trust(&self) -> bool {
+        matches!(self, Self::Unreachable { cause, .. } if cause.is_tls())
+    }
+
     /// What kind of trouble this is.
     pub fn class(&self) -> Class {
         match self {

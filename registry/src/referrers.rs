@@ -1,7 +1,7 @@
 //! Artifacts that refer to a manifest (OCI distribution specification 1.1, "Listing Referrers"), also at registries that do
 //! not know what that is: there a tag made of the subject's digest names an index of them ("Referrers Tag Schema").
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
@@ -11,7 +11,7 @@ use reqwest::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use silk_model::{Class, Digest};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 use url::Url;
 
@@ -28,6 +28,8 @@ const MAX_LIST: usize = 4 << 20;
 const MAX_PAGES: usize = 100;
 /// Times that the index of the tag is written before the others that write it are left to win.
 const MAX_ROUNDS: usize = 4;
+/// The next host has so long to say more than a mirror's empty list does. Chosen: a registry that can be reached answers well within it.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
 /// Old referrers that are deleted beside one write: each costs two requests, one after the other. There are more only where
 /// deletion was refused before, and the writes that follow take the rest.
 const MAX_DELETIONS: usize = 16;
@@ -79,7 +81,13 @@ impl Repository {
         let (mut attempts, mut is_empty) = (inner.attempts(needs)?, false);
         let listed = loop {
             let endpoint = &inner.endpoints[attempts.host()];
-            match list(endpoint, &call).await {
+            let asked = list(endpoint, &call);
+            let answer = match is_empty {
+                false => asked.await,
+                // Who looks waits for a pull's sake, and has an answer.
+                true => timeout(SECOND_LOOK, asked).await.unwrap_or_else(|_| Err(unknown(endpoint, &call))),
+            };
+            match answer {
                 // Mirrors may list what they hold themselves, and nothing else.
                 Ok(index) if found(&index).is_empty() && !attempts.is_at_last() => {
                     is_empty = true;
@@ -88,6 +96,7 @@ impl Repository {
                     }
                 }
                 Ok(index) => break Ok(index),
+                Err(error) if is_empty => break Err(error),
                 Err(error) => match again(&mut attempts, error).await {
                     Ok(()) => {}
                     Err(error) => break Err(error),
@@ -131,7 +140,7 @@ impl Repository {
         }
         let inner = &*self.inner;
         let endpoint = &inner.endpoints[inner.attempts(Needs::Push)?.host()];
-        if endpoint.refuses_deletions(&inner.path) {
+        if endpoint.deletions.are_refused(&inner.path) {
             return Ok(());
         }
         for digest in replaces.iter().filter(|digest| **digest != referrer.digest).take(MAX_DELETIONS) {
@@ -143,7 +152,7 @@ impl Repository {
                 debug!("an old referrer stays: {error}");
                 // So will the others.
                 if refuses_deletions(&error) {
-                    endpoint.set_refuses_deletions(&inner.path);
+                    endpoint.deletions.refused(&inner.path);
                     break;
                 }
             }

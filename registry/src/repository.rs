@@ -226,7 +226,8 @@ impl Repository {
         let call = inner.call(Method::HEAD, path, what);
         let call = Call { accept: accept(MANIFEST_TYPES), ..call };
         let end = Instant::now() + deadline;
-        let order = inner.order(Needs::Pull, None)?;
+        let mut order = inner.order(Needs::Pull, None)?;
+        order.sort_by_key(|host| inner.endpoints[*host].was_silent());
         let mut last = None;
         for (tried, &host) in order.iter().enumerate() {
             // An even share of what is left: a mirror that is silent must not use up the registry's time.
@@ -234,15 +235,17 @@ impl Repository {
             let share = left / (order.len() - tried) as u32;
             let endpoint = &inner.endpoints[host];
             let error = match timeout(share, probe(endpoint, &call)).await {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(())) => {
+                    endpoint.set_silent(false);
+                    return Ok(());
+                }
                 Ok(Err(error)) => error,
                 // It has answered, and wants what a slow helper gave for it before.
                 Err(_) if endpoint.awaits_credentials() => return Ok(()),
                 Err(_) => {
                     // The next image's time is not to be used up as well: one that is gone may swallow all that it is sent.
-                    if tried + 1 < order.len() {
-                        endpoint.set_rests(true);
-                    }
+                    // Layers may come from it all the same: one that is only slow is not told from it.
+                    endpoint.set_silent(true);
                     Error::NoAnswer { asked: endpoint.asked(&call), after: share }
                 }
             };

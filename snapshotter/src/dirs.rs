@@ -64,8 +64,12 @@ impl Dirs {
         self.base.join(id.to_string()).join("work")
     }
 
-    /// Makes the directories of a snapshot. Nothing is in the way: IDs are never used again, and what was made just before a crash went at the
-    /// start. So what is all the same there is not ours to delete.
+    /// Is there a directory of this ID?
+    pub(crate) fn is_taken(&self, id: u64) -> bool {
+        self.base.join(id.to_string()).symlink_metadata().is_ok()
+    }
+
+    /// Makes the directories of a snapshot, where nothing is: what is there is not ours to delete.
     pub(crate) fn make(&self, id: u64, owner: Option<(u32, u32)>, work: bool) -> Result<(), SnapshotError> {
         let dir = self.base.join(id.to_string());
         fs::create_dir(&dir).map_err(|e| SnapshotError::io("create", &dir, e))?;
@@ -308,7 +312,8 @@ mod tests {
         let dirs = Dirs::open(root.path()).unwrap();
         dirs.make(1, None, true).unwrap();
         fs::write(dirs.fs(1).join("old"), "x").unwrap();
-        assert!(dirs.make(1, None, true).is_err());
+        assert!(dirs.is_taken(1) && dirs.make(1, None, true).is_err());
+        assert!(!dirs.is_taken(2));
         assert!(dirs.fs(1).join("old").exists());
         // The database that knew these is lost: one had files.
         dirs.make(7, None, true).unwrap();

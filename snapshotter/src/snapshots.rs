@@ -161,6 +161,10 @@ impl Snapshots {
         };
         let mut next_id = self.change();
         self.check_new(&new.key, &new.parent)?;
+        // What could not be taken away, or is not ours, keeps its name.
+        while self.dirs.is_taken(*next_id) {
+            *next_id += 1;
+        }
         let now = Time::now();
         let snapshot = Snapshot {
             name: new.key,

@@ -72,7 +72,10 @@ impl Store {
         }
         let toc = scanner.finish().map_err(damaged)?;
         let (toc_path, new) = (self.layer_path(diff_id).join("toc"), self.layer_path(diff_id).join("toc.new"));
+        let _changing = self.changing();
         writer::write_new(&new, &toc::encode(&toc))?;
+        let synced = fs::File::open(&new).and_then(|file| file.sync_all());
+        synced.map_err(|e| StoreError::io("sync", &new, e))?;
         fs::rename(&new, &toc_path).map_err(|e| StoreError::io("rename", &new, e))?;
         tracing::info!(%diff_id, "the table of contents of a layer was made anew: another silk had written it");
         Ok(toc)

@@ -237,17 +237,23 @@ impl Lazy {
         matches!(self.work().ground, Ground::Spans)
     }
 
-    /// Waits for `other`, unless a read waits for one of these spans.
+    /// Does a read wait for one of these spans, or for all that is missing, which comes in one piece when they are here?
+    fn is_awaited(&self, run: &Range<usize>) -> bool {
+        let needs = |read: &Waiting| {
+            let spans = self.spans(&read.bytes);
+            spans.start < run.end && run.start < spans.end
+        };
+        let work = self.work();
+        work.waiting.iter().any(needs) || (work.no_ranges && !work.waiting.is_empty())
+    }
+
+    /// Waits for `other`, unless a read waits for these spans.
     pub(super) async fn until_awaited<T>(&self, run: &Range<usize>, other: impl Future<Output = T>) -> Option<T> {
         let mut events = self.events.subscribe();
         let mut other = pin!(other);
         loop {
             events.borrow_and_update();
-            let needs = |read: &Waiting| {
-                let spans = self.spans(&read.bytes);
-                spans.start < run.end && run.start < spans.end
-            };
-            if self.work().waiting.iter().any(needs) {
+            if self.is_awaited(run) {
                 return None;
             }
             tokio::select! {

@@ -2,6 +2,7 @@
 
 use std::{
     ops::Range,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
@@ -73,6 +74,8 @@ pub(super) enum RangeError {
 impl RangeError {
     pub(super) fn class(&self) -> Class {
         match self {
+            // Its containers run: they wait for it as for a registry that is away.
+            Self::Registry(e) if e.is_about_trust() => Class::Transient,
             Self::Registry(e) => e.class(),
             Self::Store(e) => e.class(),
             Self::Content { .. } => Class::Corrupt,
@@ -112,13 +115,16 @@ impl Lazy {
         let span = spans::range(&self.span, &Wanted::Later, &run, self.blob_bytes(&run));
         let mut stretch = self.stretch(&run, Wanted::Later);
         let came = self.collect(&run, &mut stretch).instrument(span.clone()).await;
-        let turn = if came.is_all {
-            drop(admitted);
-            self.until_awaited(&run, held.turn()).await
+        let (wanted, turn) = if !came.is_all {
+            (Wanted::Now, None)
+        } else if came.pieces.iter().any(Result::is_err) {
+            // What went wrong is to be known now.
+            (Wanted::Later, None)
         } else {
-            None
+            drop(admitted);
+            let turn = self.until_awaited(&run, held.turn()).await;
+            (if turn.is_some() { Wanted::Later } else { Wanted::Now }, turn)
         };
-        let wanted = if turn.is_some() { Wanted::Later } else { Wanted::Now };
         let outcome = self.fetch(run.clone(), wanted, came, &mut stretch).instrument(span).await;
         drop((turn, held));
         self.note(&run, wanted, [began; 2], &outcome);
@@ -130,11 +136,15 @@ impl Lazy {
         // In one piece: those of the network have memory around them.
         let mut bytes = Vec::with_capacity(self.blob_bytes(run) as usize);
         loop {
-            // A piece that was on its way is not lost.
-            let Some(next) = self.until_awaited(run, stretch.next()).await else {
-                return Came { pieces: vec![Ok(bytes.into())], is_all: false };
+            let mut next = pin!(stretch.next());
+            let came = match self.until_awaited(run, &mut next).await {
+                Some(came) => came,
+                // The request is not made anew.
+                None if bytes.is_empty() => next.await,
+                // A piece that was on its way is not lost.
+                None => return Came { pieces: vec![Ok(bytes.into())], is_all: false },
             };
-            match next {
+            match came {
                 Ok(Some(piece)) => {
                     self.clocks.came();
                     bytes.extend_from_slice(&piece);

@@ -4,7 +4,7 @@
 //! count of failures anew. A stream holds one of its host's permits from its first request to its end, also while it
 //! waits for its next attempt: giving it back would let readers that started later overtake one that others wait for.
 
-use std::{collections::BTreeSet, ops::Range, sync::atomic::Ordering};
+use std::{collections::BTreeSet, ops::Range, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use reqwest::StatusCode;
@@ -18,12 +18,41 @@ use tracing::warn;
 use super::{Blob, Body};
 use crate::{Asked, Error, attempts::Attempts};
 
+/// Fewer bytes a second than this, over so long a wait for them, are a connection that is broken in some way, whatever the link: as good as none. Chosen:
+/// readers wait ten times as long.
+const CRAWL: u64 = 16 << 10;
+const CRAWL_PATIENCE: Duration = Duration::from_secs(30);
+/// A stream is broken off so often at most: a link may be that slow.
+const MOST_CRAWLS: u32 = 3;
+
+/// How answers come.
+#[derive(Debug, Default)]
+struct Pace {
+    /// While an answer was waited for, since it was looked at last.
+    waited: Duration,
+    bytes: u64,
+    crawls: u32,
+}
+
+impl Pace {
+    /// Does hardly anything come? Bytes that are thrown away count.
+    fn is_crawl(&mut self) -> bool {
+        if self.waited < CRAWL_PATIENCE {
+            return false;
+        }
+        let is_few = self.bytes < CRAWL * self.waited.as_secs() && self.crawls < MOST_CRAWLS;
+        *self = Self { crawls: self.crawls + u32::from(is_few), ..Self::default() };
+        is_few
+    }
+}
+
 /// Bytes of a blob, in order.
 #[derive(Debug)]
 pub struct BlobStream {
     pub(super) blob: Blob,
     left: Range<u64>,
     body: Option<Body>,
+    pace: Pace,
     /// Of which host.
     permit: Option<(usize, OwnedSemaphorePermit)>,
     attempts: Option<Attempts>,
@@ -39,7 +68,7 @@ impl BlobStream {
     pub(super) fn new(blob: Blob, range: Range<u64>) -> Self {
         let (body, permit, attempts, not_before) = (None, None, None, None);
         let (urgent, ranges_only, sent) = (false, false, BTreeSet::new());
-        Self { blob, left: range, body, permit, attempts, not_before, urgent, ranges_only, sent }
+        Self { blob, left: range, body, pace: Pace::default(), permit, attempts, not_before, urgent, ranges_only, sent }
     }
 
     /// Somebody waits for these bytes: where all permits of a host are taken, it has some for such.
@@ -126,14 +155,20 @@ impl BlobStream {
         let stall_timeout = self.blob.inner.repository.stall_timeout;
         let at = self.left.start;
         let Some(body) = &mut self.body else { return Ok(None) };
-        let received = timeout(stall_timeout, body.content.chunk()).await;
         let asked = || Asked { host: body.host.clone(), what: self.blob.what() };
+        if self.pace.is_crawl() {
+            return Err(Error::Stalled { asked: asked(), at, after: CRAWL_PATIENCE });
+        }
+        let began = Instant::now();
+        let received = timeout(stall_timeout, body.content.chunk()).await;
+        self.pace.waited += began.elapsed();
         let mut bytes = match received {
             Err(_) => return Err(Error::Stalled { asked: asked(), at, after: stall_timeout }),
             Ok(Err(cause)) => return Err(Error::Cut { asked: asked(), at, cause: Some(cause) }),
             Ok(Ok(None)) => return Err(Error::Cut { asked: asked(), at, cause: None }),
             Ok(Ok(Some(bytes))) => bytes,
         };
+        self.pace.bytes += bytes.len() as u64;
         METRICS.registry_received.add(bytes.len() as u64);
         self.blob.inner.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let skipped = body.skip.min(bytes.len() as u64);

@@ -284,9 +284,12 @@ async fn a_probe_leaves_the_registry_its_share_of_the_time() {
     let repository = two.world.repository("registry.test/library/app").await;
     repository.check(Object::Manifest(two.pushed.digest), Duration::from_secs(4)).await.unwrap();
     assert_eq!((two.mirror.count("HEAD"), two.own.count("HEAD")), (1, 1));
-    // Nor does the next image wait for it.
+    // Nor does the next image wait for it, but layers come from it.
     repository.check(Object::Manifest(two.pushed.digest), Duration::from_secs(4)).await.unwrap();
     assert_eq!((two.mirror.count("HEAD"), two.own.count("HEAD")), (1, 2));
+    two.mirror.heal();
+    repository.manifest(&latest(), MANIFEST_TYPES).await.unwrap();
+    assert_eq!((two.mirror.count("GET .*manifests"), two.own.count("GET .*manifests")), (1, 0));
 }
 
 #[tokio::test]
@@ -371,5 +374,11 @@ async fn a_mirror_that_lists_only_what_it_holds_hides_no_referrers() {
         two.own.fault("/referrers/", Fault::error(403, "DENIED", "no"), 1);
         let denied = repository.referrers(&subject, TYPE).await.unwrap();
         assert_eq!(denied.is_empty(), api, "the mirror's word: {denied:?}");
+        // Nor is the registry waited for.
+        if api {
+            two.own.fault("/referrers/", Fault::NoAnswer, ALWAYS);
+            assert_eq!(repository.referrers(&subject, TYPE).await.unwrap(), []);
+            assert_eq!(two.own.count("/referrers/"), 4);
+        }
     }
 }

@@ -76,7 +76,7 @@ impl Places {
         for (place, answer) in self.places.iter_mut().zip(holdings) {
             let found: HashSet<_> = answer.layers.iter().map(|found| found.key).collect();
             let sealed = answer.refused.into_iter().find(|refused| match refused.why {
-                EnvelopeError::NoKey => true,
+                EnvelopeError::NoKey => !found.contains(&refused.key),
                 // Without a key it is damage, and mended.
                 EnvelopeError::Seal => asked.is_keyed && !asked.force && !found.contains(&refused.key),
                 _ => false,
