@@ -195,7 +195,8 @@ func TestMemoryOfALazyStartHoldsBytesOnce(t *testing.T) {
 		t.Fatalf("%d pages of the file that was read through are in memory", pages)
 	}
 	student.Settled("memory holds what was read once", func() error {
-		if served, data := resident(t, served), resident(t, data); max(served, data) > folio/page {
+		// Of either end a large folio may stay, which is in part of what nobody read.
+		if served, data := resident(t, served), resident(t, data); max(served, data) > 2*folio/page {
 			return fmt.Errorf("in memory: %d pages of the file that served it, %d of its data", served, data)
 		}
 		return nil
