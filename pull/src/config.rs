@@ -24,7 +24,7 @@ pub struct Config {
     /// network's buffers whole.
     pub bytes_in_flight: u32,
     /// Compressed bytes that may come while containers start and wait in memory until the processors are free, over all layers whose start is
-    /// known. Half a second of a 1 Gbit/s link, about what a start leaves of it. 0: the rest of an image waits for its start.
+    /// known. Half a second of a 1 Gbit/s link, about what a start leaves of it. Less than `range_bytes`: the rest of an image waits for its start.
     pub held_bytes: u32,
     /// Bytes of one range request. Layers up to this size are fetched with one request. Large enough that the request's
     /// round trip (20 ms) is small against its transfer at 80 MiB/s (50 ms) once two are under way.
