@@ -26,7 +26,7 @@ func cold(subjects ...subject) error {
 	if err := dropCaches(); err != nil {
 		return err
 	}
-	for _, program := range []string{node.Silkd, node.Silk, node.Second.Binary, beside("containerd-shim-runc-v2"), which("runc"), which("igzip")} {
+	for _, program := range []string{node.Silkd, node.Silk, node.Second.Binary, beside("containerd-shim-runc-v2"), which("runc"), which("igzip"), which("mkfs.erofs")} {
 		if file, err := os.Open(program); err == nil {
 			io.Copy(io.Discard, file)
 			file.Close()
