@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -68,6 +70,24 @@ func TestTable(t *testing.T) {
 	}
 	if !strings.Contains(rows[3], "| link |") {
 		t.Errorf("no limit in %s", rows[3])
+	}
+}
+
+// What is waited for ends with its context, and says what was missing last.
+func TestAwait(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	tries := 0
+	try := func() error {
+		if tries++; tries == 2 {
+			cancel()
+		}
+		return errors.New("not yet")
+	}
+	if err := await(ctx, "it is there", try); !errors.Is(err, context.Canceled) || !strings.HasSuffix(err.Error(), "before it is there: not yet") {
+		t.Errorf("%v", err)
+	}
+	if tries != 2 {
+		t.Errorf("%d tries", tries)
 	}
 }
 

@@ -144,7 +144,7 @@ func (b *bench) gatherAll(r *crowdReport) {
 		for _, i := range random.Perm(len(r.crowds)) {
 			for _, j := range random.Perm(len(r.columns)) {
 				for _, atOnce := range random.Perm(2) {
-					if interrupted.Load() {
+					if interrupted.Err() != nil {
 						b.Error("interrupted")
 						return
 					}
@@ -181,7 +181,7 @@ func (b *bench) gather(crowd crowd, c column, atOnce bool, round int) (g gatheri
 	name := strings.ReplaceAll(fmt.Sprintf("%s-%s-%d-at-once-%v", g.Crowd, g.Column, g.Round, g.AtOnce), " ", "-")
 	failed := scope.Run(func(t scope.Scope) {
 		n := b.emptyNode(t, c, name, crowd.subjects...)
-		ctx := node.ContextFor(t, "bench", time.Duration(len(crowd.subjects))*node.Deadline)
+		ctx := within(t, b.deadline(crowd.subjects...))
 		before := b.traffic()
 		var err error
 		if crowd.pods > 0 {

@@ -93,11 +93,14 @@ func (b *bench) teach(s subject, c column) error {
 	ref := reference(b.origin, s, c)
 	failed := scope.Run(func(t scope.Scope) {
 		n := node.Start(t, c.options(f.settings(true), b.rung, false))
-		ctx := node.Context(t, "bench")
+		// With the earlier build, two images.
+		ctx := within(t, b.deadline(s, s))
 		if err := pull(ctx, n, ref, c.snapshotter); err != nil {
 			t.Fatal(err)
 		}
-		n.Eventually("the teacher's image is whole", func() error { return whole(n, ref) })
+		if err := await(ctx, "the teacher's image is whole", func() error { return whole(n, ref) }); err != nil {
+			t.Fatal(err)
+		}
 		started := ref
 		if c.sibling {
 			rebuilt, err := s.bundle.Rebuilt()
@@ -121,10 +124,14 @@ func (b *bench) teach(s subject, c column) error {
 				}
 			})
 		}
-		n.Eventually("the fleet knows the image", func() error { return b.known(f, n, s) })
+		if err := await(ctx, "the fleet knows the image", func() error { return b.known(f, n, s) }); err != nil {
+			t.Fatal(err)
+		}
 		if c.sibling {
 			key := b.repositoryKey(s, c)
-			n.Eventually("the fleet knows the earlier build's start", func() error { return exists(f.redis, key) })
+			if err := await(ctx, "the fleet knows the earlier build's start", func() error { return exists(f.redis, key) }); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := f.redis.Do("COPY", key, kept(key)); err != nil {
 				t.Fatal(err)
 			}

@@ -125,7 +125,7 @@ func (s fsSettings) measure(t scope.Scope, subject subject) (all []timing, err e
 					return all, err
 				}
 				for _, task := range tasks {
-					if interrupted.Load() {
+					if interrupted.Err() != nil {
 						return all, errors.New("interrupted")
 					}
 					one := timing{image: subject.name, ground: ground.name, task: task, workers: workers, round: round}
@@ -152,9 +152,12 @@ func (s fsSettings) grounds(t scope.Scope, subject subject) (all []ground) {
 	ref := origin.Add(subject.name, "latest", subject.bundle)
 	add := func(name string, c column, rung string) {
 		n := node.Start(t, c.options("", rung, false))
-		dir := view(t, n, ref, c.snapshotter)
+		ctx := within(t, node.Deadline)
+		dir := view(ctx, t, n, ref, c.snapshotter)
 		if c.silk() {
-			n.Eventually("the image is whole", func() error { return whole(n, ref) })
+			if err := await(ctx, "the image is whole", func() error { return whole(n, ref) }); err != nil {
+				t.Fatal(err)
+			}
 		}
 		all = append(all, ground{name, dir, filepath.Join(n.Dir, "silk/layers")})
 	}
@@ -282,7 +285,7 @@ type member struct {
 }
 
 func hire(argv ...string) (*member, error) {
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.CommandContext(interrupted, argv[0], argv[1:]...)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

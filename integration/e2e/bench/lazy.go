@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -107,7 +108,7 @@ func grounded(c column, rung string) string {
 
 // readFirst pulls an image on an empty node and has all of its files read at once.
 func (b *bench) readFirst(p pair, rung, listing string, one *timing) error {
-	if interrupted.Load() {
+	if interrupted.Err() != nil {
 		return errors.New("interrupted")
 	}
 	if err := b.turn.take(); err != nil {
@@ -120,7 +121,7 @@ func (b *bench) readFirst(p pair, rung, listing string, one *timing) error {
 	failed := scope.Run(func(t scope.Scope) {
 		n := b.emptyNode(t, p.column, fmt.Sprintf("%s-%s-%d-readers-%d", p.subject.name, strings.ReplaceAll(one.ground, " ", "-"), one.workers, one.round), p.subject)
 		ref, start := reference(b.origin, p.subject, p.column), time.Now()
-		dir := view(t, n, ref, p.column.snapshotter)
+		dir := view(within(t, b.deadline(p.subject)), t, n, ref, p.column.snapshotter)
 		if err := one.measure(dir, listing); err != nil {
 			t.Fatal(err)
 		}
@@ -131,8 +132,7 @@ func (b *bench) readFirst(p pair, rung, listing string, one *timing) error {
 }
 
 // view pulls an image and mounts it until the scope ends.
-func view(t scope.Scope, n *node.Node, ref, snapshotter string) (dir string) {
-	ctx := node.Context(t, "bench")
+func view(ctx context.Context, t scope.Scope, n *node.Node, ref, snapshotter string) (dir string) {
 	if err := pull(ctx, n, ref, snapshotter); err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func list(t scope.Scope, s subject) (listing string, err error) {
 	listing = filepath.Join(t.TempDir(), s.name)
 	failed := scope.Run(func(t scope.Scope) {
 		origin := hub.StartShaped(t, shape.Profile{})
-		dir := view(t, node.Start(t, column{snapshotter: "overlayfs"}.options("", "", false)), origin.Add(s.name, "latest", s.bundle), "overlayfs")
+		dir := view(within(t, node.Deadline), t, node.Start(t, column{snapshotter: "overlayfs"}.options("", "", false)), origin.Add(s.name, "latest", s.bundle), "overlayfs")
 		entries, err := listTree(dir)
 		if err == nil {
 			err = writeListing(listing, entries)
@@ -184,7 +184,7 @@ func (s lazySettings) touch(t scope.Scope) (all []timing, err error) {
 	ref := origin.Add("touch", "latest", bundle)
 	silk := column{snapshotter: "silk"}
 	teacher := node.Start(t, silk.options(redis.Measured(), "auto", false))
-	dir := view(t, teacher, ref, "silk")
+	dir := view(within(t, node.Deadline), t, teacher, ref, "silk")
 	listing := filepath.Join(t.TempDir(), "touch")
 	entries, err := listTree(dir)
 	if err == nil {
@@ -193,20 +193,24 @@ func (s lazySettings) touch(t scope.Scope) (all []timing, err error) {
 	if err != nil {
 		return nil, err
 	}
-	teacher.Eventually("the fleet knows the layer", func() error { return redis.Knows(teacher, ref) })
-	grounds := []ground{{name: baseline, dir: view(t, node.Start(t, column{snapshotter: "overlayfs"}.options("", "", false)), ref, "overlayfs")}}
+	if err := await(within(t, node.Deadline), "the fleet knows the layer", func() error { return redis.Knows(teacher, ref) }); err != nil {
+		return nil, err
+	}
+	grounds := []ground{{name: baseline, dir: view(within(t, node.Deadline), t, node.Start(t, column{snapshotter: "overlayfs"}.options("", "", false)), ref, "overlayfs")}}
 	origin.SetFault(hub.Silk(hub.Only(bundle.LayerDigests[0], hub.StallAt(layer.Blob.Size-1<<20))))
 	for _, rung := range split(s.rungs) {
-		n := node.Start(t, silk.options(redis.Measured(), rung, false))
-		dir := view(t, n, ref, "silk")
-		n.Eventually("all but the end is here", func() error { return allButTheEnd(n, ref, uint64(len(tar)-lastFile)) })
+		n, ctx := node.Start(t, silk.options(redis.Measured(), rung, false)), within(t, node.Deadline)
+		dir := view(ctx, t, n, ref, "silk")
+		if err := await(ctx, "all but the end is here", func() error { return allButTheEnd(n, ref, uint64(len(tar)-lastFile)) }); err != nil {
+			return nil, err
+		}
 		grounds = append(grounds, ground{name: "silk " + rung, dir: dir})
 	}
 	random := rand.New(rand.NewPCG(s.seed, 1))
 	for round := range s.rounds {
 		for _, i := range random.Perm(len(grounds)) {
 			for _, task := range touches {
-				if interrupted.Load() {
+				if interrupted.Err() != nil {
 					return all, errors.New("interrupted")
 				}
 				one := timing{image: touched, ground: grounds[i].name, task: task, workers: 1, round: round}

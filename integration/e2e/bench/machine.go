@@ -119,15 +119,10 @@ func (t *turn) take() error {
 	}
 	locked := make(chan error, 1)
 	go func() { locked <- unix.Flock(int(file.Fd()), unix.LOCK_EX) }()
-	for waiting := true; waiting; {
-		select {
-		case err = <-locked:
-			waiting = false
-		case <-time.After(200 * time.Millisecond):
-			if interrupted.Load() {
-				return errors.New("interrupted while waiting for " + t.path)
-			}
-		}
+	select {
+	case err = <-locked:
+	case <-interrupted.Done():
+		return errors.New("interrupted while waiting for " + t.path)
 	}
 	if err != nil {
 		file.Close()

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -11,9 +12,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
-	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 
 	"silk.invalid/integration/e2e/internal/scope"
 )
@@ -31,19 +33,46 @@ func main() {
 	exit(pullMain(os.Args[1:]))
 }
 
-// interrupted is set by Ctrl-C and by SIGTERM: what is being measured ends, everything that was started is taken down, and what was
-// measured is reported. A second one ends the program at once.
-var interrupted atomic.Bool
+// interrupted ends with Ctrl-C, SIGTERM and SIGHUP, and with it what is being measured: everything that was started is taken down, and what
+// was measured is reported. A second signal ends the program at once.
+var interrupted, interrupt = context.WithCancel(context.Background())
 
 func heedSignals() {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	// nohup's wish.
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	go func() {
 		<-signals
-		interrupted.Store(true)
+		fmt.Fprintln(os.Stderr, "ending; again to quit at once")
+		interrupt()
 		<-signals
 		os.Exit(130)
 	}()
+}
+
+// within is a context for a node of the bench that ends after a time, or when the program is to end.
+func within(t scope.Scope, limit time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(interrupted, "bench"), limit)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// await tries until there is no error.
+func await(ctx context.Context, what string, try func() error) error {
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w before %s: %w", ctx.Err(), what, err)
+		case <-time.After(betweenLooks):
+		}
+	}
 }
 
 func exit(err error) {
@@ -105,7 +134,7 @@ func (b *bench) measureAll(r *report) {
 	random := rand.New(rand.NewPCG(r.settings.seed, 0))
 	for round := range r.settings.rounds {
 		for _, pair := range pairs(random, r.subjects, r.columns) {
-			if interrupted.Load() {
+			if interrupted.Err() != nil {
 				b.Error("interrupted")
 				return
 			}

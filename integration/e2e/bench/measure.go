@@ -62,12 +62,10 @@ type use struct {
 // bench is what all measurements share.
 type bench struct {
 	scope.Scope
+	settings
 	origin *hub.Hub
 	fleets map[string]*fleet
-	rung   string
-	// logs is where daemons' logs are kept, if anywhere.
-	logs string
-	turn *turn
+	turn   *turn
 }
 
 // measure takes the figures of an image on an empty node.
@@ -76,7 +74,7 @@ func (b *bench) measure(s subject, c column, round int) (f figures, err error) {
 	f.Busy = busy()
 	failed := scope.Run(func(t scope.Scope) {
 		n := b.emptyNode(t, c, fmt.Sprintf("%s-%s-%d", s.name, c.name, round), s)
-		ctx := node.Context(t, "bench")
+		ctx := within(t, b.deadline(s))
 		err := b.pullAndRun(ctx, n, s, c, &f)
 		if err == nil {
 			err = b.forget(ctx, n, c, s)
@@ -298,14 +296,16 @@ func pull(ctx context.Context, n *node.Node, ref, snapshotter string) error {
 	return nil
 }
 
-// run starts a container and waits for a line of it that begins with "ready"; end kills and removes it.
+// run starts a container and waits for a line of it that begins with "ready"; end kills and removes it. Its ID is the node's own: runc keeps
+// those of all nodes in one place, and so those that a run left which was killed.
 func run(ctx context.Context, n *node.Node, ref, snapshotter, name string) (end func() error, err error) {
 	image, err := n.Client.GetImage(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	container, err := n.Client.NewContainer(ctx, name, containerd.WithImage(image), containerd.WithSnapshotter(snapshotter),
-		containerd.WithNewSnapshot(name, image),
+	id := filepath.Base(n.Dir) + "-" + name
+	container, err := n.Client.NewContainer(ctx, id, containerd.WithImage(image), containerd.WithSnapshotter(snapshotter),
+		containerd.WithNewSnapshot(id, image),
 		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithHostNamespace("network"), oci.WithHostHostsFile))
 	if err != nil {
 		return nil, fmt.Errorf("container of %s: %w", ref, err)

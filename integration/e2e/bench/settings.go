@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"silk.invalid/integration/e2e/internal/hub"
+	"silk.invalid/integration/e2e/internal/node"
 	"silk.invalid/integration/e2e/internal/scope"
 	"silk.invalid/integration/e2e/internal/shape"
 )
@@ -118,9 +119,14 @@ func rate(bytesPerSecond int64) string {
 	return fmt.Sprintf("%.0f MB/s", float64(bytesPerSecond)/1e6)
 }
 
+// deadline is what may pass until images were measured.
+func (s settings) deadline(subjects ...subject) time.Duration {
+	return time.Duration(len(subjects)) * node.Deadline
+}
+
 // bench has a registry with each image for each column.
 func (s settings) bench(t scope.Scope, subjects []subject, chosen []column) *bench {
-	b := &bench{Scope: t, fleets: map[string]*fleet{}, rung: s.rung, logs: s.logs, turn: &turn{path: s.lock}}
+	b := &bench{Scope: t, settings: s, fleets: map[string]*fleet{}, turn: &turn{path: s.lock}}
 	b.origin = hub.StartShaped(t, s.network)
 	b.origin.TakesPushes = true
 	for _, subject := range subjects {
