@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"silk.invalid/integration/e2e/internal/image"
+	"silk.invalid/integration/e2e/internal/node"
+	"silk.invalid/integration/e2e/internal/shape"
 )
 
 func TestMiddle(t *testing.T) {
@@ -88,6 +90,27 @@ func TestAwait(t *testing.T) {
 	}
 	if tries != 2 {
 		t.Errorf("%d tries", tries)
+	}
+}
+
+// A network that is slow in any way gives more time, and one that is not shaped the usual.
+func TestDeadlines(t *testing.T) {
+	s := subject{bytes: 600 << 20}
+	for _, c := range []struct {
+		network shape.Profile
+		want    time.Duration
+	}{
+		{shape.Profile{}, node.Deadline},
+		{shape.Profile{All: 1 << 20}, node.Deadline + 20*time.Minute},
+		{shape.Profile{All: 100 << 20, Connection: 1 << 20}, node.Deadline + 20*time.Minute},
+		{shape.Profile{FirstByte: time.Second}, node.Deadline + 20*time.Minute},
+	} {
+		if got := (settings{network: c.network}).deadline(s); got != c.want {
+			t.Errorf("%+v: %v, not %v", c.network, got, c.want)
+		}
+		if one, two := (settings{network: c.network}).deadline(s), (settings{network: c.network}).deadline(s, s); two != 2*one {
+			t.Errorf("%+v: two images have %v, one %v", c.network, two, one)
+		}
 	}
 }
 

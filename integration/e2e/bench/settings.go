@@ -119,9 +119,22 @@ func rate(bytesPerSecond int64) string {
 	return fmt.Sprintf("%.0f MB/s", float64(bytesPerSecond)/1e6)
 }
 
-// deadline is what may pass until images were measured.
-func (s settings) deadline(subjects ...subject) time.Duration {
-	return time.Duration(len(subjects)) * node.Deadline
+// deadline is what may pass until images were measured: what is usual for each, and twice what its bytes need, all on one connection and
+// each MiB with an answer of its own.
+func (s settings) deadline(subjects ...subject) (limit time.Duration) {
+	for _, subject := range subjects {
+		answers := time.Duration(subject.bytes>>20) * s.network.FirstByte
+		limit += node.Deadline + 2*(answers+max(takes(subject.bytes, s.network.All), takes(subject.bytes, s.network.Connection)))
+	}
+	return limit
+}
+
+// takes is the time of bytes at a rate; 0 is no limit.
+func takes(bytes, bytesPerSecond int64) time.Duration {
+	if bytesPerSecond == 0 {
+		return 0
+	}
+	return time.Duration(float64(bytes) / float64(bytesPerSecond) * float64(time.Second))
 }
 
 // bench has a registry with each image for each column.
