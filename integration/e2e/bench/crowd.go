@@ -198,9 +198,6 @@ func (b *bench) gather(crowd crowd, c column, atOnce bool, round int) (g gatheri
 				t.Fatal(err)
 			}
 		}
-		if err := b.forget(ctx, n, c, crowd.subjects...); err != nil {
-			t.Fatal(err)
-		}
 	})
 	if failed != nil {
 		return g, fmt.Errorf("%s with %s, at once %v: %w", crowd.name, c.name, atOnce, failed)

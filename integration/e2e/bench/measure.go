@@ -11,7 +11,6 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/images"
 	transferimage "github.com/containerd/containerd/v2/core/transfer/image"
 	transferregistry "github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/containerd/v2/pkg/cio"
@@ -75,11 +74,7 @@ func (b *bench) measure(s subject, c column, round int) (f figures, err error) {
 	failed := scope.Run(func(t scope.Scope) {
 		n := b.emptyNode(t, c, fmt.Sprintf("%s-%s-%d", s.name, c.name, round), s)
 		ctx := within(t, b.deadline(s))
-		err := b.pullAndRun(ctx, n, s, c, &f)
-		if err == nil {
-			err = b.forget(ctx, n, c, s)
-		}
-		if err != nil {
+		if err := b.pullAndRun(ctx, n, s, c, &f); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -89,7 +84,7 @@ func (b *bench) measure(s subject, c column, round int) (f figures, err error) {
 	return f, nil
 }
 
-// emptyNode is one on which images will be pulled, with cold caches.
+// emptyNode is one on which images will be pulled, with cold caches. A snapshotter of the operator's must be empty, too, and is again at the end.
 func (b *bench) emptyNode(t scope.Scope, c column, measurement string, subjects ...subject) *node.Node {
 	var settings string
 	for _, s := range subjects {
@@ -98,25 +93,24 @@ func (b *bench) emptyNode(t scope.Scope, c column, measurement string, subjects 
 			t.Fatal(err)
 		}
 	}
+	if c.socket != "" {
+		if err := vacant(within(t, time.Minute), c); err != nil {
+			t.Fatal(err)
+		}
+	}
 	n := node.Start(t, c.options(settings, b.rung, b.logs != ""))
 	t.Cleanup(func() { b.keepLog(n, measurement) })
+	if c.socket != "" {
+		t.Cleanup(func() {
+			if err := forget(n, c.snapshotter); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	if err := cold(subjects...); err != nil {
 		t.Fatal(err)
 	}
 	return n
-}
-
-// forget deletes images from a snapshotter that outlives its containerd.
-func (b *bench) forget(ctx context.Context, n *node.Node, c column, subjects ...subject) error {
-	if c.socket == "" {
-		return nil
-	}
-	for _, s := range subjects {
-		if err := n.Client.ImageService().Delete(ctx, reference(b.origin, s, c), images.SynchronousDelete()); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // keepLog keeps what silkd said during a measurement, where somebody wants it.

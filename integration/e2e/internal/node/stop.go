@@ -24,7 +24,7 @@ import (
 func (n *Node) stop() {
 	if n.Client != nil {
 		n.removePods()
-		n.removeContainers()
+		n.RemoveContainers()
 		n.Client.Close()
 	}
 	for _, process := range []*Process{n.Silkd, n.Containerd} {
@@ -58,7 +58,8 @@ func (n *Node) stop() {
 	}
 }
 
-func (n *Node) removeContainers() {
+// RemoveContainers ends and removes what containers there are, of all namespaces.
+func (n *Node) RemoveContainers() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	// There may be a hundred.
