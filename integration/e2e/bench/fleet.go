@@ -40,7 +40,7 @@ func (b *bench) fleet(c column) *fleet {
 	return b.fleets[c.name]
 }
 
-// settings is the part of silkd's configuration that makes a node a member, which may publish or not where that is a choice.
+// settings is the part of silkd's configuration that makes a node a member, which may publish or not where that is a choice: Redis leaves none.
 func (f *fleet) settings(publish bool) string {
 	switch f.fleet {
 	case "redis":
@@ -52,21 +52,45 @@ func (f *fleet) settings(publish bool) string {
 	}
 }
 
-// join prepares the fleet for another node, and returns the node's settings. A start on an earlier one may have taught what it touched:
-// where that is not to be known it is forgotten, or was never published.
+// join prepares the fleet for a node that is measured, and returns the node's settings. What starts on earlier ones taught is forgotten, or
+// was never published: all find what the teacher left.
 func (b *bench) join(s subject, c column) (settings string, err error) {
 	f := b.fleet(c)
-	own, shared := profileKey(s), b.repositoryKey(s, c)
-	switch {
-	case f.redis == nil || c.profile:
-	case c.sibling:
-		if _, err = f.redis.Do("DEL", own); err == nil {
-			_, err = f.redis.Do("COPY", kept(shared), shared, "REPLACE")
+	return f.settings(false), f.restore(b.profileKeys(s, c))
+}
+
+// keep keeps values as they are, of those keys that have one.
+func (f *fleet) keep(keys []string) error {
+	for _, key := range keys {
+		if f.redis == nil {
+			return nil
 		}
-	default:
-		_, err = f.redis.Do("DEL", own, shared)
+		if _, err := f.redis.Do("COPY", key, kept(key), "REPLACE"); err != nil {
+			return err
+		}
 	}
-	return f.settings(c.profile), err
+	return nil
+}
+
+// restore brings back what was kept, and removes what was not there then.
+func (f *fleet) restore(keys []string) error {
+	for _, key := range keys {
+		if f.redis == nil {
+			return nil
+		}
+		if _, err := f.redis.Do("DEL", key); err != nil {
+			return err
+		}
+		if _, err := f.redis.Do("COPY", kept(key), key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// profileKeys are those of what is told of an image's starts: its own profile, and its repository's.
+func (b *bench) profileKeys(s subject, c column) []string {
+	return []string{profileKey(s), b.repositoryKey(s, c)}
 }
 
 func profileKey(s subject) string {
@@ -132,13 +156,14 @@ func (b *bench) teach(s subject, c column) error {
 			if err := await(ctx, "the fleet knows the earlier build's start", func() error { return exists(f.redis, key) }); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := f.redis.Do("COPY", key, kept(key)); err != nil {
-				t.Fatal(err)
-			}
 		}
 	})
 	if failed != nil {
 		return fmt.Errorf("teaching %s for %s: %w", s.name, c.name, failed)
+	}
+	// Once the teacher is gone, and what it still had to say is said.
+	if err := f.keep(b.profileKeys(s, c)); err != nil {
+		return err
 	}
 	f.taught[s.name] = true
 	return nil
