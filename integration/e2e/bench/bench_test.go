@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -51,6 +52,34 @@ func TestLimits(t *testing.T) {
 	}
 	if got := limits(all[2:3]); got != "" {
 		t.Errorf("limited by %q", got)
+	}
+}
+
+// In a fleet that knows an image no layer may stream in. Elsewhere it may.
+func TestStreamedInAFleet(t *testing.T) {
+	const says = `{"images": [
+		{"reference": "other", "limit": "disk", "layers": [{"way": "streamed"}]},
+		{"reference": "known", "limit": "link", "layers": [{"way": "filled"}, {"way": "here"}]},
+		{"reference": "half", "limit": "inflate", "layers": [{"way": "filled"}, {"way": "streamed"}]}]}`
+	var timing node.Timing
+	if err := json.Unmarshal([]byte(says), &timing); err != nil {
+		t.Fatal(err)
+	}
+	alone, fleet := column{snapshotter: "silk"}, column{snapshotter: "silk", fleet: "redis"}
+	for _, c := range []struct {
+		column     column
+		ref, limit string
+		failed     string
+	}{
+		{fleet, "known", "link", ""},
+		{alone, "half", "inflate", ""},
+		{fleet, "half", "", "streamed 1 of its 2 layers"},
+		{alone, "nobody's", "", "does not know"},
+	} {
+		limit, err := limitOf(timing, c.column, c.ref)
+		if limit != c.limit || (err == nil) != (c.failed == "") || !strings.Contains(fmt.Sprint(err), c.failed) {
+			t.Errorf("%s in the fleet %q: %q, %v", c.ref, c.column.fleet, limit, err)
+		}
 	}
 }
 

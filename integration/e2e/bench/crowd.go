@@ -198,6 +198,11 @@ func (b *bench) gather(crowd crowd, c column, atOnce bool, round int) (g gatheri
 				t.Fatal(err)
 			}
 		}
+		for _, s := range crowd.subjects {
+			if err := served(n, c, reference(b.origin, s, c)); err != nil {
+				t.Fatal(err)
+			}
+		}
 	})
 	if failed != nil {
 		return g, fmt.Errorf("%s with %s, at once %v: %w", crowd.name, c.name, atOnce, failed)

@@ -203,7 +203,7 @@ func (b *bench) awaitWhole(
 	f.UntilWhole = b.traffic().since(before)
 	var err error
 	if c.silk() {
-		if f.Limit, err = limit(n, ref); err != nil {
+		if f.Limit, err = limit(n, c, ref); err != nil {
 			return err
 		}
 	}
@@ -254,18 +254,44 @@ func state(n *node.Node, ref string) (whole, proved bool, err error) {
 	return false, false, fmt.Errorf("silk does not know %s", ref)
 }
 
-// limit asks silkd what limited the pull of an image that is whole.
-func limit(n *node.Node, ref string) (string, error) {
+// limit asks silkd what limited the pull of an image, if it is whole. Not to have known it where the fleet does is a failure.
+func limit(n *node.Node, c column, ref string) (string, error) {
 	timing, err := n.Timing(ref)
 	if err != nil {
 		return "", err
 	}
+	return limitOf(timing, c, ref)
+}
+
+func limitOf(timing node.Timing, c column, ref string) (string, error) {
 	for _, image := range timing.Images {
-		if image.Reference == ref {
-			return image.Limit, nil
+		if image.Reference != ref {
+			continue
 		}
+		streamed := 0
+		for _, layer := range image.Layers {
+			if layer.Way == "streamed" {
+				streamed++
+			}
+		}
+		if c.fleet != "" && streamed > 0 {
+			return "", fmt.Errorf("the fleet knows %s, and silk streamed %d of its %d layers: it was not told, or not in time", ref, streamed, len(image.Layers))
+		}
+		return image.Limit, nil
 	}
 	return "", fmt.Errorf("silk does not know %s", ref)
+}
+
+// served fails when silk did not serve an image as its column says, whether it is whole or not.
+func served(n *node.Node, c column, ref string) error {
+	if !c.silk() {
+		return nil
+	}
+	_, _, err := state(n, ref)
+	if err == nil {
+		_, err = limit(n, c, ref)
+	}
+	return err
 }
 
 func usage(p *node.Process) (u use, err error) {
