@@ -143,6 +143,26 @@ func TestDeadlines(t *testing.T) {
 	}
 }
 
+// Of a snapshotter that does not tell when it has all, nothing until then is in the tables.
+func TestNothingUntilWhole(t *testing.T) {
+	theirs := column{name: "theirs", snapshotter: "theirs", socket: "/s"}
+	f := figures{Image: "a", Column: "theirs", Pull: time.Second, Ready: 2 * time.Second, Warm: time.Second, UntilReady: traffic{Requests: 3, Bytes: 2e6}}
+	if err := (&bench{}).awaitWhole(t.Context(), nil, "", theirs, time.Now(), traffic{}, &f, nil); err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	report{figures: []figures{f}}.row(&text, subject{name: "a"}, theirs)
+	if text.String() != "| theirs | 1.00 | 2.00 |  |  |  |  | 1.00 | 2.0, 3 |  |  |  |  |\n" {
+		t.Error(text.String())
+	}
+	r := gathered()
+	r.columns = []column{theirs}
+	r.taken = append(r.taken, gathering{Crowd: "2 images", Column: "theirs", Pulled: time.Second}, gathering{Crowd: "2 images", Column: "theirs", Pulled: time.Second, AtOnce: true})
+	if text := r.markdown(); !strings.Contains(text, "| theirs |  |  |  |  |  |  |\n") {
+		t.Error(text)
+	}
+}
+
 func TestColumns(t *testing.T) {
 	all, err := pickColumns("", "stargz=/run/s.sock")
 	if err != nil {

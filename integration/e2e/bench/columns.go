@@ -31,6 +31,9 @@ type column struct {
 
 func (c column) silk() bool { return c.snapshotter == "silk" }
 
+// tells is whether anybody can say when an image is whole.
+func (c column) tells() bool { return c.socket == "" }
+
 // The one that all others are compared with.
 const baseline = "overlayfs"
 
@@ -73,7 +76,7 @@ func pickColumns(list, proxies string) (picked []column, err error) {
 		if !ok || !filepath.IsAbs(socket) {
 			return nil, fmt.Errorf("%q is not name=/path/to/socket", proxy)
 		}
-		picked = append(picked, column{name: name, snapshotter: name, socket: socket, says: "the proxy snapshotter at " + socket})
+		picked = append(picked, column{name: name, snapshotter: name, socket: socket, says: "the proxy snapshotter at " + socket + "; the layers are plain gzip or zstd, of which stargz, SOCI or nydus load nothing lazily unless they are converted or indexed"})
 	}
 	return picked, nil
 }

@@ -110,7 +110,9 @@ func (r crowdReport) rows(text *strings.Builder, c crowd) {
 			sooner = ratio(r.of(c, baseline, true), atOnce, "%.1fx")
 		}
 		if len(atOnce) > 0 {
-			bytes = fmt.Sprintf("%.2f", float64(median(atOnce, func(g gathering) int64 { return g.Bytes }))/float64(c.bytes()))
+			if sent := median(atOnce, func(g gathering) int64 { return g.Bytes }); sent > 0 {
+				bytes = fmt.Sprintf("%.2f", float64(sent)/float64(c.bytes()))
+			}
 			if peak := median(atOnce, func(g gathering) int64 { return g.Memory }); peak > 0 {
 				memory = fmt.Sprint(peak >> 20)
 			}
@@ -133,7 +135,10 @@ func took(all []gathering) string {
 	if len(all) == 0 {
 		return "no figure"
 	}
-	return fmt.Sprintf("%.2f", median(all, func(g gathering) time.Duration { return g.Took }).Seconds())
+	if time := median(all, func(g gathering) time.Duration { return g.Took }); time > 0 {
+		return fmt.Sprintf("%.2f", time.Seconds())
+	}
+	return ""
 }
 
 // ratio compares what was taken in the same round.
@@ -141,7 +146,7 @@ func ratio(of, by []gathering, format string) string {
 	var ratios []float64
 	for _, a := range of {
 		for _, b := range by {
-			if a.Round == b.Round && b.Took > 0 {
+			if a.Round == b.Round && a.Took > 0 && b.Took > 0 {
 				ratios = append(ratios, float64(a.Took)/float64(b.Took))
 			}
 		}

@@ -170,11 +170,14 @@ func (b *bench) pullAndRun(ctx context.Context, n *node.Node, s subject, c colum
 }
 
 // awaitWhole notes when the image is whole and proved, and what it took until then. Who unpacks has it whole when the pull returns; what
-// an operator's snapshotter has is not known, and stays zero.
+// an operator's snapshotter has is not known, and all of that stays zero.
 func (b *bench) awaitWhole(
 	ctx context.Context, n *node.Node, ref string, c column, start time.Time, before traffic, f *figures, ready <-chan struct{},
 ) error {
-	if !c.silk() && c.socket == "" {
+	if !c.tells() {
+		return nil
+	}
+	if !c.silk() {
 		f.Whole, f.Proved = f.Pull, f.Pull
 	}
 	wait := duringStarts
