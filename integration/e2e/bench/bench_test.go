@@ -163,6 +163,33 @@ func TestNothingUntilWhole(t *testing.T) {
 	}
 }
 
+// What failed shows: in the head how many, in its row how many rounds are left.
+func TestFailures(t *testing.T) {
+	silk := column{name: "silk", snapshotter: "silk"}
+	r := report{
+		settings: settings{basics: basics{rounds: 3}}, subjects: []subject{{name: "a"}}, columns: []column{silk, {name: "erofs"}, {name: baseline}}, failed: 5,
+		figures: []figures{{Image: "a", Column: "silk", Busy: true}, {Image: "a", Column: baseline}, {Image: "a", Column: baseline}, {Image: "a", Column: baseline}},
+	}
+	text := r.markdown("")
+	for _, want := range []string{"**5 of 9 measurements failed**", "| silk (1 of 3) \\* |", "| erofs | no figure |", "| overlayfs |"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	crowd := gathered()
+	crowd.settings.rounds, crowd.failed = 2, 1
+	text = crowd.markdown()
+	for _, want := range []string{"**1 of 11 measurements failed**", "| silk | 5.50 |", "| silk (1 of 2) | 8.00 |", "| overlayfs (0 of 2) | no figure | 4.00 |"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	crowd.failed = 0
+	if text := crowd.markdown(); strings.Contains(text, "failed") {
+		t.Errorf("nothing failed:\n%s", text)
+	}
+}
+
 func TestColumns(t *testing.T) {
 	all, err := pickColumns("", "stargz=/run/s.sock")
 	if err != nil {

@@ -154,6 +154,9 @@ func (b *bench) gatherAll(r *crowdReport) {
 						err = record("", g)
 					} else {
 						fmt.Fprintln(os.Stderr, "failed:", err)
+						if interrupted.Err() == nil {
+							r.failed++
+						}
 					}
 					if err != nil {
 						b.Error(err)

@@ -14,6 +14,7 @@ type crowdReport struct {
 	crowds   []crowd
 	columns  []column
 	taken    []gathering
+	failed   int
 	started  time.Time
 }
 
@@ -41,7 +42,7 @@ func (r crowdReport) markdown() string {
 			busy++
 		}
 	}
-	r.settings.head(&text, "Many at once", r.started, busy, len(r.taken))
+	r.settings.head(&text, "Many at once", r.started, tally{len(r.taken), busy, r.failed})
 	r.podsTable(&text)
 	r.imagesTable(&text)
 	text.WriteString("Seconds are since the first pull began. *sooner*: than " + baseline + " at once. " +
@@ -101,10 +102,8 @@ func (r crowdReport) rows(text *strings.Builder, c crowd) {
 	fmt.Fprintf(text, "| **%s**, %.0f MB in %d layers%s | | | | | | |\n", c.name, float64(c.bytes())/1e6, len(c.layers()), wire)
 	for _, way := range r.columns {
 		alone, atOnce := r.of(c, way.name, false), r.of(c, way.name, true)
-		name := way.name
-		if slices.ContainsFunc(slices.Concat(alone, atOnce), func(g gathering) bool { return g.Busy }) {
-			name += " \\*"
-		}
+		busy := slices.ContainsFunc(slices.Concat(alone, atOnce), func(g gathering) bool { return g.Busy })
+		name := r.settings.named(way.name, busy, min(len(alone), len(atOnce)))
 		var sooner, bytes, memory string
 		if way.name != baseline {
 			sooner = ratio(r.of(c, baseline, true), atOnce, "%.1fx")

@@ -96,7 +96,7 @@ func fsMain(arguments []string) error {
 			err = fmt.Errorf("%s: %w", subject.name, failed)
 		}
 	}
-	if written := s.write(subjects, all); err == nil {
+	if written := s.write(subjects, all, err != nil); err == nil {
 		err = written
 	}
 	return err

@@ -9,7 +9,7 @@ import (
 )
 
 // write prints a table for each image, and keeps it where the settings say.
-func (s fsSettings) write(subjects []subject, all []timing) error {
+func (s fsSettings) write(subjects []subject, all []timing, partial bool) error {
 	if len(all) == 0 {
 		return nil
 	}
@@ -17,6 +17,9 @@ func (s fsSettings) write(subjects []subject, all []timing) error {
 	now := time.Now()
 	fmt.Fprintf(&text, "# A whole image as a file system, %s\n\n%s", now.Format("2006-01-02"), environment())
 	fmt.Fprintf(&text, "Milliseconds, medians of %d rounds; in brackets overlayfs's time of the same round by this one's: above 1 is faster than overlayfs.\n", s.rounds)
+	if partial {
+		text.WriteString("\n" + notAll)
+	}
 	for _, subject := range subjects {
 		fsTable(&text, subject, all)
 	}

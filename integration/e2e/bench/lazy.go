@@ -53,7 +53,7 @@ func lazyMain(arguments []string) error {
 			t.Fatal(err)
 		}
 	})
-	if written := s.write(subjects, all, started); err == nil {
+	if written := s.write(subjects, all, started, err != nil); err == nil {
 		err = written
 	}
 	return err
@@ -267,12 +267,15 @@ func allButTheEnd(n *node.Node, ref string, bytes uint64) error {
 	return errors.New("silk does not know it")
 }
 
-func (s lazySettings) write(subjects []subject, all []timing, started time.Time) error {
+func (s lazySettings) write(subjects []subject, all []timing, started time.Time, partial bool) error {
 	if len(all) == 0 {
 		return nil
 	}
 	var text strings.Builder
-	s.head(&text, "Images that are known and not here", started, 0, 0)
+	s.head(&text, "Images that are known and not here", started, tally{})
+	if partial {
+		text.WriteString(notAll + "\n")
+	}
 	for _, subject := range subjects {
 		fmt.Fprintf(&text, "| %s, %.0f MB, read completely from its first second: ms since the pull began (silk's plain pull by this) | 1 reader | 4 readers |\n|---|--:|--:|\n", subject.name, float64(subject.bytes)/1e6)
 		for _, ground := range groundsOf(all, subject.name) {

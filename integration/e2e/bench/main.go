@@ -145,6 +145,9 @@ func (b *bench) measureAll(r *report) {
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "failed:", err)
 				b.Error(err)
+				if interrupted.Err() == nil {
+					r.failed++
+				}
 				continue
 			}
 			r.figures = append(r.figures, f)

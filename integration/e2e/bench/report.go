@@ -16,6 +16,7 @@ type report struct {
 	subjects []subject
 	columns  []column
 	figures  []figures
+	failed   int
 	started  time.Time
 }
 
@@ -49,7 +50,7 @@ func (r report) keep() error {
 
 func (r report) markdown(chart string) string {
 	var text strings.Builder
-	r.settings.head(&text, "Pull to ready", r.started, r.busy(), len(r.figures))
+	r.settings.head(&text, "Pull to ready", r.started, tally{len(r.figures), r.busy(), r.failed})
 	if chart != "" {
 		fmt.Fprintf(&text, "![seconds from the pull to the container's ready line](%s)\n\n", chart)
 	}
@@ -110,10 +111,7 @@ func (r report) row(text *strings.Builder, s subject, c column) {
 		fmt.Fprintf(text, "| %s | no figure | | | | | | | | | | | |\n", c.name)
 		return
 	}
-	name := c.name
-	if slices.ContainsFunc(all, func(f figures) bool { return f.Busy }) {
-		name += " \\*"
-	}
+	name := r.settings.named(c.name, slices.ContainsFunc(all, func(f figures) bool { return f.Busy }), len(all))
 	seconds := func(of func(figures) time.Duration) string {
 		if took := median(all, of); took > 0 {
 			return fmt.Sprintf("%.2f", took.Seconds())

@@ -96,8 +96,11 @@ func (s settings) file(started time.Time, kind string) (string, error) {
 	return s.basics.file(started, kind)
 }
 
-// head begins a report of measurements, some of which began on a busy machine.
-func (s settings) head(text *strings.Builder, title string, started time.Time, busy, all int) {
+// tally counts measurements: all that are reported, those of them that began on a busy machine, and those that failed.
+type tally struct{ all, busy, failed int }
+
+// head begins a report.
+func (s settings) head(text *strings.Builder, title string, started time.Time, count tally) {
 	fmt.Fprintf(text, "# %s, %s\n\n%s", title, started.Format("2006-01-02"), environment())
 	if s.network.All == 0 && s.network.FirstByte == 0 {
 		text.WriteString("The registry answers as fast as loopback.\n")
@@ -106,11 +109,28 @@ func (s settings) head(text *strings.Builder, title string, started time.Time, b
 			rate(s.network.All), rate(s.network.Connection), s.network.FirstByte)
 	}
 	fmt.Fprintf(text, "Caches are cold, the order is random (seed %d), figures are medians of up to %d rounds; ratios are medians of each round's own.\n", s.seed, s.rounds)
-	if busy > 0 {
-		fmt.Fprintf(text, "%d of the %d measurements began while other programs used more than %.0f %% of the CPUs: marked with \\*.\n", busy, all, busyShare*100)
+	if count.busy > 0 {
+		fmt.Fprintf(text, "%d of the %d measurements began while other programs used more than %.0f %% of the CPUs: marked with \\*.\n", count.busy, count.all, busyShare*100)
+	}
+	if count.failed > 0 {
+		fmt.Fprintf(text, "**%d of %d measurements failed** and are left out.\n", count.failed, count.all+count.failed)
 	}
 	text.WriteString("\n")
 }
+
+// named is a row's name: with an asterisk where the machine was busy, and with the number of its rounds where some are missing.
+func (s basics) named(name string, busy bool, rounds int) string {
+	if rounds < s.rounds {
+		name += fmt.Sprintf(" (%d of %d)", rounds, s.rounds)
+	}
+	if busy {
+		name += " \\*"
+	}
+	return name
+}
+
+// notAll is said where something failed, and no row tells how many rounds it has.
+const notAll = "**Not all was measured**: some figures are of fewer rounds, or missing.\n"
 
 func rate(bytesPerSecond int64) string {
 	if bytesPerSecond == 0 {
