@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -187,6 +189,61 @@ func TestFailures(t *testing.T) {
 	crowd.failed = 0
 	if text := crowd.markdown(); strings.Contains(text, "failed") {
 		t.Errorf("nothing failed:\n%s", text)
+	}
+}
+
+// Only a network without any limit is none, in a report's name and in its head.
+func TestUnshaped(t *testing.T) {
+	for _, c := range []struct {
+		network  shape.Profile
+		unshaped bool
+	}{
+		{shape.Profile{}, true},
+		{shape.Gigabit, false},
+		{shape.Profile{Connection: 80 << 20, FirstByte: 20 * time.Millisecond}, false},
+		{shape.Profile{Connection: 80 << 20}, false},
+		{shape.Profile{FirstByte: 20 * time.Millisecond}, false},
+	} {
+		s := settings{basics: basics{out: "x", name: "here"}, network: c.network, rung: "loop", logs: "y"}
+		if name := s.file(time.Unix(0, 0).UTC(), "-crowd"); name != "x/1970-01-01-here-crowd" && !c.unshaped || name != "x/1970-01-01-here-crowd-unshaped" && c.unshaped {
+			t.Errorf("%+v: %s", c.network, name)
+		}
+		var head strings.Builder
+		s.head(&head, "A", time.Now(), tally{})
+		if strings.Contains(head.String(), "as fast as loopback") != c.unshaped {
+			t.Errorf("%+v: %s", c.network, head.String())
+		}
+		for _, what := range []string{"(rung): loop", "debug logs"} {
+			if !strings.Contains(head.String(), what) {
+				t.Errorf("no %q in %s", what, head.String())
+			}
+		}
+	}
+}
+
+// Folders are made at the start, and what is there already is not replaced: of neither kind.
+func TestReportsAreNotReplaced(t *testing.T) {
+	s := settings{basics: basics{out: filepath.Join(t.TempDir(), "new/reports"), name: "here"}, logs: filepath.Join(t.TempDir(), "new/logs")}
+	file := s.file(time.Now(), "")
+	if err := s.ready(file); err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range []string{s.out, s.logs} {
+		if info, err := os.Stat(folder); err != nil || !info.IsDir() {
+			t.Errorf("%s: %v", folder, err)
+		}
+	}
+	for _, ending := range []string{".md", ".svg"} {
+		if err := os.WriteFile(file+ending, []byte("old"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ready(file); err == nil || !strings.Contains(err.Error(), file+ending) {
+			t.Errorf("%s: %v", ending, err)
+		}
+		os.Remove(file + ending)
+	}
+	if s.out = ""; s.file(time.Now(), "") != "" || s.ready("") != nil {
+		t.Error("one that is only printed has a file")
 	}
 }
 

@@ -94,11 +94,16 @@ func (s crowdSettings) run() error {
 	if err != nil {
 		return err
 	}
+	report := crowdReport{settings: s, columns: chosen, started: time.Now()}
+	report.file = s.file(report.started, "-crowd")
+	if err := s.ready(report.file); err != nil {
+		return err
+	}
 	crowds, subjects, err := s.crowds()
 	if err != nil {
 		return err
 	}
-	report := crowdReport{settings: s, crowds: crowds, columns: chosen, started: time.Now()}
+	report.crowds = crowds
 	err = scope.Run(func(t scope.Scope) { s.bench(t, subjects, chosen).gatherAll(&report) })
 	if written := report.write(true); err == nil {
 		err = written

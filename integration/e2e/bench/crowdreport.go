@@ -16,6 +16,7 @@ type crowdReport struct {
 	taken    []gathering
 	failed   int
 	started  time.Time
+	file     string
 }
 
 // write keeps the report where the settings say, and prints it when no more is to come.
@@ -24,8 +25,10 @@ func (r crowdReport) write(last bool) error {
 		return nil
 	}
 	text := r.markdown()
-	if err := r.settings.keep(text, r.settings.file, r.started, "-crowd"); err != nil {
-		return err
+	if r.file != "" {
+		if err := os.WriteFile(r.file+".md", []byte(text), 0o644); err != nil {
+			return err
+		}
 	}
 	if !last {
 		return nil

@@ -79,6 +79,11 @@ func fsMain(arguments []string) error {
 	flags.StringVar(&s.rungs, "rungs", "file,loop", "how silk mounts, with commas between")
 	s.define(flags)
 	parse(flags, arguments)
+	started := time.Now()
+	file := s.file(started, "-fs")
+	if err := free(file); err != nil {
+		return err
+	}
 	subjects, err := buildImages(s.builder, split(s.images))
 	if err != nil {
 		return err
@@ -96,10 +101,10 @@ func fsMain(arguments []string) error {
 			err = fmt.Errorf("%s: %w", subject.name, failed)
 		}
 	}
-	if written := s.write(subjects, all, err != nil); err == nil {
-		err = written
+	if len(all) == 0 {
+		return err
 	}
-	return err
+	return errors.Join(err, publish(s.markdown(subjects, all, started, err != nil), file))
 }
 
 // measure brings an image to all grounds and lets workers use it.

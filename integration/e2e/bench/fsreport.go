@@ -2,20 +2,15 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
 )
 
-// write prints a table for each image, and keeps it where the settings say.
-func (s fsSettings) write(subjects []subject, all []timing, partial bool) error {
-	if len(all) == 0 {
-		return nil
-	}
+// markdown has a table for each image.
+func (s fsSettings) markdown(subjects []subject, all []timing, started time.Time, partial bool) string {
 	var text strings.Builder
-	now := time.Now()
-	fmt.Fprintf(&text, "# A whole image as a file system, %s\n\n%s", now.Format("2006-01-02"), environment())
+	fmt.Fprintf(&text, "# A whole image as a file system, %s\n\n%s", started.Format("2006-01-02"), environment())
 	fmt.Fprintf(&text, "Milliseconds, medians of %d rounds; in brackets overlayfs's time of the same round by this one's: above 1 is faster than overlayfs.\n", s.rounds)
 	if partial {
 		text.WriteString("\n" + notAll)
@@ -26,11 +21,7 @@ func (s fsSettings) write(subjects []subject, all []timing, partial bool) error 
 	text.WriteString("\n*walk*: every directory listed, every entry's attributes read. *small*: every file up to 16 KiB opened and read. *read*: every file read. " +
 		"*mmap*: every page of every file touched. *random*: 4,000 reads of 4 KiB in files above 1 MiB. *exec*: " + fmt.Sprint(len(programs)) + " programs of the base system started. " +
 		"Page cache: pages of the image's files, and of the files that silk mounts them from, " + quiet.String() + " after the cold read by one process.\n")
-	if err := s.keep(text.String(), s.file, now, "-fs"); err != nil {
-		return err
-	}
-	_, err := os.Stdout.WriteString(text.String())
-	return err
+	return text.String()
 }
 
 func fsTable(text *strings.Builder, s subject, all []timing) {

@@ -33,6 +33,12 @@ func lazyMain(arguments []string) error {
 	flags.StringVar(&s.rungs, "rungs", "file,loop,tree", "how silk mounts, with commas between")
 	flags.IntVar(&s.files, "files", 20_000, "small files of a layer that is not whole; 0 leaves this out")
 	s.parse(flags, arguments)
+	s.rung = "" // each row has its own
+	started := time.Now()
+	file := s.file(started, "-lazy")
+	if err := s.ready(file); err != nil {
+		return err
+	}
 	var subjects []subject
 	var err error
 	if names := split(s.images); len(names) > 0 {
@@ -41,7 +47,6 @@ func lazyMain(arguments []string) error {
 		}
 	}
 	var all []timing
-	started := time.Now()
 	err = scope.Run(func(t scope.Scope) {
 		taken, err := s.readEverything(t, subjects)
 		all = append(all, taken...)
@@ -53,10 +58,10 @@ func lazyMain(arguments []string) error {
 			t.Fatal(err)
 		}
 	})
-	if written := s.write(subjects, all, started, err != nil); err == nil {
-		err = written
+	if len(all) == 0 {
+		return err
 	}
-	return err
+	return errors.Join(err, publish(s.markdown(subjects, all, started, err != nil), file))
 }
 
 // everything is the job of reading all of an image as soon as it can be mounted; its time begins with the pull.
@@ -267,10 +272,7 @@ func allButTheEnd(n *node.Node, ref string, bytes uint64) error {
 	return errors.New("silk does not know it")
 }
 
-func (s lazySettings) write(subjects []subject, all []timing, started time.Time, partial bool) error {
-	if len(all) == 0 {
-		return nil
-	}
+func (s lazySettings) markdown(subjects []subject, all []timing, started time.Time, partial bool) string {
 	var text strings.Builder
 	s.head(&text, "Images that are known and not here", started, tally{})
 	if partial {
@@ -294,9 +296,5 @@ func (s lazySettings) write(subjects []subject, all []timing, started time.Time,
 			fmt.Fprintf(&text, "| %s |%s%s\n", ground, cell(all, touched, ground, baseline, touches[0], 1), cell(all, touched, ground, baseline, touches[1], 1))
 		}
 	}
-	if err := s.keep(text.String(), s.file, started, "-lazy"); err != nil {
-		return err
-	}
-	_, err := os.Stdout.WriteString(text.String())
-	return err
+	return text.String()
 }

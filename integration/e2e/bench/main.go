@@ -108,6 +108,11 @@ func (s settings) run() error {
 	if err != nil {
 		return err
 	}
+	report := report{settings: s, started: time.Now()}
+	report.file = s.file(report.started, "")
+	if err := s.ready(report.file); err != nil {
+		return err
+	}
 	names := split(s.images)
 	if len(names) == 0 {
 		names = recipes
@@ -116,7 +121,7 @@ func (s settings) run() error {
 	if err != nil {
 		return err
 	}
-	report := report{settings: s, subjects: subjects, columns: chosen, started: time.Now()}
+	report.subjects, report.columns = subjects, chosen
 	if report.figures, err = recorded(s.record); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ type report struct {
 	figures  []figures
 	failed   int
 	started  time.Time
+	file     string
 }
 
 // write keeps the report and its chart where the settings say, and prints it when no more is to come.
@@ -25,7 +26,7 @@ func (r report) write(last bool) error {
 	if len(r.figures) == 0 {
 		return nil
 	}
-	if r.settings.out != "" {
+	if r.file != "" {
 		if err := r.keep(); err != nil {
 			return err
 		}
@@ -38,14 +39,10 @@ func (r report) write(last bool) error {
 }
 
 func (r report) keep() error {
-	file, err := r.settings.file(r.started, "")
-	if err != nil {
+	if err := os.WriteFile(r.file+".svg", []byte(r.chart()), 0o644); err != nil {
 		return err
 	}
-	if err := os.WriteFile(file+".svg", []byte(r.chart()), 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(file+".md", []byte(r.markdown(filepath.Base(file)+".svg")), 0o644)
+	return os.WriteFile(r.file+".md", []byte(r.markdown(filepath.Base(r.file)+".svg")), 0o644)
 }
 
 func (r report) markdown(chart string) string {

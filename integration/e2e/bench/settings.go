@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -25,30 +26,45 @@ func (s *basics) define(flags *flag.FlagSet) {
 	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each")
 	flags.Uint64Var(&s.seed, "seed", uint64(time.Now().UnixNano()), "of the random order")
 	flags.StringVar(&s.lock, "lock", "", "a file that is locked during each measurement, where others on the machine lock it while they use its CPUs")
-	flags.StringVar(&s.out, "out", "", "the folder for the report; only printed when not given")
+	flags.StringVar(&s.out, "out", "", "the folder for the report, which replaces none that is there; only printed when not given")
 	flags.StringVar(&s.name, "machine", "", "the machine's name in the report's file name (the host's)")
 	flags.StringVar(&s.builder, "builder", "../../hack/images/build", "builds images")
 }
 
-// file is where a report is kept, without what its name ends with; the folder is there by then.
-func (s basics) file(started time.Time, kind string) (string, error) {
+// file is where a report is kept, without what its name ends with; empty when it is only printed.
+func (s basics) file(started time.Time, kind string) string {
+	if s.out == "" {
+		return ""
+	}
 	name := s.name
 	if name == "" {
 		name, _ = os.Hostname()
 	}
-	return filepath.Join(s.out, started.Format("2006-01-02")+"-"+name+kind), os.MkdirAll(s.out, 0o755)
+	return filepath.Join(s.out, started.Format("2006-01-02")+"-"+name+kind)
 }
 
-// keep writes a report to the folder for reports, if there is one; file is what the command's settings name it by.
-func (s basics) keep(text string, file func(time.Time, string) (string, error), started time.Time, kind string) error {
-	if s.out == "" {
+// free makes the folder for a report before anything is measured. What is there under its name is another run's, and is not replaced.
+func free(file string) error {
+	if file == "" {
 		return nil
 	}
-	name, err := file(started, kind)
-	if err != nil {
-		return err
+	for _, ending := range []string{".md", ".svg"} {
+		if _, err := os.Lstat(file + ending); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s is there already: move it away, or give this run's report another name with --machine", file+ending)
+		}
 	}
-	return os.WriteFile(name+".md", []byte(text), 0o644)
+	return os.MkdirAll(filepath.Dir(file), 0o755)
+}
+
+// publish prints a report, and keeps it where it has a file.
+func publish(text, file string) error {
+	if file != "" {
+		if err := os.WriteFile(file+".md", []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	_, err := os.Stdout.WriteString(text)
+	return err
 }
 
 // settings are what commands that pull can be told.
@@ -89,8 +105,8 @@ func parse(flags *flag.FlagSet, arguments []string) {
 }
 
 // file tells runs without a network from others.
-func (s settings) file(started time.Time, kind string) (string, error) {
-	if s.network.All == 0 {
+func (s settings) file(started time.Time, kind string) string {
+	if s.network == (shape.Profile{}) {
 		kind += "-unshaped"
 	}
 	return s.basics.file(started, kind)
@@ -102,11 +118,17 @@ type tally struct{ all, busy, failed int }
 // head begins a report.
 func (s settings) head(text *strings.Builder, title string, started time.Time, count tally) {
 	fmt.Fprintf(text, "# %s, %s\n\n%s", title, started.Format("2006-01-02"), environment())
-	if s.network.All == 0 && s.network.FirstByte == 0 {
+	if s.network == (shape.Profile{}) {
 		text.WriteString("The registry answers as fast as loopback.\n")
 	} else {
 		fmt.Fprintf(text, "The registry sends %s in all, %s a connection, and its first byte after %v.\n",
 			rate(s.network.All), rate(s.network.Connection), s.network.FirstByte)
+	}
+	if s.rung != "" {
+		fmt.Fprintf(text, "How silk mounts layers (rung): %s.\n", s.rung)
+	}
+	if s.logs != "" {
+		text.WriteString("silkd wrote debug logs meanwhile (--logs).\n")
 	}
 	fmt.Fprintf(text, "Caches are cold, the order is random (seed %d), figures are medians of up to %d rounds; ratios are medians of each round's own.\n", s.seed, s.rounds)
 	if count.busy > 0 {
@@ -155,6 +177,16 @@ func takes(bytes, bytesPerSecond int64) time.Duration {
 		return 0
 	}
 	return time.Duration(float64(bytes) / float64(bytesPerSecond) * float64(time.Second))
+}
+
+// ready makes the folders for a run's logs and for its report.
+func (s settings) ready(file string) error {
+	if s.logs != "" {
+		if err := os.MkdirAll(s.logs, 0o755); err != nil {
+			return err
+		}
+	}
+	return free(file)
 }
 
 // bench has a registry with each image for each column.
