@@ -3,10 +3,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -88,7 +85,7 @@ func pullMain(arguments []string) error {
 	flags := flag.NewFlagSet("hack/bench", flag.ExitOnError)
 	flags.StringVar(&s.images, "images", "", "recipes under hack/images, with commas between (all)")
 	flags.BoolVar(&s.quick, "quick", false, "two images, overlayfs and silk, one round")
-	flags.StringVar(&s.record, "record", "", "a file to which each measurement is added as a line of JSON; what it has already is not measured again")
+	flags.StringVar(&s.record, "record", "", "a file to which each measurement is added as a line of JSON; what it has already is not measured again, and only the same network, rung and programs may add to it")
 	s.parse(flags, arguments)
 	if s.quick {
 		s.images, s.columns, s.rounds = or(s.images, "python-service,layers"), or(s.columns, "overlayfs,silk"), 1
@@ -109,8 +106,7 @@ func (s settings) run() error {
 		return err
 	}
 	report := report{settings: s, started: time.Now()}
-	report.file = s.file(report.started, "")
-	if err := s.ready(report.file); err != nil {
+	if err := report.begin(); err != nil {
 		return err
 	}
 	names := split(s.images)
@@ -122,9 +118,6 @@ func (s settings) run() error {
 		return err
 	}
 	report.subjects, report.columns = subjects, chosen
-	if report.figures, err = recorded(s.record); err != nil {
-		return err
-	}
 	err = scope.Run(func(t scope.Scope) {
 		s.bench(t, subjects, chosen).measureAll(&report)
 	})
@@ -164,45 +157,6 @@ func (b *bench) measureAll(r *report) {
 			b.Error(err)
 		}
 	}
-}
-
-// recorded reads what an earlier run has measured.
-func recorded(path string) (all []figures, err error) {
-	if path == "" {
-		return nil, nil
-	}
-	data, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	for line := range bytes.Lines(data) {
-		var f figures
-		if err := json.Unmarshal(line, &f); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		all = append(all, f)
-	}
-	return all, err
-}
-
-// record shows a measurement, and adds it to a file if there is one.
-func record(path string, f any) error {
-	line, err := json.Marshal(f)
-	if err != nil {
-		return err
-	}
-	line = append(line, '\n')
-	os.Stderr.Write(line)
-	if path == "" {
-		return nil
-	}
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	_, err = file.Write(line)
-	return err
 }
 
 type pair struct {
