@@ -268,6 +268,30 @@ func TestColumns(t *testing.T) {
 	if _, err := pickColumns("", "stargz"); err == nil {
 		t.Error("a snapshotter without a socket is taken")
 	}
+	for _, names := range []string{"silk=/s", "erofs=/s", "stargz=/s,stargz=/t"} {
+		if _, err := pickColumns("overlayfs", names); err == nil {
+			t.Errorf("two columns have one name: %s", names)
+		}
+	}
+}
+
+// --quick chooses what was not said.
+func TestQuick(t *testing.T) {
+	for _, c := range []struct {
+		arguments       string
+		images, columns string
+		rounds          int
+	}{
+		{"", "", "", 3},
+		{"--quick", "python-service,layers", "overlayfs,silk", 1},
+		{"--quick --rounds 3", "python-service,layers", "overlayfs,silk", 3},
+		{"--rounds 2 --quick --images ml", "ml", "overlayfs,silk", 2},
+		{"--quick --columns erofs", "python-service,layers", "erofs", 1},
+	} {
+		if s := pullSettings(strings.Fields(c.arguments)); s.images != c.images || s.columns != c.columns || s.rounds != c.rounds {
+			t.Errorf("%s: %q, %q, %d rounds", c.arguments, s.images, s.columns, s.rounds)
+		}
+	}
 }
 
 // Each image is measured with each column, and an image's columns follow each other.

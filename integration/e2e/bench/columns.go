@@ -76,6 +76,9 @@ func pickColumns(list, proxies string) (picked []column, err error) {
 		if !ok || !filepath.IsAbs(socket) {
 			return nil, fmt.Errorf("%q is not name=/path/to/socket", proxy)
 		}
+		if slices.ContainsFunc(slices.Concat(columns, picked), func(c column) bool { return c.name == name }) {
+			return nil, fmt.Errorf("there is a column %q already: give the snapshotter at %s another name", name, socket)
+		}
 		picked = append(picked, column{name: name, snapshotter: name, socket: socket, says: "the proxy snapshotter at " + socket + "; the layers are plain gzip or zstd, of which stargz, SOCI or nydus load nothing lazily unless they are converted or indexed"})
 	}
 	return picked, nil

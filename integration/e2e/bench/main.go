@@ -80,17 +80,27 @@ func exit(err error) {
 	os.Exit(0)
 }
 
-func pullMain(arguments []string) error {
-	var s settings
+func pullMain(arguments []string) error { return pullSettings(arguments).run() }
+
+func pullSettings(arguments []string) (s settings) {
 	flags := flag.NewFlagSet("hack/bench", flag.ExitOnError)
 	flags.StringVar(&s.images, "images", "", "recipes under hack/images, with commas between (all)")
-	flags.BoolVar(&s.quick, "quick", false, "two images, overlayfs and silk, one round")
+	quick := flags.Bool("quick", false, "two images, overlayfs and silk, one round, where nothing else is said")
 	flags.StringVar(&s.record, "record", "", "a file to which each measurement is added as a line of JSON; what it has already is not measured again, and only the same network, rung and programs may add to it")
 	s.parse(flags, arguments)
-	if s.quick {
-		s.images, s.columns, s.rounds = or(s.images, "python-service,layers"), or(s.columns, "overlayfs,silk"), 1
+	if *quick {
+		s.images, s.columns = or(s.images, "python-service,layers"), or(s.columns, "overlayfs,silk")
+		if !said(flags, "rounds") {
+			s.rounds = 1
+		}
 	}
-	return s.run()
+	return s
+}
+
+// said tells whether a flag was given.
+func said(flags *flag.FlagSet, name string) (given bool) {
+	flags.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	return given
 }
 
 func or(value, otherwise string) string {

@@ -74,7 +74,6 @@ type settings struct {
 	rung                     string
 	network                  shape.Profile
 	record, logs             string
-	quick                    bool
 }
 
 // parse reads the arguments: the flags that a command has for itself, and those of all that pull.
