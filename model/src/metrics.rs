@@ -114,6 +114,26 @@ label! {
 }
 
 label! {
+    /// Why silk left an image to containerd.
+    Left("reason") {
+        /// containerd did not give its manifest or configuration.
+        Contents = "contents",
+        /// It is made in a way that silk cannot stream, or not as containerd says.
+        Image = "image",
+        /// Its base layers are containerd's.
+        Below = "below",
+        /// Its registry does not let silk in, or does not answer.
+        Registry = "registry",
+        /// Silk got it, and does not take it.
+        Content = "content",
+        /// The kernel cannot show layers.
+        Kernel = "kernel",
+        /// Its claim took too long.
+        Late = "late",
+    }
+}
+
+label! {
     /// The states of a layer.
     LayerState("state") {
         /// Its data is not here, but names and index are.
@@ -272,7 +292,7 @@ pub struct Metrics {
 
     pub images: By<ImageState, Gauge>,
     pub image_pull: By<(Outcome, Kind), Times>,
-    pub images_refused: Counter,
+    pub images_refused: By<Left, Counter>,
     pub layers: By<LayerState, Gauge>,
     pub layer_pulls: By<Arrival, Counter>,
     pub arrived: By<Class, Counter>,
@@ -348,7 +368,7 @@ impl Metrics {
                 "Seconds from an image's first Prepare until it could be mounted, or failed",
                 PULL,
             ),
-            images_refused: b.counter("silk_images_refused_total", "Times that silk left an image to containerd"),
+            images_refused: b.counters("silk_images_refused_total", "Times that silk left an image to containerd"),
             layers: b.gauges("silk_layers", "Layers that silk knows"),
             layer_pulls: b.counters("silk_layer_pulls_total", "Layers that arrived or did not"),
             arrived: b.counters(

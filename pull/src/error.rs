@@ -3,7 +3,7 @@
 use std::{fmt, ops::Range, sync::Arc};
 
 use silk_layer::{decode::DecodeError, tar::TarError};
-use silk_model::{Class, Digest};
+use silk_model::{Class, Digest, metrics::Left};
 use silk_store::StoreError;
 
 use crate::resolve::ContentsError;
@@ -219,4 +219,22 @@ pub enum Refused {
     /// The kernel offers no way to show layers.
     #[error("{0}")]
     Kernel(String),
+}
+
+impl Refused {
+    /// For the metrics.
+    pub(crate) fn kind(&self) -> Left {
+        match self {
+            Self::Contents(_) => Left::Contents,
+            Self::Malformed { .. }
+            | Self::MediaType { .. }
+            | Self::Elsewhere { .. }
+            | Self::Layers { .. }
+            | Self::Mismatch { .. } => Left::Image,
+            Self::Below { .. } => Left::Below,
+            Self::Registry(_) => Left::Registry,
+            Self::Content(_) => Left::Content,
+            Self::Kernel(_) => Left::Kernel,
+        }
+    }
 }

@@ -208,7 +208,7 @@ impl Puller {
         let outcome = self.try_claim(&claim).await;
         if let Err(reason) = &outcome {
             self.drop_undecided();
-            self.refuse(&claim, reason);
+            self.refuse(&claim, reason.kind(), reason);
         }
         outcome
     }

@@ -4,7 +4,7 @@ use std::{fmt, sync::atomic::Ordering, time::Duration};
 
 use silk_model::{
     Digest, Use,
-    metrics::{ImageState, METRICS},
+    metrics::{ImageState, Left, METRICS},
 };
 use silk_store::LayerRecord;
 
@@ -166,8 +166,8 @@ impl Puller {
     }
 
     /// Notes why an image is left to containerd.
-    pub(super) fn refuse(&self, claim: &Claim, reason: &impl fmt::Display) {
-        METRICS.images_refused.one();
+    pub(super) fn refuse(&self, claim: &Claim, kind: Left, reason: &impl fmt::Display) {
+        METRICS.images_refused.of(kind).one();
         tracing::warn!(image = claim.reference, %reason, "left to containerd");
         let mut refusals = lock(&self.refusals);
         refusals.retain(|r| !r.is_of(claim));
@@ -183,7 +183,7 @@ impl Puller {
     /// Notes that a claim took too long, and that its future was dropped: its image is left to containerd for this reason.
     pub fn late(&self, claim: &Claim, reason: &impl fmt::Display) {
         self.drop_undecided();
-        self.refuse(claim, reason);
+        self.refuse(claim, Left::Late, reason);
     }
 
     /// Notes that containerd keeps a layer, because the one below it (with chain ID `below`) is containerd's already.
@@ -198,7 +198,8 @@ impl Puller {
         let known = below.and_then(|below| refusals.iter().find(|r| r.chains.contains(&below)));
         let cause = known.map(|r| (r.reference.clone(), r.reason.clone()));
         drop(refusals);
-        self.refuse(claim, &Refused::Below { cause });
+        let refused = Refused::Below { cause };
+        self.refuse(claim, refused.kind(), &refused);
     }
 
     /// All images silk knows or refused, or those whose reference or manifest digest is `only`; sorted by reference.
