@@ -51,6 +51,22 @@ func TestMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, undo, err := pupil.View(pupil.Context(), "silk", chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := scrape(t, address)["silk_containers_on_silkd"]; got != 1 {
+		t.Errorf("%v stand on what silkd serves, and one was mounted before its layer was whole", got)
+	}
+	if err := undo(); err != nil {
+		t.Fatal(err)
+	}
+	pupil.Eventually("nothing stands on what silkd serves", func() error {
+		if got := scrape(t, address)["silk_containers_on_silkd"]; got != 0 {
+			return fmt.Errorf("%v do", got)
+		}
+		return pupil.CollectGarbage()
+	})
 	if _, err := pupil.ReadChain(pupil.Context(), "silk", chain); err != nil {
 		t.Fatal(err)
 	}

@@ -293,6 +293,7 @@ pub struct Metrics {
     pub images: By<ImageState, Gauge>,
     pub image_pull: By<(Outcome, Kind), Times>,
     pub images_refused: By<Left, Counter>,
+    pub containers_on_silkd: Gauge,
     pub layers: By<LayerState, Gauge>,
     pub layer_pulls: By<Arrival, Counter>,
     pub arrived: By<Class, Counter>,
@@ -369,6 +370,10 @@ impl Metrics {
                 PULL,
             ),
             images_refused: b.counters("silk_images_refused_total", "Times that silk left an image to containerd"),
+            containers_on_silkd: b.gauge(
+                "silk_containers_on_silkd",
+                "Containers that read through silkd until they end, because they were started before their image was whole, or on trees",
+            ),
             layers: b.gauges("silk_layers", "Layers that silk knows"),
             layer_pulls: b.counters("silk_layer_pulls_total", "Layers that arrived or did not"),
             arrived: b.counters(

@@ -150,6 +150,12 @@ impl Mounts {
         self.shown_map().get(&name.to_string()).is_some_and(|of| of != name)
     }
 
+    /// Is what a mount point of ours shows served by this process? Other directories are not. Reads the disk's directories, at most.
+    pub fn is_served(&self, point: &Path) -> bool {
+        let ours = point.parent().filter(|dir| dir.parent() == Some(&self.mnt));
+        ours.is_some_and(|dir| self.rung == Rung::Tree || dir.join(SERVED).exists())
+    }
+
     /// Whether a view is shown now. Asks the kernel too: an empty directory where somebody has unmounted the view by
     /// hand would be an empty layer in the next overlay.
     pub fn is_shown(&self, view: &View) -> bool {

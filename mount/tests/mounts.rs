@@ -221,8 +221,13 @@ fn privileged_a_view_that_an_earlier_process_served_is_taken_away() {
     let (view, meta, data) = layer(root.path(), 1);
     let (kept, ..) = layer(root.path(), 2);
     let mounts = root.open(RungChoice::File);
-    mounts.show(&view, &meta, std::slice::from_ref(&data), Ground::Served).unwrap();
-    mounts.show(&kept, &meta, &[data], Ground::Disk).unwrap();
+    let served = mounts.show(&view, &meta, std::slice::from_ref(&data), Ground::Served).unwrap();
+    let own = mounts.show(&kept, &meta, std::slice::from_ref(&data), Ground::Disk).unwrap();
+    assert_eq!([&served, &own, root.path()].map(|point| mounts.is_served(point)), [true, false, false]);
+    mounts.replace(&view.name(), &meta, std::slice::from_ref(&data), Ground::Disk).unwrap();
+    assert!(!mounts.is_served(&served), "who mounts it now stands on the disk");
+    mounts.hide(&view).unwrap();
+    mounts.show(&view, &meta, &[data], Ground::Served).unwrap();
     drop(mounts);
     let mounts = root.open(RungChoice::File);
     assert!(!mounts.is_shown(&view) && mounts.is_shown(&kept));

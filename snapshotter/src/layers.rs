@@ -133,6 +133,12 @@ pub trait Layers: fmt::Debug + Send + Sync + 'static {
     /// When a layer is not whole or cannot be mounted.
     fn lowers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, NotReady>;
 
+    /// Are reads of one of these directories, as [`Layers::lowers`] gave them, answered by this process? Then who stands on it loses it with
+    /// the process. Must return at once. None is unless implemented.
+    fn serves(&self, _lowers: &[PathBuf]) -> bool {
+        false
+    }
+
     /// Shows what lies below the snapshot `id`, a container's in a user namespace, with the owners of that: mount points of layers and other
     /// directories, top first, as the result is. What is shown already stays. Blocks for milliseconds.
     ///

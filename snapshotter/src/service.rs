@@ -311,9 +311,10 @@ impl Inner {
         Ok(lowers)
     }
 
-    /// What lies below a snapshot as its user namespace sees it, if it has one; else as it is. What has the owners of that namespace
+    /// Notes what a snapshot stands on. What lies below it as its user namespace sees it, if it has one; else as it is. What has the owners of that namespace
     /// already stays as it is: a copy that containerd made, with all that is below it, and the files of a container that became a parent.
     fn mapped(&self, snapshot: &Snapshot, stack: &Stack, lowers: Vec<PathBuf>) -> Result<Vec<PathBuf>, SnapshotError> {
+        self.snapshots.stands(snapshot.id, self.layers.serves(&lowers));
         let Some(maps) = idmap::maps(&snapshot.labels)? else { return Ok(lowers) };
         let root = idmap::root(&maps);
         let mut others = Vec::new();

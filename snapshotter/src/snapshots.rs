@@ -32,6 +32,8 @@ pub struct Snapshots {
     /// The next ID. Whoever changes anything holds it from the first look to the end of the transaction.
     next_id: Mutex<u64>,
     table: RwLock<Table>,
+    /// IDs of those that were last mounted on something that this process serves; some may be gone.
+    served: Mutex<HashSet<u64>>,
 }
 
 /// A new active snapshot or view.
@@ -71,7 +73,13 @@ impl Snapshots {
         }
         let mut table = Table::default();
         loaded.snapshots.into_iter().for_each(|snapshot| table.insert(snapshot));
-        Ok(Arc::new(Self { dirs, records, next_id: Mutex::new(next_id), table: RwLock::new(table) }))
+        Ok(Arc::new(Self {
+            dirs,
+            records,
+            next_id: Mutex::new(next_id),
+            table: RwLock::new(table),
+            served: Mutex::default(),
+        }))
     }
 
     /// The chains of remote layers that must be mountable, each with the image it was claimed for.
@@ -85,6 +93,25 @@ impl Snapshots {
         let standing = table.all().filter(|s| s.kind != Kind::Committed);
         let stacks = standing.filter_map(|s| table.stack(&s.parent).ok()?.remote);
         stacks.map(|(_, chain)| chain.diff_ids).collect()
+    }
+
+    /// What a snapshot is mounted on from now on: something that this process serves, or not.
+    pub(crate) fn stands(&self, id: u64, on_served: bool) {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if on_served {
+            served.insert(id);
+        } else {
+            served.remove(&id);
+        }
+    }
+
+    /// How many containers, and what else has a snapshot that is not committed, stand on something that this process serves. Of those that
+    /// were mounted before its start nothing is known: what served them has ended.
+    pub fn on_served(&self) -> u64 {
+        let standing: HashSet<_> = self.table().all().filter(|s| s.kind != Kind::Committed).map(|s| s.id).collect();
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.retain(|id| standing.contains(id));
+        served.len() as u64
     }
 
     /// How many snapshots stand for each layer; layers that none stands for are not in it.

@@ -72,6 +72,9 @@ fn text(status: &StatusResponse) -> String {
         human::bytes(status.layer_bytes),
         human::bytes(status.unused_bytes)
     );
+    if let Some(count) = status.node.as_ref().map(|node| node.containers_on_silkd).filter(|count| *count > 0) {
+        text += &format!("containers that read through silkd, and lose their image when it ends: {count}\n");
+    }
     text += &backends_text(&status.backends);
     status.images.iter().for_each(|image| text += &image_text(image));
     text

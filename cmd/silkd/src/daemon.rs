@@ -102,7 +102,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             ended.context("the server failed")?.context("the server failed")?;
         }
     }
-    tracing::info!("stopping: containers keep running, pulls go on with the next start");
+    say_what_ends(&snapshots);
     notify("STOPPING=1");
     cleaning.abort();
     stop.send_replace(true);
@@ -110,6 +110,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     starts.stop();
     let _ = std::fs::remove_file(&config.address);
     Ok(())
+}
+
+/// Logs who is hit by the stop.
+fn say_what_ends(snapshots: &Snapshots) {
+    let count = snapshots.on_served();
+    if count > 0 {
+        tracing::warn!(
+            count,
+            "stopping: these containers were started before their image was whole, or stand on trees: what is not in memory of it they \
+             cannot read from now on, until they are started again"
+        );
+    }
+    tracing::info!("stopping: containers of images that were whole notice nothing, pulls go on with the next start");
 }
 
 /// The directory where everything lies, by its real path.

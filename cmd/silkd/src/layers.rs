@@ -117,6 +117,11 @@ impl Layers for Rooms {
         Ok(lowers)
     }
 
+    fn serves(&self, lowers: &[PathBuf]) -> bool {
+        let mounts = self.views.views.mounts();
+        lowers.iter().any(|lower| mounts.is_served(lower))
+    }
+
     fn mapped(&self, id: u64, lowers: &[PathBuf], maps: &IdMaps) -> Result<Vec<PathBuf>, NotReady> {
         self.mapped.map(id, lowers, maps).map_err(|e| NotReady::new(e.class(), e))
     }

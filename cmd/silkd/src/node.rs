@@ -81,6 +81,7 @@ impl Node {
         let data = self.data();
         let (filling, filled, waiting) = views.lazies.count();
         METRICS.reads_waiting.set(waiting);
+        METRICS.containers_on_silkd.set(self.janitor.snapshots.on_served());
         METRICS.data.of(metrics::Data::Used).set(data.used);
         METRICS.data.of(metrics::Data::Unused).set(data.unused);
         METRICS.data.of(metrics::Data::Filling).set(filled);

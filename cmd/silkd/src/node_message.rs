@@ -41,5 +41,6 @@ pub fn node_message(node: &Node, data: &Data) -> control::Node {
         reads_waiting,
         layers: data.whole,
         budgets: budgets.into(),
+        containers_on_silkd: node.janitor.snapshots.on_served(),
     }
 }

@@ -28,6 +28,7 @@ struct Fake {
     refuse: Mutex<bool>,
     /// Claims are not decided.
     hangs: Mutex<bool>,
+    serves: Mutex<bool>,
     late: Mutex<Vec<String>>,
     waits: AtomicUsize,
     caller: Mutex<Option<Caller>>,
@@ -111,6 +112,10 @@ impl Layers for Fake {
         Ok((0..lowers.len()).map(|nr| format!("/mapped/{id}/{nr}").into()).collect())
     }
 
+    fn serves(&self, lowers: &[PathBuf]) -> bool {
+        *self.serves.lock().unwrap() && lowers.iter().any(|lower| lower.starts_with(&self.mnt))
+    }
+
     fn unmapped(&self, id: u64) {
         self.unmapped.lock().unwrap().push(id);
     }
@@ -137,6 +142,7 @@ impl Test {
             state: watch::Sender::new(State::Coming),
             refuse: Mutex::default(),
             hangs: Mutex::default(),
+            serves: Mutex::default(),
             late: Mutex::default(),
             waits: AtomicUsize::default(),
             caller: Mutex::default(),
@@ -583,4 +589,28 @@ async fn privileged_what_has_the_owners_already_is_not_mapped_again() {
     test.prepare("k8s.io/13/f", "k8s.io/12/unpacked", labels, None).await.unwrap();
     let unpacked = PathBuf::from(fs("k8s.io/12/unpacked"));
     assert_eq!(test.layers.mapped.lock().unwrap().last().unwrap().1, [unpacked, test.lower(0)]);
+}
+
+/// Who would lose its image if silkd ended now.
+#[tokio::test]
+async fn containers_on_what_is_served_are_counted_until_they_are_started_on_something_else() {
+    let test = Test::new(1);
+    let names = test.image(None).await;
+    test.set(State::Ready);
+    let (snapshots, serves) = (&test.service.0.snapshots, |serves| *test.layers.serves.lock().unwrap() = serves);
+    let prepare = async |key: &str, parent: &str| test.prepare(key, parent, HashMap::new(), None).await.unwrap();
+    serves(true);
+    prepare("early", &names[0]).await;
+    prepare("early too", &names[0]).await;
+    prepare("of its own", "").await;
+    assert_eq!(snapshots.on_served(), 2);
+    serves(false);
+    prepare("late", &names[0]).await;
+    assert_eq!(snapshots.on_served(), 2, "who was started before stands on it still");
+    let request = MountsRequest { snapshotter: "silk".into(), key: "early".into() };
+    test.service.mounts(Request::new(request)).await.unwrap();
+    assert_eq!(snapshots.on_served(), 1, "it was started again");
+    let request = RemoveSnapshotRequest { snapshotter: "silk".into(), key: "early too".into() };
+    test.service.remove(Request::new(request)).await.unwrap();
+    assert_eq!(snapshots.on_served(), 0);
 }

@@ -41,6 +41,7 @@ struct Node {
     reads_waiting: u64,
     layers: u64,
     budgets: Vec<Budget>,
+    containers_on_silkd: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -152,6 +153,7 @@ impl From<control::Node> for Node {
             reads_waiting,
             layers,
             budgets,
+            containers_on_silkd,
         } = node;
         let budgets = budgets.into_iter().map(Budget::from).collect();
         Self {
@@ -174,6 +176,7 @@ impl From<control::Node> for Node {
             reads_waiting,
             layers,
             budgets,
+            containers_on_silkd,
         }
     }
 }

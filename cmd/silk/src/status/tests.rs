@@ -36,7 +36,7 @@ fn answer() -> StatusResponse {
         layer_bytes: 1_200_000_000,
         unused_bytes: 0,
         quota_bytes: 0,
-        node: Some(control::Node { layers: 7, ..control::Node::default() }),
+        node: Some(control::Node { layers: 7, containers_on_silkd: 2, ..control::Node::default() }),
         backends: vec![
             Backend {
                 name: "redis 10.0.0.5:6379".into(),
@@ -85,6 +85,7 @@ fn the_table() {
 silkd 0.1.0 in /var/lib/silk
 layers are shown by EROFS from files (Linux 6.12)
 1.2 GB of layers on disk, 0 B of them unused (none is kept)
+containers that read through silkd, and lose their image when it ends: 2
 shared through redis 10.0.0.5:6379, up for 3 min 5 s
   12 found, 3 not there, 0 refused; 0 published, 0 dropped
 shared through referrers, away for 2.50 s: registry a did not answer
