@@ -34,6 +34,22 @@ fn opened(root: &Path, config: silk_store::Config) -> anyhow::Result<(Arc<Store>
 }
 
 /// Runs until SIGTERM or SIGINT.
+/// What of the configuration can be wrong although the file is well-formed. Touches nothing. Must be called on a runtime.
+pub fn check(config: Config) -> anyhow::Result<()> {
+    let Config { root, registry, share, .. } = config;
+    plain(&root)?;
+    registry_of(registry)?;
+    share_of(&share).map(drop)
+}
+
+fn registry_of(config: silk_registry::Config) -> anyhow::Result<Registry> {
+    Registry::new(config).context("the configuration of registries")
+}
+
+fn share_of(config: &silk_share::Config) -> anyhow::Result<Share> {
+    Share::new(config, vec![]).context("the configuration of what is shared")
+}
+
 pub async fn run(config: Config) -> anyhow::Result<()> {
     Process::now();
     let root = made(&config.root)?;
@@ -56,9 +72,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let views = StoreViews::new(Arc::clone(&store), Arc::clone(&lazies), served, Views::new(mounts));
     let views = Arc::new(views);
     views.sweep().context("cannot take stock of the mounts")?;
-    let registry = Registry::new(config.registry).context("the configuration of registries")?;
+    let registry = registry_of(config.registry)?;
     let contents = Arc::new(ContentStore::new(connect(&config.containerd.address)));
-    let share = Arc::new(Share::new(&config.share, vec![]).context("the configuration of what is shared")?);
+    let share = Arc::new(share_of(&config.share)?);
     let seams = Seams { contents, show: Arc::clone(&views) as Arc<_>, share: Arc::clone(&share) };
     let puller = Puller::new(config.pull, registry, lazies, seams).context("cannot read known images")?;
     let starts = Starts::new(&root, Arc::clone(&views), Arc::clone(&puller), connect(&config.containerd.address))
@@ -129,14 +145,19 @@ fn say_what_ends(snapshots: &Snapshots) {
 fn made(root: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
     let root = root.canonicalize().with_context(|| format!("cannot use {}", root.display()))?;
-    // As it stands in overlays' options.
+    plain(&root)?;
+    Ok(root)
+}
+
+/// Can it stand in overlays' options?
+fn plain(root: &Path) -> anyhow::Result<()> {
     let is_plain = root.to_str().is_some_and(|root| !root.contains([',', ':', '\\', '\n']));
     anyhow::ensure!(
         is_plain,
         "root = {:?}: overlayfs needs a path in UTF-8 without comma, colon, backslash or line break",
         root.display()
     );
-    Ok(root)
+    Ok(())
 }
 
 /// Layers as containers in user namespaces see them, of the snapshots that there are.

@@ -47,6 +47,9 @@ struct Arguments {
     /// The unix socket to serve; overrides the configuration
     #[arg(long)]
     address: Option<PathBuf>,
+    /// Check the configuration and the key file that it names, and exit: with the error that a start would end with
+    #[arg(long)]
+    check: bool,
     /// Print docs/config.md and exit
     #[arg(long)]
     print_config_docs: bool,
@@ -74,6 +77,10 @@ fn main() -> anyhow::Result<()> {
     let (layer, traces) = {
         // The connection to the collector belongs to it.
         let _inside = runtime.enter();
+        if arguments.check {
+            Traces::layer::<tracing_subscriber::Registry>(&config.tracing)?;
+            return daemon::check(config);
+        }
         Traces::layer(&config.tracing)?.unzip()
     };
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter);
