@@ -210,7 +210,7 @@ func freeAddress(t *testing.T) string {
 var (
 	nameOf   = regexp.MustCompile(`"((?:silk|process)_[a-z_]+)"`)
 	labelOf  = regexp.MustCompile(`[A-Z]\w+\("([a-z]+)"\) \{`)
-	valueOf  = regexp.MustCompile(`^\s+[A-Z]\w+ = (?:"([a-z_]+)"|env)`)
+	valueOf  = regexp.MustCompile(`^\s+[A-Z]\w+ = (?:"([a-z_]+)"|crate)`)
 	sampleOf = regexp.MustCompile(`^([a-z_]+)(?:\{(.*)\})? ([-+.\deInf]+)$`)
 )
 

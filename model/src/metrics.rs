@@ -273,7 +273,7 @@ label! {
     /// Which silkd this is.
     Version("version") {
         /// This one.
-        Own = env!("CARGO_PKG_VERSION"),
+        Own = crate::VERSION,
     }
 }
 

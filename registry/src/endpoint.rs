@@ -22,7 +22,7 @@ use reqwest::{
     redirect,
 };
 use silk_model::{
-    Digest, Use,
+    Digest, Use, VERSION,
     metrics::{Answered, METRICS},
 };
 use tokio::{
@@ -132,7 +132,7 @@ impl Endpoint {
     ) -> Result<Self, Error> {
         let connect_timeout = host.dial_timeout.unwrap_or(config.connect_timeout());
         let mut builder = Client::builder()
-            .user_agent(concat!("silk/", env!("CARGO_PKG_VERSION")))
+            .user_agent(format!("silk/{VERSION}"))
             .redirect(redirect::Policy::none())
             .connect_timeout(connect_timeout)
             .pool_max_idle_per_host(config.connections_per_registry as usize)

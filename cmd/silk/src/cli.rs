@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// Pull images through containerd with silk, and see what silkd has and does.
 #[derive(Debug, Parser)]
-#[command(name = "silk", version, max_term_width = 110, after_help = EXIT_CODES)]
+#[command(name = "silk", version = silk_model::VERSION, max_term_width = 110, after_help = EXIT_CODES)]
 pub struct Arguments {
     /// Shared by all commands.
     #[command(flatten)]

@@ -7,7 +7,7 @@ use silk_api::control::{
     ProfileRequest, PutProfileRequest, StatusRequest, StatusResponse, TimingRequest, TimingResponse,
     control_server::Control,
 };
-use silk_model::Digest;
+use silk_model::{Digest, VERSION};
 use silk_mount::{Rung, Variant};
 use silk_pull::{Arrived, ImageStatus, LayerStatus};
 use silk_share::{BackendStatus, State};
@@ -228,7 +228,7 @@ impl Control for Service {
         let data = self.0.data();
         let Data { used, unused, .. } = data;
         Ok(Response::new(StatusResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             rung: rung_name(mounts.rung()).to_owned(),
             rung_reason: mounts.reason().to_owned(),
             root: store.root().display().to_string(),

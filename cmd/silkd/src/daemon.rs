@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Context;
 use silk_api::{connect, control::control_server::ControlServer};
+use silk_model::VERSION;
 use silk_mount::{Mapped, Mounts, Rung, Trees, Views};
 use silk_pull::{Lazies, Puller, Seams};
 use silk_registry::Registry;
@@ -33,7 +34,6 @@ fn opened(root: &Path, config: silk_store::Config) -> anyhow::Result<(Arc<Store>
     Ok((Arc::new(store), snapshots))
 }
 
-/// Runs until SIGTERM or SIGINT.
 /// What of the configuration can be wrong although the file is well-formed. Touches nothing. Must be called on a runtime.
 pub fn check(config: Config) -> anyhow::Result<()> {
     let Config { root, registry, share, .. } = config;
@@ -50,6 +50,7 @@ fn share_of(config: &silk_share::Config) -> anyhow::Result<Share> {
     Share::new(config, vec![]).context("the configuration of what is shared")
 }
 
+/// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     Process::now();
     let root = made(&config.root)?;
@@ -68,7 +69,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         (Rung::Tree, Ok(served)) => served.shows_trees(&root),
         (Rung::None, _) | (_, Err(_)) => {}
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %root.display(), rung = ?mounts.rung(), reason = mounts.reason(), "silkd starts");
+    tracing::info!(version = VERSION, root = %root.display(), rung = ?mounts.rung(), reason = mounts.reason(), "silkd starts");
     let views = StoreViews::new(Arc::clone(&store), Arc::clone(&lazies), served, Views::new(mounts));
     let views = Arc::new(views);
     views.sweep().context("cannot take stock of the mounts")?;

@@ -36,7 +36,7 @@ const CONFIG: &str = "/etc/silk/config.toml";
 
 /// containerd proxy snapshotter that streams image layers.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version = silk_model::VERSION)]
 struct Arguments {
     /// Configuration file [default: /etc/silk/config.toml, which need not exist]
     #[arg(long)]

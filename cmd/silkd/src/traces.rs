@@ -16,7 +16,7 @@ use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, SpanData, SpanExporter},
 };
-use silk_model::SPANS;
+use silk_model::{SPANS, VERSION};
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, filter::Targets, registry::LookupSpan};
 
@@ -92,7 +92,7 @@ fn resource() -> Resource {
     let uname = rustix::system::uname();
     Resource::builder()
         .with_service_name("silkd")
-        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attribute(KeyValue::new("service.version", VERSION))
         .with_attribute(KeyValue::new("host.name", uname.nodename().to_string_lossy().into_owned()))
         .build()
 }
