@@ -13,8 +13,9 @@ use crate::ShareError;
 pub struct Config {
     /// A file with the fleet's key, the same on every node: text of at least 32 characters on a line of its own, such as
     /// `openssl rand -hex 32` prints. What is shared is then sealed with it, and nothing else is believed: who can write
-    /// to Redis or to the registry, but has no key, cannot make a node believe anything. To change the key, put the new
-    /// one above the old one on every node: the first line seals, all lines are believed. Read at start.
+    /// to Redis or to the registry, but has no key, cannot make a node believe anything. The first line seals, all lines are
+    /// believed. To change the key, put the new one below the old one on every node; then, when all were started again, above it on every
+    /// node; then remove the old one. Read at start.
     pub key_file: Option<PathBuf>,
     /// A Redis (6 or newer, or Valkey; not a cluster) that the nodes of a fleet share.
     pub redis: RedisConfig,
@@ -22,7 +23,7 @@ pub struct Config {
     pub referrers: ReferrersConfig,
 }
 
-/// `[share.redis]`. Without `share.key_file`, whoever can write to this Redis is trusted like the operator's own nodes:
+/// Without `share.key_file`, whoever can write to this Redis is trusted like the operator's own nodes:
 /// a name or a file's mode that it made up would be shown to containers until the layer is whole. Wrong content is found at
 /// the latest when the whole layer is proved against its diff ID.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -57,10 +58,10 @@ pub struct ReferrersConfig {
     /// Look for what is known of an image at its registry.
     pub discover: bool,
     /// Push what was learned of an image to its repository, with the credentials that silk has for it. They must allow
-    /// pushing.
+    /// pushing. Needs `share.key_file` or `trust_unsigned`: without, no node would believe it.
     pub publish: bool,
     /// Believe what is not sealed with the fleet's key too: whoever can push to an image's repository is then trusted as
-    /// told at `[share.redis]`. Otherwise `share.key_file` is needed.
+    /// told at `[share.redis]`. Otherwise `discover` and `publish` need `share.key_file`.
     pub trust_unsigned: bool,
     /// Milliseconds that a pull waits for its registry's answers about an image, all of them together.
     pub deadline_millis: u64,

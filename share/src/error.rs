@@ -36,8 +36,8 @@ pub enum ShareError {
         /// As configured.
         address: String,
     },
-    /// Referrers would be looked for, but none could ever be believed.
-    #[error("share.referrers.discover needs share.key_file, or share.referrers.trust_unsigned")]
+    /// Referrers would be looked for, or pushed, of which none could ever be believed.
+    #[error("share.referrers.discover and publish need share.key_file, or share.referrers.trust_unsigned")]
     NothingToTrust,
 }
 

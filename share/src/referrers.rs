@@ -107,7 +107,7 @@ impl Referrers {
         if !config.discover && !config.publish {
             return Ok(None);
         }
-        if config.discover && !config.trust_unsigned && keys.is_empty() {
+        if !config.trust_unsigned && keys.is_empty() {
             return Err(ShareError::NothingToTrust);
         }
         let (config, keys) = (config.clone(), Arc::clone(keys));

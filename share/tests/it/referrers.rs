@@ -183,9 +183,13 @@ async fn two_that_write_at_the_same_time_are_both_read_and_then_merged() {
 #[tokio::test]
 async fn it_is_off_unless_configured() {
     assert!(Share::new(&Config::default(), Vec::new()).unwrap().status().is_empty());
-    let error = Share::new(&config(None), Vec::new()).unwrap_err();
-    assert!(matches!(error, ShareError::NothingToTrust), "{error}");
-    assert_eq!(error.class(), Class::Invalid);
+    for (discover, publish) in [(true, true), (true, false), (false, true)] {
+        let mut config = config(None);
+        (config.referrers.discover, config.referrers.publish) = (discover, publish);
+        let error = Share::new(&config, Vec::new()).expect_err("nobody would believe what it pushes or finds");
+        assert!(matches!(error, ShareError::NothingToTrust), "{error}");
+        assert_eq!(error.class(), Class::Invalid);
+    }
 
     let world = World::start(true).await;
     let publishes = sharing(Some(KEY), |config| config.discover = false);
