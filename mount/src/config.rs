@@ -28,10 +28,10 @@ pub enum RungChoice {
     /// EROFS from files where the kernel can, else over loop devices, else by silkd itself.
     #[default]
     Auto,
-    /// EROFS from files, nothing else. Linux 6.12 and later, with the fixes of April 2026.
+    /// EROFS from files, nothing else: Linux 6.12 and later, with the fixes of April 2026.
     File,
-    /// EROFS over loop devices of 512-byte blocks, nothing else. Linux 6.4 and later.
+    /// EROFS over loop devices of 512-byte blocks, nothing else: Linux 6.4 and later.
     Loop,
-    /// Trees that silkd serves through FUSE, nothing else. Any kernel; containers depend on silkd.
+    /// Trees that silkd serves through FUSE, nothing else: any kernel; containers depend on silkd.
     Tree,
 }

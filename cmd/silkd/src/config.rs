@@ -27,11 +27,11 @@ pub struct Config {
     pub registry: silk_registry::Config,
     /// How layers travel.
     pub pull: silk_pull::Config,
-    /// What is known of images, shared with other nodes.
+    /// What silk learns about images, shared with other nodes.
     pub share: silk_share::Config,
-    /// How much disk unused layers may take.
+    /// How much disk layers may take that no snapshot uses.
     pub store: silk_store::Config,
-    /// How layers are shown.
+    /// How whole layers are shown.
     pub mount: silk_mount::Config,
     /// Numbers for Prometheus.
     pub metrics: Metrics,
