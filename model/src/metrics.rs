@@ -505,14 +505,16 @@ mod tests {
     }
 
     #[test]
-    fn the_dashboard_asks_for_what_there_is() {
-        let dashboard = include_str!("../../docs/grafana/silk.json");
-        let asked: Vec<_> = dashboard
-            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-            .filter(|word| word.starts_with("silk_") || word.starts_with("process_"))
-            .collect();
+    fn dashboard_and_alerts_ask_for_what_there_is() {
+        let asked = |text: &'static str| {
+            let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            words.filter(|word| word.starts_with("silk_") || word.starts_with("process_")).collect::<Vec<_>>()
+        };
+        let alerts = asked(include_str!("../../docs/prometheus/silk.rules.yml"));
+        let asked = asked(include_str!("../../docs/grafana/silk.json"));
         let metrics = Metrics::new();
-        for word in &asked {
+        assert!(alerts.len() > 5);
+        for word in asked.iter().chain(&alerts) {
             let name = ["_bucket", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
             assert!(metrics.names().iter().any(|n| n == name), "{word} is no number of silkd's");
         }
