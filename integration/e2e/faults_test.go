@@ -28,45 +28,43 @@ type fault struct {
 	says []string
 	// whole: the layer itself is whole and proved, only no tree can be made of it. Its names stay known.
 	whole bool
-	// taken: containerd takes it, and the next pull of the same image is left to it.
-	taken bool
 }
 
 var faults = []fault{
 	{"wrong blob digest", nil, func(layer image.Layer) hub.Fault {
 		return hub.Instead(noise(99, int(layer.Blob.Size)))
-	}, []string{"other bytes than the manifest names"}, false, false},
+	}, []string{"other bytes than the manifest names"}, false},
 	{"wrong diff ID", func() image.Layer {
 		layer := good(1)
 		layer.DiffID = image.Digest([]byte("another"))
 		return layer
-	}, nil, []string{"not its diff ID " + image.Digest([]byte("another"))}, false, false},
+	}, nil, []string{"not its diff ID " + image.Digest([]byte("another"))}, false},
 	{"truncated gzip", func() image.Layer {
 		layer := good(2)
 		layer.Blob = image.Bytes(readBlob(layer.Blob)[:layer.Blob.Size-1000])
 		return layer
-	}, nil, []string{"damaged"}, false, false},
+	}, nil, []string{"damaged"}, false},
 	{"tar that lies about a size", func() image.Layer {
 		size := int64(1 << 30)
 		return image.NewLayer(image.Gzip, image.Entry{Name: "liar", Body: []byte("short"), Size: &size})
-	}, nil, []string{"damaged", "liar"}, false, false},
+	}, nil, []string{"damaged", "liar"}, false},
 	{"tar that ends early", func() image.Layer {
 		tar := image.WriteTar(image.Entry{Name: "cut-off", Body: noise(3, 10_000)})
 		return image.FromTar(image.Gzip, tar[:5000])
-	}, nil, []string{"damaged", "cut-off"}, false, false},
+	}, nil, []string{"damaged", "cut-off"}, false},
 	{"climbing path", func() image.Layer {
 		return image.NewLayer(image.Gzip, image.Entry{Name: "a/../../../escaped", Body: []byte("x")})
-	}, nil, []string{"escaped", "above the root"}, true, true},
+	}, nil, []string{"escaped", "above the root"}, true},
 	{"climbing hard link", func() image.Layer {
 		return image.NewLayer(image.Gzip, image.Entry{Name: "escaped", Type: image.Hard, Link: "../../etc/passwd"})
-	}, nil, []string{"escaped", "above the root"}, true, false},
-	{"bomb", bomb, nil, []string{"decode to more than"}, false, false},
-	{"401", nil, status(http.StatusUnauthorized, "UNAUTHORIZED"), []string{"401"}, false, false},
-	{"404", nil, status(http.StatusNotFound, "BLOB_UNKNOWN"), []string{"404"}, false, false},
-	{"429", nil, status(http.StatusTooManyRequests, "TOOMANYREQUESTS"), []string{"429"}, false, false},
-	{"500", nil, status(http.StatusInternalServerError, "UNKNOWN"), []string{"500"}, false, false},
-	{"connection cut", nil, func(image.Layer) hub.Fault { return hub.CutAt(300_000) }, []string{"cut", "byte 300000"}, false, false},
-	{"stall", nil, func(image.Layer) hub.Fault { return hub.StallAt(300_000) }, []string{"byte"}, false, false},
+	}, nil, []string{"escaped", "above the root"}, true},
+	{"bomb", bomb, nil, []string{"decode to more than"}, false},
+	{"401", nil, status(http.StatusUnauthorized, "UNAUTHORIZED"), []string{"401"}, false},
+	{"404", nil, status(http.StatusNotFound, "BLOB_UNKNOWN"), []string{"404"}, false},
+	{"429", nil, status(http.StatusTooManyRequests, "TOOMANYREQUESTS"), []string{"429"}, false},
+	{"500", nil, status(http.StatusInternalServerError, "UNKNOWN"), []string{"500"}, false},
+	{"connection cut", nil, func(image.Layer) hub.Fault { return hub.CutAt(300_000) }, []string{"cut", "byte 300000"}, false},
+	{"stall", nil, func(image.Layer) hub.Fault { return hub.StallAt(300_000) }, []string{"byte"}, false},
 }
 
 func good(seed int64) image.Layer { return noiseLayer("good", 1000+seed, 1<<20) }
@@ -168,15 +166,6 @@ func (f fault) check(t *testing.T, n *node.Node, registry *hub.Hub, seed int64) 
 		}
 	}
 	nothingHalfMade(t, n, layer, f.whole)
-	if f.taken {
-		n.Eventually("containerd unpacks what only silk does not take", func() error {
-			// Until it has taken what the failed pull left, there is nothing to claim.
-			if err := n.CollectGarbage(); err != nil {
-				return err
-			}
-			return n.PullCRI(ctx, ref)
-		})
-	}
 	other := registry.Add(name, "other", runnable(t, noiseLayer("other", seed, 100_000)).Bundle())
 	if err := n.PullCRI(ctx, other); err != nil {
 		t.Errorf("another image cannot be pulled meanwhile: %v", err)

@@ -124,8 +124,6 @@ label! {
         Below = "below",
         /// Its registry does not let silk in, or does not answer.
         Registry = "registry",
-        /// Silk got it, and does not take it.
-        Content = "content",
         /// The kernel cannot show layers.
         Kernel = "kernel",
         /// Its claim took too long.

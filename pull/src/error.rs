@@ -67,11 +67,6 @@ impl LayerError {
         }
     }
 
-    /// Is it good, but more than silk takes?
-    pub(crate) fn is_beyond_bounds(&self) -> bool {
-        matches!(self, Self::Bomb { .. } | Self::Decode(DecodeError::Window) | Self::Tar(TarError::Limit { .. }))
-    }
-
     /// Could other bytes than those of the manifest be the reason? Then the blob's digest is worth knowing.
     pub(crate) fn blames_content(&self) -> bool {
         match self {
@@ -213,9 +208,6 @@ pub enum Refused {
     /// The registry does not let silk in, or does not answer.
     #[error("{0}")]
     Registry(String),
-    /// Silk got it and does not take it.
-    #[error("{0}")]
-    Content(String),
     /// The kernel offers no way to show layers.
     #[error("{0}")]
     Kernel(String),
@@ -233,7 +225,6 @@ impl Refused {
             | Self::Mismatch { .. } => Left::Image,
             Self::Below { .. } => Left::Below,
             Self::Registry(_) => Left::Registry,
-            Self::Content(_) => Left::Content,
             Self::Kernel(_) => Left::Kernel,
         }
     }

@@ -240,13 +240,13 @@ impl Puller {
             State::Idle | State::Failed(_) => false,
         };
         if !settled {
-            // Where what lies below can be mounted, if it is silk's.
-            if spec.layers[..claim.below].iter().all(|layer| self.lazies.is_here(&layer.diff_id))
-                && let Some(refused) = image.shut_out(&spec, claim.below, here)
-            {
-                return Err(refused);
-            }
             if !here {
+                // Where nothing of it is silk's yet.
+                if spec.layers[..claim.below].iter().all(|layer| self.lazies.is_here(&layer.diff_id))
+                    && let Some(why) = image.shut_out()
+                {
+                    return Err(Refused::Registry(why));
+                }
                 let ahead = self.ask_ahead(&image, &spec).await;
                 self.first_contact(&spec).instrument(spans::part!("first contact")).await?;
                 // The pull takes the answer.

@@ -47,39 +47,14 @@ pub struct Claimed {
 }
 
 impl Image {
-    /// Why it is left to containerd after its last try, `below` the layer that is claimed now.
-    ///
-    /// No registry let silk have a layer: first contacts ask for the manifest only, which a mirror may have although it lacks the layers,
-    /// and containerd may have credentials that silk has not. Or silk got all of it and will not have it, where containerd knows no such
-    /// bound: its own unpack decides. What containerd would not take either is no reason: it would fail in the same way.
-    pub(super) fn shut_out(&self, spec: &ImageSpec, below: usize, here: bool) -> Option<Refused> {
+    /// Why silk could not pull it lately, if no registry let it have a layer. First contacts ask for the manifest only, which a mirror may have
+    /// although it lacks the layers, and containerd may have credentials that silk has not: it is left to pull.
+    pub(super) fn shut_out(&self) -> Option<String> {
         let state = self.state.borrow();
-        let State::Failed(Failure { error, .. }) = &*state else { return None };
-        let why = format!("its last pull by silk failed: {}", cause(error));
-        match error {
-            // Another image may have brought the layer since.
-            ImageError::Layer { source, .. } if !here => match &**source {
-                LayerError::Registry(cause) => {
-                    let is_final = matches!(cause.class(), Class::Denied | Class::NotFound | Class::Unsupported);
-                    is_final.then_some(Refused::Registry(why))
-                }
-                source => source.is_beyond_bounds().then_some(Refused::Content(why)),
-            },
-            ImageError::Show { source, .. } if matches!(source.class, Class::Corrupt | Class::Unsupported) => {
-                // A layer that has a snapshot of silk's already is nobody else's any more.
-                let own = spec.layers[below..].iter().any(|layer| Some(layer.diff_id) == source.diff_id);
-                own.then_some(Refused::Content(why))
-            }
-            _ => None,
-        }
-    }
-}
-
-fn cause(error: &ImageError) -> &dyn std::fmt::Display {
-    match error {
-        ImageError::Layer { source, .. } => source,
-        ImageError::Show { source, .. } => source,
-        ImageError::Unknown(_) | ImageError::Recent(_) => error,
+        let State::Failed(Failure { error: ImageError::Layer { source, .. }, .. }) = &*state else { return None };
+        let LayerError::Registry(cause) = &**source else { return None };
+        let is_final = matches!(cause.class(), Class::Denied | Class::NotFound | Class::Unsupported);
+        is_final.then(|| format!("its last pull by silk failed: {cause}"))
     }
 }
 

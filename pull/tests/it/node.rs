@@ -252,26 +252,21 @@ impl Node {
             documents.insert(pushed.manifest_digest, pushed.manifest.to_vec());
             documents.insert(pushed.config_digest, pushed.config.to_vec());
         }
+        let diff_ids: Vec<_> = pushed.layers.iter().map(|l| l.diff_id).collect();
         let mut claimed = Vec::new();
-        for below in 0..pushed.layers.len() {
-            claimed.push(self.claim_at(pushed, below).await?);
+        for (below, (layer, chain_id)) in pushed.layers.iter().zip(chain_ids(&diff_ids)).enumerate() {
+            let claim = Claim {
+                namespace: "k8s.io".into(),
+                reference: pushed.reference.clone(),
+                manifest: pushed.manifest_digest,
+                blob: layer.blob_digest,
+                chain_id,
+                below,
+            };
+            claimed.push(self.puller.claim(claim).await?);
         }
         assert!(claimed.last().is_some_and(|c| c.top));
         Ok(claimed)
-    }
-
-    /// containerd prepares one layer.
-    pub async fn claim_at(&self, pushed: &Pushed, below: usize) -> Result<Claimed, Refused> {
-        let diff_ids: Vec<_> = pushed.layers.iter().map(|l| l.diff_id).collect();
-        let claim = Claim {
-            namespace: "k8s.io".into(),
-            reference: pushed.reference.clone(),
-            manifest: pushed.manifest_digest,
-            blob: pushed.layers[below].blob_digest,
-            chain_id: chain_ids(&diff_ids)[below],
-            below,
-        };
-        self.puller.claim(claim).await
     }
 
     pub async fn ready(&self, pushed: &Pushed) -> Result<(), ImageError> {

@@ -245,48 +245,6 @@ async fn an_image_whose_layers_are_denied_is_left_to_containerd_the_next_time() 
     node.claim(&other).await.unwrap();
 }
 
-/// containerd knows no such bounds, and may unpack the image.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_only_silk_does_not_take_is_left_to_containerd_the_next_time() {
-    let registry = Fake::start().await;
-    let node = Node::with(|config| {
-        (config.expansion_floor_bytes, config.max_expansion, config.retry_max_secs) = (1 << 20, 20, 0);
-    });
-    let image = |top: LayerSpec| ImageSpec::new().layer(tar(&[("base", b"fine")]), Compression::Gzip).with(top);
-    let bomb = LayerSpec::new(tar(&[("bomb", &vec![7; 3 << 20])]), Compression::Gzip);
-    let bomb = registry.push_image("library/bomb:1", &image(bomb));
-    node.pull(&bomb).await.unwrap_err();
-    let refused = node.claim(&bomb).await.unwrap_err();
-    assert!(matches!(&refused, Refused::Content(why) if why.contains("pull.max_expansion")), "{refused}");
-
-    let good = tar(&[("good", &noise(1, 200_000))]);
-    // Nobody could use these.
-    let other = LayerSpec::new(&good, Compression::Plain).claiming(Digest::of(b"other"), good.len() as u64);
-    let other = registry.push_image("library/other:1", &image(other));
-    node.pull(&other).await.unwrap_err();
-    node.claim(&other).await.unwrap();
-
-    let pushed = registry.push_image("library/odd:1", &image(LayerSpec::new(&good, Compression::Gzip)));
-    let [base, top] = [0, 1].map(|at: usize| pushed.layers[at].diff_id);
-    node.break_layer(top, Class::Unsupported);
-    node.pull(&pushed).await.unwrap_err();
-    for class in [Class::Unsupported, Class::Corrupt] {
-        node.break_layer(top, class);
-        node.ready(&pushed).await.unwrap_err();
-        let refused = node.claim(&pushed).await.unwrap_err();
-        assert!(matches!(&refused, Refused::Content(why) if why.contains("as the test asked")), "{refused}");
-    }
-    // The snapshot below is silk's, and can be mounted by nobody.
-    node.break_layer(base, Class::Corrupt);
-    node.ready(&pushed).await.unwrap_err();
-    assert!(node.claim_at(&pushed, 0).await.is_err());
-    node.claim_at(&pushed, 1).await.unwrap();
-    // What may pass is tried again.
-    node.break_layer(top, Class::NoSpace);
-    node.ready(&pushed).await.unwrap_err();
-    node.claim(&pushed).await.unwrap();
-}
-
 /// Pulls an image that does not come.
 async fn node_fails(pushed: &Pushed) -> Node {
     let node = Node::with(|config| config.lazy = false);
