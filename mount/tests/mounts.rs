@@ -53,6 +53,15 @@ impl Drop for Root {
     }
 }
 
+/// Sets it when it goes, also when an assertion fails: the scope then waits for threads that wait for this.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 fn mounted_below(dir: &Path) -> Vec<PathBuf> {
     let dir = dir.canonicalize().unwrap();
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -145,6 +154,7 @@ fn privileged_a_served_view_is_replaced_without_a_moment_in_between() {
                     looks.fetch_add(1, Relaxed);
                 }
             });
+            let _done = Done(&done);
             for _ in 0..20 {
                 mounts.replace(&view.name(), &meta, std::slice::from_ref(&data), Ground::Disk).unwrap();
                 // On a busy machine all could be over before the first look.
@@ -153,7 +163,6 @@ fn privileged_a_served_view_is_replaced_without_a_moment_in_between() {
                     std::thread::yield_now();
                 }
             }
-            done.store(true, Relaxed);
         });
         mounts.put_away(Duration::from_secs(3600)).unwrap();
         assert_eq!(mounted_below(root.path()).len(), 21, "somebody may have looked them up");
@@ -201,13 +210,14 @@ fn privileged_who_mounts_a_view_while_it_is_replaced_is_not_refused() {
                     }
                 }),
             ];
+            let replaced = Done(done);
             for _ in 0..ROUNDS {
                 if threads.iter().any(|thread| thread.is_finished()) {
                     break;
                 }
                 mounts.replace(&view.name(), &meta, std::slice::from_ref(&data), Ground::Disk).unwrap();
             }
-            done.store(true, Relaxed);
+            drop(replaced);
             threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
         mounts.hide(&view).unwrap();

@@ -245,7 +245,7 @@ fn a_layer_that_is_given_up_as_it_becomes_whole_is_either() {
 fn evicted_and_made(store: &Arc<Store>, id: &Digest, make: &dyn Fn() -> Result<(), StoreError>) {
     std::thread::scope(|scope| {
         let evicting = scope.spawn(|| store.evict(id));
-        while store.whole(id) {
+        while store.whole(id) && !evicting.is_finished() {
             std::hint::spin_loop();
         }
         make().unwrap();

@@ -18,7 +18,7 @@ use silk_model::Digest;
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 
-use crate::{Certificates, ImageSpec, Pushed};
+use crate::{Certificates, ImageSpec, Pushed, within_patience};
 
 mod access;
 mod body;
@@ -406,19 +406,23 @@ impl Fake {
         Bodies { all, ranges, most: [all, ranges] }
     }
 
-    /// Waits until `count` requests match.
+    /// Waits until `count` requests match. As the waits below, it panics when that takes longer than [`PATIENCE`](crate::PATIENCE).
     pub async fn wait_for(&self, requests: &str, count: usize) {
-        self.state.until(|| self.count(requests) >= count).await;
+        self.wait_until(&format!("{count} requests for {requests}"), || self.count(requests) >= count).await;
     }
 
     /// Waits until `count` answers have stalled.
     pub async fn wait_for_stalls(&self, count: usize) {
-        self.state.until(|| self.state.lock().stalled >= count).await;
+        self.wait_until(&format!("{count} answers have stalled"), || self.state.lock().stalled >= count).await;
     }
 
     /// Waits until `count` bodies of blobs are on their way at once.
     pub async fn wait_for_bodies(&self, count: usize) {
-        self.state.until(|| self.state.lock().bodies.all >= count).await;
+        self.wait_until(&format!("{count} bodies at once"), || self.state.lock().bodies.all >= count).await;
+    }
+
+    async fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
+        within_patience(what, self.state.until(condition)).await;
     }
 }
 

@@ -9,8 +9,10 @@ mod bytes;
 mod certificates;
 mod fake;
 mod image;
+mod wait;
 
 pub use bytes::{noise, tar};
 pub use certificates::Certificates;
 pub use fake::{ALWAYS, Access, Bodies, Fake, Fault, Request};
 pub use image::{Compression, ImageSpec, LayerSpec, Pushed, PushedLayer};
+pub use wait::{PATIENCE, eventually, within_patience};

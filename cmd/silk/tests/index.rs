@@ -5,12 +5,12 @@
 use std::{
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use silk_model::Digest;
 use silk_share::{Config, Image, RedisConfig, ReferrersConfig, Share};
-use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed};
+use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, PATIENCE, Pushed};
 use tempfile::TempDir;
 
 /// A tar with one file of this many bytes that do not compress.
@@ -52,7 +52,9 @@ impl Redis {
         command.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]).arg(&socket);
         command.arg("--dir").arg(dir.path()).args(arguments).stdout(Stdio::null()).stdin(Stdio::null());
         let child = command.spawn().expect("redis-server is installed (hack/lib/deps.sh)");
+        let start = Instant::now();
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            assert!(start.elapsed() < PATIENCE, "redis-server does not answer");
             std::thread::sleep(Duration::from_millis(10));
         }
         Self { dir, child }
@@ -234,7 +236,8 @@ fn send(signal: &str, pid: u32) {
 async fn a_signal_publishes_what_is_learned_and_a_second_one_does_not_wait_for_that() {
     let fake = Fake::start().await;
     let redis = Redis::start(&[]);
-    let config = Config { redis: redis.config(), ..Config::default() };
+    // Nothing but the second signal is to end it when Redis hangs.
+    let config = Config { redis: RedisConfig { deadline_millis: 60_000, ..redis.config() }, ..Config::default() };
     let spec = ImageSpec::new().layer(tar("good", 3 << 20), Compression::Gzip).layer(tar("b", 10), Compression::Gzip);
     let pushed = fake.push_image("team/app:1", &spec);
     let held = format!("GET .*{}", pushed.layers[1].blob_digest);
@@ -257,7 +260,9 @@ async fn a_signal_publishes_what_is_learned_and_a_second_one_does_not_wait_for_t
             tokio::time::sleep(Duration::from_millis(500)).await;
             send(signal, pid);
         }
-        let Output { status, stderr, .. } = silk.wait_with_output().await.unwrap();
+        // Without the second signal it would publish for 10 s.
+        let ended = tokio::time::timeout(Duration::from_secs(5), silk.wait_with_output()).await;
+        let Output { status, stderr, .. } = ended.expect("it does not wait for Redis").unwrap();
         send("-CONT", redis.child.id());
         let said = String::from_utf8(stderr).unwrap();
         assert!(status.code() == Some(code) && said.ends_with("error: interrupted\n"), "{status}: {said}");

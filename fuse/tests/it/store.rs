@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs::File,
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -78,15 +78,26 @@ impl Store {
 
     /// The reads that wait, once there are so many.
     pub fn kept(&self, count: usize) -> Vec<Kept> {
-        let state = self.state.lock().unwrap();
-        let mut state = self.changed.wait_while(state, |s| s.kept.len() < count).unwrap();
-        std::mem::take(&mut state.kept)
+        std::mem::take(&mut self.until(|s| s.kept.len() >= count).kept)
     }
 
     /// Waits until so many workers are blocked.
     pub fn blocked(&self, count: usize) {
+        drop(self.until(|s| s.blocked >= count));
+    }
+
+    /// Long enough for any machine; a test that waits in vain fails.
+    fn until(&self, holds: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let patience = Duration::from_secs(60);
         let state = self.state.lock().unwrap();
-        drop(self.changed.wait_while(state, |s| s.blocked < count).unwrap());
+        let (state, late) = self.changed.wait_timeout_while(state, patience, |s| !holds(s)).unwrap();
+        assert!(
+            !late.timed_out(),
+            "it did not come: {} reads wait, {} workers are blocked",
+            state.kept.len(),
+            state.blocked
+        );
+        state
     }
 
     pub fn reads(&self) -> Vec<(Slot, u64, u32)> {

@@ -7,6 +7,15 @@ use silk_mount::RungChoice;
 
 use crate::fake::{Layers, Tar, base, read};
 
+/// Sets it when it goes, also when an assertion fails: the scope then waits for threads that wait for this.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn privileged_many_containers_at_once_make_each_image_once() {
     let layers = Layers::new();
@@ -89,6 +98,7 @@ fn privileged_who_is_in_use_first_keeps_its_layers() {
                 }
             }
         });
+        let _done = Done(&done);
         for _ in 0..200 {
             users.fetch_add(1, Ordering::SeqCst);
             let lowers = views.lowers(&layers, &chain).unwrap();
@@ -96,6 +106,5 @@ fn privileged_who_is_in_use_first_keeps_its_layers() {
             users.fetch_sub(1, Ordering::SeqCst);
             std::thread::yield_now();
         }
-        done.store(true, Ordering::SeqCst);
     });
 }

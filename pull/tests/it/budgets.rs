@@ -53,9 +53,7 @@ impl Watch {
     /// At the end all is given back.
     async fn end(self) {
         // What is dropped last may be dropped a moment after whoever waited was told.
-        while (self.of)(self.puller.budgets()).in_use > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        eventually("all is given back", || (self.of)(self.puller.budgets()).in_use == 0).await;
         self.stop.store(true, Ordering::Relaxed);
         self.looks.await.unwrap();
     }

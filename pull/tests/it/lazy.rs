@@ -189,9 +189,9 @@ async fn an_index_that_lies_is_dropped_and_the_layer_streams_in() {
     for lie in lies {
         let node = Node::new();
         node.store.learn(&lie, "a liar").unwrap();
-        node.pull(&pushed).await.unwrap();
         // What is here already is given up with the index: who reads it meanwhile waits, and never fails.
         registry.fault(&blobs(&pushed), Fault::Slow(10_000_000), ALWAYS);
+        node.pull(&pushed).await.unwrap();
         let offset = tar.len() - 100_000;
         let end = node.read(&id, offset as u64, 50_000);
         let start = async {
@@ -355,9 +355,7 @@ async fn a_disk_that_fails_at_the_end_is_no_lie() {
     fs::create_dir(&toc).unwrap();
     registry.heal();
     let lazy = node.lazies.get(&id).unwrap();
-    while lazy.arrived().background < tar.len() as u64 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually("all is here", || lazy.arrived().background == tar.len() as u64).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(node.read(&id, 1_000_000, 4096).await.unwrap(), tar[1_000_000..1_004_096]);
     fs::remove_dir(&toc).unwrap();
@@ -400,9 +398,7 @@ async fn a_registry_that_has_another_blob_costs_no_knowledge() {
     let before = asked();
     registry.fault(&blobs(&pushed), Fault::Truncate(1_000_000), ALWAYS);
     node.pull(&pushed).await.unwrap();
-    while asked() < before + 7 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually("it was asked for again and again", || asked() >= before + 7).await;
     assert!(node.lazies.size(&id).is_some(), "its index is not believed");
     registry.heal();
     assert_eq!(node.read(&id, 2_000_000, 4096).await.unwrap(), tar[2_000_000..2_004_096]);
@@ -446,20 +442,19 @@ async fn privileged_a_read_waits_for_a_disk_that_is_full() {
     let lazy = node.lazies.get(&id).unwrap();
     lazy.read(0, 4096, Box::new(|answer| drop(to.send(answer.map(<[u8]>::to_vec)))));
     registry.heal();
-    while lazy.trouble().is_none_or(|trouble| !trouble.contains("No space left")) {
-        assert!(read.try_recv().is_err(), "refused");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let full = || lazy.trouble().is_some_and(|trouble| trouble.contains("No space left"));
+    eventually("the disk is full", full).await;
+    assert!(read.try_recv().is_err(), "refused");
     fs::remove_file(&filler).unwrap();
     assert_eq!(read.await.unwrap().unwrap(), tar[..4096]);
     node.whole(&id).await;
 }
 
 /// A file system of 48 MiB.
-struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk(pub tempfile::TempDir);
 
 impl SmallDisk {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mounted =
             Command::new("mount").args(["-t", "tmpfs", "-o", "size=48m", "silk-test"]).arg(dir.path()).status();

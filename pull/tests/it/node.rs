@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     path::Path,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
@@ -17,7 +17,8 @@ use silk_pull::{
 use silk_registry::Registry;
 use silk_share::{Backend, Share};
 use silk_store::Store;
-use silk_testkit::{Fake, Pushed};
+pub use silk_testkit::eventually;
+use silk_testkit::{Fake, PATIENCE, Pushed};
 use tempfile::TempDir;
 
 /// containerd's content store, and what its leases hold.
@@ -238,7 +239,9 @@ impl Node {
         }
         drop((puller, lazies));
         // A pull that has just ended still syncs its layers.
+        let start = Instant::now();
         while Arc::strong_count(&store) > 1 {
+            assert!(start.elapsed() < PATIENCE, "somebody still has the store");
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         drop(store);
@@ -364,13 +367,8 @@ impl Node {
 
     /// Returns when the layer is whole; fails the test when that takes a minute.
     pub async fn whole(&self, diff_id: &Digest) {
-        for _ in 0..6000 {
-            if self.store.whole(diff_id) && self.lazies.get(diff_id).is_none() {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        panic!("{diff_id} does not become whole");
+        let whole = || self.store.whole(diff_id) && self.lazies.get(diff_id).is_none();
+        eventually(&format!("{diff_id} is whole"), whole).await;
     }
 }
 
@@ -379,14 +377,4 @@ fn put_mirror(root: &Path, registry: &Fake, mirror: &Fake) {
     std::fs::create_dir_all(&dir).unwrap();
     let hosts = format!("server = \"{}\"\n[host.\"{}\"]\n", registry.url(), mirror.url());
     std::fs::write(dir.join("hosts.toml"), hosts).unwrap();
-}
-
-pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..6000 {
-        if condition() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("this did not happen within a minute: {what}");
 }

@@ -152,9 +152,8 @@ async fn what_a_start_touches_is_brought_to_the_page_cache_but_for_some() {
         starts
     };
     // The second says it to who watches.
-    while brought().len() < expected.len() || !warmed.load(Ordering::Relaxed) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let done = || brought().len() >= expected.len() && warmed.load(Ordering::Relaxed);
+    eventually("all of it is brought", done).await;
     assert_eq!(brought(), expected.into_iter().map(Some).collect::<Vec<_>>(), "{left:?} is its reader's");
     assert!(node.warmed().iter().all(|(_, bytes)| bytes.end - bytes.start == GRAIN));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::node::{Node, caller};
+use crate::node::{Node, caller, eventually};
 use silk_model::{Class, Digest, metrics::ImageState};
 use silk_pull::{Broken, Refused, State};
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed, noise, tar};
@@ -443,9 +443,7 @@ async fn a_removed_image_frees_its_layers_at_once_and_a_new_claim_keeps_them() {
     node.claim(&pushed).await.unwrap();
     node.puller.retain(|_| false).unwrap();
     assert!(node.puller.wanted().contains(&layer));
-    while !matches!(node.state(&pushed), Ok(State::Ready(_))) {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually("it is ready", || matches!(node.state(&pushed), Ok(State::Ready(_)))).await;
     node.puller.retain(|_| true).unwrap();
     node.puller.retain(|_| false).unwrap();
     assert!(!node.puller.wanted().contains(&layer));

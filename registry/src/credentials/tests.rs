@@ -142,9 +142,8 @@ async fn a_hung_helper_is_killed() {
     let found = credentials.lookup("r").await;
     assert!(found.hint.to_string().ends_with("did not answer within 5 s"), "{}", found.hint);
     let pid = fs::read_to_string(pid_file).unwrap();
-    while fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z ")) {
-        tokio::task::yield_now().await;
-    }
+    let gone = || fs::read_to_string(format!("/proc/{}/stat", pid.trim())).map_or(true, |stat| stat.contains(") Z "));
+    silk_testkit::eventually("it is gone", gone).await;
 }
 
 /// A helper that writes a line to `runs` and waits for somebody to write to `gate`.

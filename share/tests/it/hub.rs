@@ -9,6 +9,7 @@ use bytes::Bytes;
 use silk_model::Digest;
 use silk_registry::Registry;
 use silk_share::{Image, Item};
+use silk_testkit::within_patience;
 use tempfile::TempDir;
 
 use crate::{
@@ -85,14 +86,16 @@ async fn a_real_registry_without_the_api() {
 
         second.distrust(&image, known.layers[0].as_ref().unwrap(), "a test");
         let third = sharing(Some(KEY), |_| ());
-        // Asked until the removal is done.
-        loop {
-            let known = third.image(&image, &blobs).await;
-            assert_eq!((known.layers[1].is_some(), known.profiles.len()), (true, 1), "the others stay");
-            if known.layers[0].is_none() {
-                break;
+        let removed = async {
+            loop {
+                let known = third.image(&image, &blobs).await;
+                assert_eq!((known.layers[1].is_some(), known.profiles.len()), (true, 1), "the others stay");
+                if known.layers[0].is_none() {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        };
+        within_patience("it is removed", removed).await;
     }
 }

@@ -1,23 +1,13 @@
 //! What all tests need: values, and waiting for what must come.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use silk_model::Digest;
 use silk_share::{Backend, BackendStatus, Config, Image, LayerKnowledge, RedisConfig, Share};
+pub use silk_testkit::eventually;
 
 use crate::server::Server;
-
-/// Waits until `condition` holds; a test that waits in vain fails.
-pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..6000 {
-        if condition() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("this did not happen within a minute: {what}");
-}
 
 /// Bytes that do not repeat.
 pub fn noise(seed: u64, length: usize) -> Bytes {

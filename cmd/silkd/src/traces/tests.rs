@@ -20,7 +20,7 @@ use silk_pull::{Caller, Claim, Contents, ContentsError, Held, Lazies, Puller, Se
 use silk_registry::Registry;
 use silk_share::Share;
 use silk_store::Store;
-use silk_testkit::{Compression, Fake, ImageSpec, Pushed, noise, tar};
+use silk_testkit::{Compression, Fake, ImageSpec, Pushed, eventually, noise, tar};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, trace_span};
@@ -126,9 +126,7 @@ async fn pull(pushed: &Pushed, store: &Arc<Store>) {
     let caller = Caller { namespace: "default".into(), lease: None };
     puller.ready(&pushed.manifest_digest, &pushed.reference, &caller).await.unwrap();
     // One that fills goes on.
-    while !lazies.list().is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("nothing fills", || lazies.list().is_empty()).await;
 }
 
 fn text(span: &Span, key: &str) -> String {
@@ -177,15 +175,13 @@ async fn a_pulls_spans_arrive_with_their_parents() {
     let other = Arc::new(Store::open(other_dir.path(), silk_store::Config::default()).unwrap());
     let id = pushed.layers[0].diff_id;
     other.learn(&store.known(&id).unwrap(), "a peer").unwrap();
-    let streamed = loop {
+    // The outermost comes last.
+    let prepared = || {
         traces.flush().unwrap();
-        let spans = collector.spans();
-        // The outermost comes last.
-        if spans.iter().any(|span| span.name == "Prepare") {
-            break spans;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        collector.spans().iter().any(|span| span.name == "Prepare")
     };
+    eventually("all spans come", prepared).await;
+    let streamed = collector.spans();
     let ranges = tar.len().div_ceil(100_000);
     let expected: HashMap<_, _> = [
         ("Prepare", 1),
@@ -220,14 +216,8 @@ async fn a_pulls_spans_arrive_with_their_parents() {
 
     collector.0.lock().unwrap().clear();
     pull(&pushed, &other).await;
-    let filled = loop {
-        traces.flush().unwrap();
-        let spans = collector.spans();
-        if spans.iter().any(|span| span.name == "Prepare") {
-            break spans;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
+    eventually("all spans come", prepared).await;
+    let filled = collector.spans();
     let paths = paths(&filled);
     let ranges = paths["Prepare/pull/known/layer/range"];
     assert!(ranges > 0 && paths["Prepare/pull/known/layer/range/decode"] == ranges, "{paths:?}");
