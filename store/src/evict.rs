@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use silk_model::{Digest, metrics::METRICS};
 
-use crate::{Store, StoreError, drop_data, remove_dir};
+use crate::{Config, Store, StoreError, drop_data, remove_dir};
 
 /// A layer that may be dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,15 @@ pub struct Unused {
     pub bytes: u64,
     /// Seconds since 1970.
     pub last_used: u64,
+}
+
+impl Config {
+    /// How many of these bytes must go from a disk of this size that has so many free.
+    fn excess(&self, unused_bytes: u64, size: u64, free: u64) -> u64 {
+        let wanted = size / 100 * u64::from(self.keep_free_percent);
+        let over_quota = unused_bytes.saturating_sub(self.cache_bytes);
+        over_quota.max(wanted.saturating_sub(free)).min(unused_bytes)
+    }
 }
 
 /// What an eviction gave back.
@@ -105,9 +114,7 @@ impl Store {
     /// When the file system cannot be asked.
     pub fn excess(&self, unused_bytes: u64) -> Result<u64, StoreError> {
         let (size, free) = self.disk()?;
-        let wanted = size / 100 * u64::from(self.config.keep_free_percent);
-        let over_quota = unused_bytes.saturating_sub(self.config.cache_bytes);
-        Ok(over_quota.max(wanted.saturating_sub(free)).min(unused_bytes))
+        Ok(self.config.excess(unused_bytes, size, free))
     }
 
     /// Forgets the layers without data that were unused longest, beyond the configured number.
@@ -126,5 +133,48 @@ impl Store {
         let ids: Vec<_> = known.into_iter().map(|(_, id)| id).collect();
         self.forget(&ids)?;
         ids.iter().try_for_each(|id| remove_dir(&self.layer_path(id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GB: u64 = 1_000_000_000;
+
+    #[test]
+    fn unused_layers_keep_to_the_quota_and_leave_a_share_of_the_disk_free() {
+        let config =
+            |cache: u64, keep_free_percent| Config { cache_bytes: cache * GB, keep_free_percent, ..Config::default() };
+        // Quota and percents; unused, and free of a disk of 200 GB; what has to go.
+        let cases = [
+            ((50, 10), (30, 20), 0),
+            // Neither the quota nor the disk has room for all of it.
+            ((25, 10), (30, 100), 5),
+            ((50, 10), (30, 13), 7),
+            // Both: what frees more.
+            ((25, 10), (30, 19), 5),
+            ((25, 10), (30, 12), 8),
+            // Others have filled the disk: no more can go than there is.
+            ((50, 10), (5, 0), 5),
+            ((50, 10), (0, 0), 0),
+            ((50, 0), (30, 0), 0),
+            ((0, 0), (30, 200), 30),
+            ((500, 100), (150, 40), 150),
+        ];
+        for ((cache, percent), (unused, free), gone) in cases {
+            let excess = config(cache, percent).excess(unused * GB, 200 * GB, free * GB);
+            assert_eq!(excess, gone * GB, "{cache} {percent}: {unused} {free}");
+        }
+    }
+
+    #[test]
+    fn the_disk_that_counts_is_the_roots_own() {
+        let root = tempfile::tempdir().unwrap();
+        // As much free as nobody has: all must go, and as much as everybody has.
+        for (keep_free_percent, gone) in [(100, 1), (0, 0)] {
+            let config = Config { cache_bytes: u64::MAX, keep_free_percent, ..Config::default() };
+            assert_eq!(Store::open(root.path(), config).unwrap().excess(1).unwrap(), gone);
+        }
     }
 }

@@ -48,3 +48,22 @@ pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
         .with_context(|| format!("cannot set up {}", path.display()))?;
     Ok(listener)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who may connect may do all that silkd does.
+    #[tokio::test]
+    async fn nobody_but_its_owner_may_connect() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/silk.sock");
+        // The second time it takes the place of one that nobody listens on.
+        for _ in 0..2 {
+            let listener = bind(&path).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+            assert!(bind(&path).unwrap_err().to_string().contains("another process serves"));
+            drop(listener);
+        }
+    }
+}

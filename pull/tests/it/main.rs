@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test's helper panics where the test would
 
 mod budgets;
+mod full;
 mod lazy;
 mod node;
 mod others;
