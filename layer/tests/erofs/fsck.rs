@@ -15,12 +15,9 @@ pub fn check(image: &Image) {
     let mut command = Command::new(&program);
     command.args(image.devices.iter().map(|d| format!("--device={}", d.display())));
     let output = command.arg("--extract").arg(&image.path).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    // Some of what it finds leaves its status as it is.
+    assert!(output.status.success() && !said.contains("<E>"), "{said}");
 }
 
 fn knows_small_blocks(program: &str) -> bool {

@@ -91,17 +91,22 @@ async fn an_image_whose_layer_goes_away_while_it_is_shown_is_shown_again() {
 async fn bytes_without_which_a_layer_cannot_be_shown_come_first() {
     let registry = Fake::start().await;
     let tar = tar(&[("noise", &noise(1, 30_000_000))]);
-    let image = push(&registry, "library/app:1", &tar, None);
+    // Of many segments, and of more ranges than are on their way at once.
+    let image = registry.push_image("library/app:1", &ImageSpec::new().layer(&tar, Compression::Plain));
     let id = image.layers[0].diff_id;
     let teacher = Node::new();
     teacher.pull(&image).await.unwrap();
-    let node = Node::new();
+    let node = Node::with(|config| config.range_bytes = 1 << 20);
     node.learn_from(&teacher, &image);
-    registry.fault("GET .*/blobs/", Fault::Slow(10_000_000), ALWAYS);
+    registry.fault("GET .*/blobs/", Fault::Slow(500_000), ALWAYS);
     let wanted = 25_000_000..27_500_000;
     node.show_needs(id, wanted.clone());
     node.pull(&image).await.unwrap();
-    assert!(node.store.whole(&id) || node.lazies.get(&id).unwrap().has(&wanted));
+    let lazy = node.lazies.get(&id).expect("it is not whole yet");
+    let arrived = lazy.arrived();
+    assert!(lazy.has(&wanted));
+    // In order, all that lies before them would be here as well.
+    assert!(arrived.demand + arrived.profile + arrived.background < 20_000_000, "{arrived:?}");
     assert_eq!(node.shown(), [[id]]);
 }
 
