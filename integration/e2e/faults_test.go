@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"compress/gzip"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -59,12 +60,12 @@ var faults = []fault{
 		return image.NewLayer(image.Gzip, image.Entry{Name: "escaped", Type: image.Hard, Link: "../../etc/passwd"})
 	}, nil, []string{"escaped", "above the root"}, true},
 	{"bomb", bomb, nil, []string{"decode to more than"}, false},
-	{"401", nil, status(http.StatusUnauthorized, "UNAUTHORIZED"), []string{"401"}, false},
-	{"404", nil, status(http.StatusNotFound, "BLOB_UNKNOWN"), []string{"404"}, false},
-	{"429", nil, status(http.StatusTooManyRequests, "TOOMANYREQUESTS"), []string{"429"}, false},
-	{"500", nil, status(http.StatusInternalServerError, "UNKNOWN"), []string{"500"}, false},
+	{"401", nil, status(http.StatusUnauthorized, "UNAUTHORIZED"), []string{"401 Unauthorized"}, false},
+	{"404", nil, status(http.StatusNotFound, "BLOB_UNKNOWN"), []string{"404 Not Found"}, false},
+	{"429", nil, status(http.StatusTooManyRequests, "TOOMANYREQUESTS"), []string{"429 Too Many Requests"}, false},
+	{"500", nil, status(http.StatusInternalServerError, "UNKNOWN"), []string{"500 Internal Server Error"}, false},
 	{"connection cut", nil, func(image.Layer) hub.Fault { return hub.CutAt(300_000) }, []string{"cut", "byte 300000"}, false},
-	{"stall", nil, func(image.Layer) hub.Fault { return hub.StallAt(300_000) }, []string{"byte"}, false},
+	{"stall", nil, func(image.Layer) hub.Fault { return hub.StallAt(300_000) }, []string{"sent no byte", "at byte 300000"}, false},
 }
 
 func good(seed int64) image.Layer { return noiseLayer("good", 1000+seed, 1<<20) }
@@ -123,16 +124,17 @@ func TestFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, f := range faults {
-		t.Run(f.name, func(t *testing.T) { f.check(t, n, registry, int64(i)) })
+		// By number: an error's name would be in all that is said of the image.
+		name := fmt.Sprintf("fault/%d", i)
+		t.Run(f.name, func(t *testing.T) { f.check(t, n, registry, name, int64(i)) })
 	}
 	if _, err := n.Exec(ctx, container, "/guest", "sum", "/file"); err != nil {
 		t.Errorf("the bystander suffered: %v", err)
 	}
 }
 
-func (f fault) check(t *testing.T, n *node.Node, registry *hub.Hub, seed int64) {
+func (f fault) check(t *testing.T, n *node.Node, registry *hub.Hub, name string, seed int64) {
 	ctx := node.Context(t, "k8s.io")
-	name := "fault/" + strings.ReplaceAll(strings.ToLower(f.name), " ", "-")
 	layer := good(seed)
 	if f.layer != nil {
 		layer = f.layer()
@@ -146,12 +148,11 @@ func (f fault) check(t *testing.T, n *node.Node, registry *hub.Hub, seed int64) 
 		t.Fatal("the pull succeeded")
 	}
 	t.Log(err)
-	log, _ := os.ReadFile(n.Silkd.Log)
 	state, message := n.ImageState(ref)
 	if state != "failed" {
 		t.Errorf("silk status says %q", state)
 	}
-	for where, text := range map[string]string{"PullImage's error": err.Error(), "the log": string(log), "silk status": message} {
+	for where, text := range map[string]string{"PullImage's error": err.Error(), "the log": logged(n, ref), "silk status": message} {
 		// The log writes quotes as its format asks for.
 		text = strings.ReplaceAll(text, `\"`, `"`)
 		for _, part := range append([]string{ref}, f.says...) {
@@ -178,6 +179,18 @@ func (f fault) check(t *testing.T, n *node.Node, registry *hub.Hub, seed int64) 
 	if err := n.PullCRI(ctx, ref); err != nil {
 		t.Errorf("the next try failed: %v", err)
 	}
+}
+
+// logged is what silkd's log says of an image.
+func logged(n *node.Node, ref string) string {
+	log, _ := os.ReadFile(n.Silkd.Log)
+	var said strings.Builder
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, ref) {
+			said.WriteString(line)
+		}
+	}
+	return said.String()
 }
 
 // nothingHalfMade looks for files of the failed layer; what is known of it may be there if its names are.

@@ -1,11 +1,18 @@
 package e2e
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
+	"golang.org/x/sys/unix"
 
 	"silk.invalid/integration/e2e/internal/hub"
 	"silk.invalid/integration/e2e/internal/image"
@@ -32,8 +39,13 @@ func startFleet(t *testing.T) fleet {
 
 func startFleetOf(t *testing.T, generation node.Generation) fleet {
 	t.Helper()
+	return startFleetWith(t, node.Options{Generation: generation})
+}
+
+func startFleetWith(t *testing.T, options node.Options) fleet {
+	t.Helper()
 	f := fleet{registry: hub.Start(t), memory: node.StartRedis(t)}
-	options := node.Options{Generation: generation, Stall: node.Patient, Extra: f.memory.Config()}
+	options.Stall, options.Extra = node.Patient, f.memory.Config()
 	f.teacher = node.Start(t, options)
 	f.student = withPods(t, f.registry, options)
 	f.bundle = runnable(t, noiseLayer("data/large", 77, large), noiseLayer("data/small", 78, 1000)).Bundle()
@@ -119,6 +131,128 @@ func TestDamagedValueInRedis(t *testing.T) {
 	}
 	if log := f.student.Silkd.Tail(); !strings.Contains(log, "redis") || !strings.Contains(log, "not believed") {
 		t.Errorf("the log does not name who lied: %s", log)
+	}
+}
+
+// With share.key_file the layers that a node with this key has taught fill; those of a node with another key stream in, and silkd says why.
+func TestFleetsKey(t *testing.T) {
+	registry, memory := hub.Start(t), node.StartRedis(t)
+	keyed := func(key string) *node.Node {
+		path := filepath.Join(t.TempDir(), "key")
+		if err := os.WriteFile(path, []byte(strings.Repeat(key, 32)+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		extra := fmt.Sprintf("[share]\nkey_file = %q\n%s", path, memory.Config())
+		return node.Start(t, node.Options{Generation: node.Second, Stall: node.Patient, Extra: extra})
+	}
+	teacher, fellow, stranger := keyed("a"), keyed("a"), keyed("b")
+	layers := []image.Layer{noiseLayer("large", 80, 4<<20), noiseLayer("small", 81, 100_000)}
+	ref := registry.Add("app", "1", image.Image{Layers: layers}.Bundle())
+	ctx := node.Context(t, "e2e")
+	want, err := teacher.Tree(ctx, ref, "silk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	teacher.Eventually("the fleet knows the image", func() error { return memory.Knows(teacher, ref) })
+	for _, n := range []*node.Node{fellow, stranger} {
+		got, err := n.Tree(ctx, ref, "silk")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range tree.Diff(want, got, nil) {
+			t.Error(line)
+		}
+	}
+	cameLazily(t, fellow, ref, nil)
+	timing, err := stranger.Timing(ref)
+	if err != nil || len(timing.Images) != 1 {
+		t.Fatalf("%+v, %v", timing, err)
+	}
+	for _, layer := range timing.Images[0].Layers {
+		if layer.Way != "streamed" {
+			t.Errorf("layer %s of a node with another key was %s", layer.DiffID, layer.Way)
+		}
+	}
+	status, err := stranger.Status()
+	if err != nil || len(status.Backends) != 1 || status.Backends[0].Refused < 2 || !strings.Contains(status.Backends[0].Trouble, "its seal is wrong") {
+		t.Errorf("silk status does not say why: %+v, %v", status.Backends, err)
+	}
+	if status, err := fellow.Status(); err != nil || len(status.Backends) != 1 || status.Backends[0].Refused > 0 || status.Backends[0].Trouble != "" {
+		t.Errorf("the fleet's own values: %+v, %v", status.Backends, err)
+	}
+}
+
+// silkd is killed while an image fills that a container stands on: what the container has not read is refused within seconds, and never
+// zeros; what it has read is right if it is still there. The next silkd fills the layers.
+func TestKilledBelowAContainer(t *testing.T) {
+	for _, rung := range []string{"file", "loop"} {
+		t.Run(rung, func(t *testing.T) { killedBelow(t, rung) })
+	}
+}
+
+func killedBelow(t *testing.T, rung string) {
+	f := startFleetWith(t, node.Options{Generation: node.Second, Rung: rung})
+	n, ctx := f.student, node.Context(t, "e2e")
+	// Some 20 s for all of it.
+	f.registry.SetRate(256 << 10)
+	pulled, err := n.Pull(ctx, f.ref, "silk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	task, err := n.RunTask(ctx, "before", pulled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := map[string][]byte{"data/large": noise(77, large), "data/small": noise(78, 1000)}
+	if got, err := readIn(t, task, "data/small"); err != nil || !bytes.Equal(got, content["data/small"]) {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if err := whole(n, f.ref); err == nil {
+		t.Fatal("it is whole already")
+	}
+	n.Silkd.Kill()
+	if got, err := readIn(t, task, "data/large"); !errors.Is(err, unix.EIO) || !bytes.HasPrefix(content["data/large"], got) {
+		t.Errorf("a file that was not read: %d bytes, %v", len(got), err)
+	}
+	if got, err := readIn(t, task, "data/small"); err == nil && !bytes.Equal(got, content["data/small"]) || err != nil && !errors.Is(err, unix.EIO) {
+		t.Errorf("a file that was read: %d bytes, %v", len(got), err)
+	}
+	f.registry.SetRate(0)
+	n.StartSilkd()
+	n.Eventually("the next silkd fills it", func() error { return whole(n, f.ref) })
+	chain, err := n.ChainID(ctx, pulled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Reconnected(ctx, chain)
+	if task, err = n.RunTask(ctx, "after", pulled); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range content {
+		if got, err := readIn(t, task, name); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s in a new container: %d bytes, %v", name, len(got), err)
+		}
+	}
+}
+
+// readIn reads a file as a container has it, and ends the test when that hangs.
+func readIn(t *testing.T, task containerd.Task, name string) ([]byte, error) {
+	t.Helper()
+	type answer struct {
+		data []byte
+		err  error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/%s", task.Pid(), name))
+		done <- answer{data, err}
+	}()
+	select {
+	case got := <-done:
+		return got.data, got.err
+	case <-time.After(20 * time.Second):
+		t.Fatalf("reading %s hangs", name)
+		return nil, nil
 	}
 }
 

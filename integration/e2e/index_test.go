@@ -73,6 +73,7 @@ func firstPullIsLazy(t *testing.T, n *node.Node, s specimen, l learned) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before := layersOf(t, n)
 	pulled, err := n.Pull(ctx, s.ref, "silk")
 	if err != nil {
 		t.Fatal(err)
@@ -90,6 +91,7 @@ func firstPullIsLazy(t *testing.T, n *node.Node, s specimen, l learned) {
 	}
 	same(t, n, ctx, s, chain, want, "lazily")
 	n.Eventually("every layer is whole", func() error { return whole(n, s.ref) })
+	cameLazily(t, n, s.ref, before)
 	same(t, n, ctx, s, chain, want, "whole")
 }
 

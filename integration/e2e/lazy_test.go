@@ -66,6 +66,7 @@ func TestLazyTreesEqualOverlayfs(t *testing.T) {
 
 // lazily pulls a known image and reads it before and after it is whole.
 func lazily(t *testing.T, n *node.Node, ctx context.Context, s specimen, want tree.Tree, readers int) {
+	before := layersOf(t, n)
 	pulled, err := n.Pull(ctx, s.ref, "silk")
 	if err != nil {
 		t.Fatal(err)
@@ -93,12 +94,43 @@ func lazily(t *testing.T, n *node.Node, ctx context.Context, s specimen, want tr
 		t.Error(err)
 	}
 	n.Eventually("every layer is whole", func() error { return whole(n, s.ref) })
+	cameLazily(t, n, s.ref, before)
 	got, err = n.ReadChain(ctx, "silk", chain)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, line := range tree.Diff(want, got, s.madeUp) {
 		t.Error("whole:", line)
+	}
+}
+
+// layersOf are the diff IDs of the layers that silkd has.
+func layersOf(t *testing.T, n *node.Node) map[string]bool {
+	t.Helper()
+	status, err := n.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := map[string]bool{}
+	for _, image := range status.Images {
+		for _, layer := range image.Layers {
+			has[layer.DiffID] = true
+		}
+	}
+	return has
+}
+
+// cameLazily checks that each layer of an image filled, unless silkd had it before.
+func cameLazily(t *testing.T, n *node.Node, ref string, before map[string]bool) {
+	t.Helper()
+	timing, err := n.Timing(ref)
+	if err != nil || len(timing.Images) != 1 || len(timing.Images[0].Layers) == 0 {
+		t.Fatalf("how did its layers come? %+v, %v", timing, err)
+	}
+	for _, layer := range timing.Images[0].Layers {
+		if layer.Way != "filled" && !(layer.Way == "here" && before[layer.DiffID]) {
+			t.Errorf("layer %s did not fill: it was %s", layer.DiffID, layer.Way)
+		}
 	}
 }
 

@@ -10,9 +10,11 @@ type Status struct {
 	Rung string `json:"rung"`
 	// Backends are where silkd shares what it knows.
 	Backends []struct {
-		Name string `json:"name"`
-		Up   bool   `json:"up"`
-		Hits uint64 `json:"hits"`
+		Name    string `json:"name"`
+		Up      bool   `json:"up"`
+		Hits    uint64 `json:"hits"`
+		Refused uint64 `json:"refused"`
+		Trouble string `json:"trouble"`
 	} `json:"backends"`
 	Images []struct {
 		Reference string `json:"reference"`
@@ -55,6 +57,8 @@ type Timing struct {
 		// Limit is one word; empty while the image is on its way.
 		Limit  string `json:"limit"`
 		Layers []struct {
+			DiffID string `json:"diff_id"`
+			// Way is "here", "streamed" or "filled".
 			Way   string `json:"way"`
 			Limit string `json:"limit"`
 		} `json:"layers"`
