@@ -342,10 +342,12 @@ func (s *soak) peace(n *soaked) {
 			chain, err = n.PullChain(ctx, image.ref)
 			return err
 		})
-		if state, _ := n.ImageState(image.ref); state == "" {
-			// Pulled by containerd when silk was not let in, or standing on a layer that was.
+		switch state, _ := n.ImageState(image.ref); state {
+		case "", "refused":
+			// Pulled by containerd when silk was not let in, or standing on a layer that was; or, as long as that silkd lives, when it could not ask the
+			// registry: of what containerd has it is not asked again.
 			ordinary++
-		} else {
+		default:
 			n.Settled("it is whole: "+image.ref, func() error { return whole(n.Node, image.ref) })
 		}
 		dir, undo, err := n.View(ctx, "silk", chain)
