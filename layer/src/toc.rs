@@ -51,7 +51,7 @@ impl Toc {
     }
 
     /// Bytes that the entries take.
-    pub(crate) fn packed_len(&self) -> u64 {
+    pub fn packed_len(&self) -> u64 {
         self.packed.len() as u64
     }
 

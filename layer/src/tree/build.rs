@@ -104,6 +104,14 @@ struct Mark {
     cut: bool,
 }
 
+/// A directory's entry: its path, the directory that it led to, and the count of `removals` up to which it does.
+struct DirEntry {
+    path: Vec<u8>,
+    id: NodeId,
+    removals: u64,
+    mtime: Time,
+}
+
 struct Builder<'a> {
     layers: &'a [&'a Tree],
     is_base: bool,
@@ -118,8 +126,8 @@ struct Builder<'a> {
     last_parent: Option<(Vec<u8>, NodeId, u64)>,
     /// How many directories and symbolic links have been removed.
     removals: u64,
-    /// Paths and times of directory entries: they are set at the end.
-    dirs: Vec<(Vec<u8>, Time)>,
+    /// Directory entries, whose times are set at the end.
+    dirs: Vec<DirEntry>,
     /// Own copies of inodes from below that hard links lead to.
     copies: HashMap<(u32, NodeId), NodeId>,
     naive: Option<Naive>,
@@ -163,8 +171,8 @@ impl<'a> Builder<'a> {
         for entry in toc.entries() {
             self.apply(&entry).map_err(|fault| TreeError { path: shown(&entry.path), fault })?;
         }
-        for (path, mtime) in mem::take(&mut self.dirs) {
-            self.set_dir_time(&path, mtime).map_err(|fault| TreeError { path: shown(&path), fault })?;
+        for dir in mem::take(&mut self.dirs) {
+            self.set_dir_time(&dir).map_err(|fault| TreeError { path: shown(&dir.path), fault })?;
         }
         Ok(self.compact())
     }
@@ -304,7 +312,8 @@ impl<'a> Builder<'a> {
         };
         self.nodes[id.0 as usize].stamp(entry)?;
         if entry.kind == Kind::Dir {
-            self.dirs.push((entry.path.to_vec(), bounded(entry.mtime)));
+            let (path, removals, mtime) = (entry.path.to_vec(), self.removals, bounded(entry.mtime));
+            self.dirs.push(DirEntry { path, id, removals, mtime });
         }
         if let Some(naive) = &mut self.naive {
             naive.unpacked(parent, name);
@@ -370,11 +379,15 @@ impl<'a> Builder<'a> {
     }
 
     /// Sets a directory entry's time on whatever its path leads to in the end.
-    fn set_dir_time(&mut self, path: &[u8], mtime: Time) -> Result<(), TreeFault> {
-        match resolve(&self.nodes, clean(path)?, |_| false, &mut self.budget) {
+    fn set_dir_time(&mut self, dir: &DirEntry) -> Result<(), TreeFault> {
+        if dir.removals == self.removals {
+            self.nodes[dir.id.0 as usize].mtime = dir.mtime;
+            return Ok(());
+        }
+        match resolve(&self.nodes, clean(&dir.path)?, |_| false, &mut self.budget) {
             Ok(walk) => {
                 if let Some(id) = walk.end() {
-                    self.nodes[id.0 as usize].mtime = mtime;
+                    self.nodes[id.0 as usize].mtime = dir.mtime;
                 }
                 Ok(())
             }

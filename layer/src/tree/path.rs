@@ -182,7 +182,10 @@ fn step<'t>(
 /// What `name` is in the directory `dir`.
 pub(super) fn child(nodes: &[Node], dir: NodeId, name: &[u8]) -> Option<NodeId> {
     match &nodes[dir.0 as usize].kind {
-        NodeKind::Dir(children) => children.get(name).copied(),
+        // Archives mostly have the names of a directory in order: that of a new one is behind all that are there, and a search for it is saved.
+        NodeKind::Dir(children) if children.last_key_value().is_some_and(|(last, _)| name <= last) => {
+            children.get(name).copied()
+        }
         _ => None,
     }
 }
