@@ -113,6 +113,9 @@ impl Store {
             source: String::new(),
             millis: 0,
         };
+        if let Ok(payload) = toc::check(&known.toc) {
+            self.fresh.keep(payload, toc);
+        }
         Ok(Checked { known, from: from.to_owned(), facts })
     }
 

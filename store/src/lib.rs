@@ -25,6 +25,7 @@ mod config;
 mod database;
 mod error;
 mod evict;
+mod fresh;
 mod fsck;
 mod known;
 mod partial;
@@ -79,6 +80,7 @@ pub struct Store {
     writing: Mutex<HashSet<Digest>>,
     /// Layers whose bytes the disk lost.
     losses: Mutex<HashSet<Digest>>,
+    fresh: fresh::Fresh,
     ways: way::Ways,
 }
 
@@ -121,6 +123,7 @@ impl Store {
             settling: Mutex::default(),
             writing: Mutex::default(),
             losses: Mutex::default(),
+            fresh: fresh::Fresh::default(),
             ways: way::Ways::default(),
         };
         store.load()?;
@@ -174,7 +177,11 @@ impl Store {
     pub fn toc(&self, diff_id: &Digest) -> Result<Toc, StoreError> {
         let path = self.layer_path(diff_id).join("toc");
         let bytes = self.read_known(diff_id, "toc")?;
-        match silk_layer::toc::decode(&bytes) {
+        let decoded = silk_layer::toc::check(&bytes).and_then(|payload| match self.fresh.take(&payload) {
+            Some(toc) => Ok(toc),
+            None => silk_layer::toc::decode(&bytes),
+        });
+        match decoded {
             Err(TocError::Version(_)) if self.whole(diff_id) => self.list_again(diff_id),
             toc => toc.map_err(|source| StoreError::Toc { path, source }),
         }
@@ -183,7 +190,8 @@ impl Store {
     /// Is a layer's table of contents the one that was written?
     pub(crate) fn check_toc(&self, diff_id: &Digest) -> Result<(), StoreError> {
         let path = self.layer_path(diff_id).join("toc");
-        silk_layer::toc::check(&self.read_known(diff_id, "toc")?).map_err(|source| StoreError::Toc { path, source })
+        let checked = silk_layer::toc::check(&self.read_known(diff_id, "toc")?);
+        checked.map(drop).map_err(|source| StoreError::Toc { path, source })
     }
 
     /// Notes that a layer was used now, for the order of eviction.
