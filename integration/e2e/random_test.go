@@ -16,6 +16,7 @@ import (
 // Random images: what containerd's overlayfs shows is what silk shows, as the first node that streams them in and as the next that fills them
 // lazily. What containerd refuses does silk no harm. SILK_SEED and SILK_SEEDS choose others and more.
 func TestRandomTreesEqualOverlayfs(t *testing.T) {
+	t.Parallel()
 	first, _ := strconv.ParseUint(os.Getenv("SILK_SEED"), 10, 64)
 	count, _ := strconv.ParseUint(os.Getenv("SILK_SEEDS"), 10, 64)
 	if count == 0 {

@@ -45,6 +45,7 @@ func adversarial(registry *hub.Hub, c image.Case) specimen {
 
 // Each image's root file system is read from containerd's overlayfs and from silk, on each rung, and must be the same.
 func TestTreesEqualOverlayfs(t *testing.T) {
+	t.Parallel()
 	all := specimens(t)
 	oldAndNew(t, func(t *testing.T, generation node.Generation) {
 		want := map[string]tree.Tree{}
