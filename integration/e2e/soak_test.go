@@ -74,6 +74,9 @@ func TestSoak(t *testing.T) {
 	s.over.Store(true)
 	clients.Wait()
 	t.Logf("%d files read, %d reads failed as they may, %d pulls, %d failed as they may", s.read.Load(), s.unread.Load(), s.pulled.Load(), s.unpulled.Load())
+	if s.pulled.Load() == s.unpulled.Load() || s.read.Load() == s.unread.Load() {
+		s.Error("nothing was pulled, or nothing read: the weather was hard on nobody")
+	}
 	for _, n := range s.nodes {
 		s.peace(n)
 	}

@@ -18,8 +18,9 @@ use super::{Lazy, Watch, warm::is_left};
 
 /// A start is taken to be over when all it is known to touch is here and it has read nothing for this long. With 100 ms a JVM's
 /// start on slow processors (1.2 s warm) was cut short where it computes: ready after 2.52 s, 180 MB fetched by then, instead of 2.08 and 72 with 200 ms,
-/// and 1.93 and 73 with 300; whole after 3.31, 3.95 and 3.88 s (medians of 4, 1 Gbit/s).
-const QUIET: Duration = Duration::from_millis(200);
+/// and 1.93 and 73 with 300; whole after 3.31, 3.95 and 3.88 s (medians of 4, 1 Gbit/s). On still slower ones (1.6 s warm) 200 ms cut it short, too: ready
+/// after 2.81 s, 224 MB, with 300 after 2.36, 120 MB, with 450 after 2.52, 144 MB; whole after 3.56, 3.76 and 3.76 s (medians of 3 and 4, in turn).
+const QUIET: Duration = Duration::from_millis(300);
 
 /// Or for this long, once it has read what was left to it: a round trip or two. Chosen. With it, against waiting for [`QUIET`] always: a database whole
 /// after 2.48 s instead of 2.62, a light Node service after 2.69 instead of 2.86, ready at the same time (medians of 3, 1 Gbit/s).
