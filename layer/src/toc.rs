@@ -8,7 +8,9 @@ mod bounded;
 pub(crate) mod bytes;
 mod codec;
 
-pub use codec::{HEADER_LEN, MAGIC, MAX_ENTRIES, MAX_PACKED, MAX_UNFOLDED, TocError, VERSION, check, decode, encode};
+pub use codec::{
+    HEADER_LEN, MAGIC, MAX_ENTRIES, MAX_PACKED, MAX_UNFOLDED, Payload, TocError, VERSION, check, decode, encode,
+};
 
 use std::{borrow::Cow, fmt, mem};
 

@@ -1,4 +1,4 @@
-//! Tables of contents that were just decoded or made: a pull checks them, and a moment later makes trees of them.
+//! Tables of contents that were just decoded: a pull checks them, and a moment later makes trees of them.
 
 use std::{
     collections::VecDeque,

@@ -11,7 +11,7 @@ use std::{
 use silk_layer::{
     index::{self, Index},
     tar::{Limits, Scanner, TarError},
-    toc::{self, Toc},
+    toc::{self, Payload, Toc},
 };
 use silk_model::Digest;
 
@@ -99,7 +99,9 @@ impl Store {
         let index =
             index::decode(&known.index).map_err(|source| StoreError::Index { path: dir.join("index"), source })?;
         fits(&known.diff_id, index.size, &index)?;
-        let toc = toc::decode(&known.toc).map_err(|source| StoreError::Toc { path: dir.join("toc"), source })?;
+        let damaged = |source| StoreError::Toc { path: dir.join("toc"), source };
+        let payload = Payload::of(&known.toc).map_err(damaged)?;
+        let toc = payload.decode().map_err(damaged)?;
         fits(&known.diff_id, toc.size(), &index)?;
         if index.blob_size != known.blob_size {
             let Known { blob, blob_size: expected, .. } = known;
@@ -113,9 +115,7 @@ impl Store {
             source: String::new(),
             millis: 0,
         };
-        if let Ok(payload) = toc::check(&known.toc) {
-            self.fresh.keep(payload, toc);
-        }
+        self.fresh.keep(payload.digest(), toc);
         Ok(Checked { known, from: from.to_owned(), facts })
     }
 

@@ -54,7 +54,7 @@ pub use profiles::Profiles;
 pub use record::{Facts, LayerRecord};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
-use silk_layer::toc::{Toc, TocError};
+use silk_layer::toc::{Payload, Toc, TocError};
 use silk_model::Digest;
 pub use slots::Slots;
 pub use writer::{LayerWriter, padded};
@@ -80,6 +80,7 @@ pub struct Store {
     writing: Mutex<HashSet<Digest>>,
     /// Layers whose bytes the disk lost.
     losses: Mutex<HashSet<Digest>>,
+    /// Tables of contents that were checked, until trees are made of them.
     fresh: fresh::Fresh,
     ways: way::Ways,
 }
@@ -177,11 +178,8 @@ impl Store {
     pub fn toc(&self, diff_id: &Digest) -> Result<Toc, StoreError> {
         let path = self.layer_path(diff_id).join("toc");
         let bytes = self.read_known(diff_id, "toc")?;
-        let decoded = silk_layer::toc::check(&bytes).and_then(|payload| match self.fresh.take(&payload) {
-            Some(toc) => Ok(toc),
-            None => silk_layer::toc::decode(&bytes),
-        });
-        match decoded {
+        let kept = |payload: Payload<'_>| self.fresh.take(&payload.digest()).map_or_else(|| payload.decode(), Ok);
+        match Payload::of(&bytes).and_then(kept) {
             Err(TocError::Version(_)) if self.whole(diff_id) => self.list_again(diff_id),
             toc => toc.map_err(|source| StoreError::Toc { path, source }),
         }
@@ -190,8 +188,7 @@ impl Store {
     /// Is a layer's table of contents the one that was written?
     pub(crate) fn check_toc(&self, diff_id: &Digest) -> Result<(), StoreError> {
         let path = self.layer_path(diff_id).join("toc");
-        let checked = silk_layer::toc::check(&self.read_known(diff_id, "toc")?);
-        checked.map(drop).map_err(|source| StoreError::Toc { path, source })
+        silk_layer::toc::check(&self.read_known(diff_id, "toc")?).map_err(|source| StoreError::Toc { path, source })
     }
 
     /// Notes that a layer was used now, for the order of eviction.

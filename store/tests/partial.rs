@@ -132,6 +132,23 @@ fn marks_outlive_the_process_and_after_a_crash_only_good_spans_do() {
 }
 
 #[test]
+fn a_table_that_was_just_checked_does_not_hide_that_its_file_is_damaged() {
+    let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
+    let (known, _) = known(&bytes);
+    let store = open(root.path());
+    store.learn(&known, "a peer").unwrap();
+    let path = store.layer_path(&known.diff_id).join("toc");
+    let mut damaged = known.toc.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&path, damaged).unwrap();
+    assert!(matches!(store.toc(&known.diff_id), Err(StoreError::Toc { .. })));
+    fs::write(&path, &known.toc).unwrap();
+    for asked in ["first", "again"] {
+        assert_eq!(store.toc(&known.diff_id).unwrap(), toc::decode(&known.toc).unwrap(), "{asked}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let (root, bytes) = (tempfile::tempdir().unwrap(), bytes());
     let (known, _) = known(&bytes);

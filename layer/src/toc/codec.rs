@@ -107,66 +107,83 @@ fn compress(out: Vec<u8>, parts: &[&[u8]], len: u64) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// Are these the bytes of a table, whole and of this version? Much quicker than decoding them. Tells the digest of what they say: files with
-/// the same one have the same table.
+/// Are these the bytes of a table, whole and of this version? Much quicker than decoding them.
 ///
 /// # Errors
 /// When they are not.
-pub fn check(file: &[u8]) -> Result<Digest, TocError> {
-    payload(file).map(|payload| payload.digest)
+pub fn check(file: &[u8]) -> Result<(), TocError> {
+    Payload::of(file).map(drop)
 }
 
 /// The table in a file's bytes.
 pub fn decode(file: &[u8]) -> Result<Toc, TocError> {
-    let Payload { bytes, unfolded, .. } = payload(file)?;
-    let mut packed = unfold(bytes, unfolded)?;
-    let (size, rest) = postcard::take_from_bytes(&packed).map_err(TocError::Encoding)?;
-    let (count, mut rest) = postcard::take_from_bytes::<u64>(rest).map_err(TocError::Encoding)?;
-    let head = packed.len() - rest.len();
-    if count > MAX_ENTRIES {
-        return Err(TocError::Impossible { index: MAX_ENTRIES, what: "no scanner takes so many" });
-    }
-    for index in 0..count {
-        let entry;
-        (entry, rest) = postcard::take_from_bytes(rest).map_err(TocError::Encoding)?;
-        check_entry(&entry, size).map_err(|what| TocError::Impossible { index, what })?;
-    }
-    if !rest.is_empty() {
-        return Err(TocError::Encoding(postcard::Error::DeserializeBadEncoding));
-    }
-    packed.drain(..head);
-    Ok(Toc { size, count, packed })
+    Payload::of(file)?.decode()
 }
 
-/// What follows the header.
-struct Payload<'f> {
+/// What follows a file's header, proved against the digest there.
+#[derive(Debug, Clone, Copy)]
+pub struct Payload<'f> {
     bytes: &'f [u8],
-    /// Theirs, as the header has it.
     digest: Digest,
     /// How many bytes they promise to unfold to.
     unfolded: u64,
 }
 
-/// The payload, proved against its hash.
-fn payload(file: &[u8]) -> Result<Payload<'_>, TocError> {
-    let (header, payload) = file.split_at_checked(HEADER_LEN).ok_or(TocError::NotAToc)?;
-    if header[..8] != MAGIC {
-        return Err(TocError::NotAToc);
+impl<'f> Payload<'f> {
+    /// That of a file's bytes.
+    ///
+    /// # Errors
+    /// When they are no table, not whole, or of another version.
+    pub fn of(file: &'f [u8]) -> Result<Self, TocError> {
+        let (header, payload) = file.split_at_checked(HEADER_LEN).ok_or(TocError::NotAToc)?;
+        if header[..8] != MAGIC {
+            return Err(TocError::NotAToc);
+        }
+        let long =
+            |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes of a fixed header"));
+        let version = long(8) as u32;
+        if version != VERSION {
+            return Err(TocError::Version(version));
+        }
+        let (unfolded, promised, found) = (long(16), long(24), payload.len() as u64);
+        if promised != found {
+            return Err(TocError::Length { promised, found });
+        }
+        let digest = Digest::of(payload);
+        if header[32..] != digest.as_bytes()[..] {
+            return Err(TocError::Hash);
+        }
+        Ok(Self { bytes: payload, digest, unfolded })
     }
-    let long = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes of a fixed header"));
-    let version = long(8) as u32;
-    if version != VERSION {
-        return Err(TocError::Version(version));
+
+    /// Files of which this is the same have the same table.
+    pub fn digest(&self) -> Digest {
+        self.digest
     }
-    let (unfolded, promised, found) = (long(16), long(24), payload.len() as u64);
-    if promised != found {
-        return Err(TocError::Length { promised, found });
+
+    /// The table.
+    ///
+    /// # Errors
+    /// When nobody made it of a tar.
+    pub fn decode(&self) -> Result<Toc, TocError> {
+        let mut packed = unfold(self.bytes, self.unfolded)?;
+        let (size, rest) = postcard::take_from_bytes(&packed).map_err(TocError::Encoding)?;
+        let (count, mut rest) = postcard::take_from_bytes::<u64>(rest).map_err(TocError::Encoding)?;
+        let head = packed.len() - rest.len();
+        if count > MAX_ENTRIES {
+            return Err(TocError::Impossible { index: MAX_ENTRIES, what: "no scanner takes so many" });
+        }
+        for index in 0..count {
+            let entry;
+            (entry, rest) = postcard::take_from_bytes(rest).map_err(TocError::Encoding)?;
+            check_entry(&entry, size).map_err(|what| TocError::Impossible { index, what })?;
+        }
+        if !rest.is_empty() {
+            return Err(TocError::Encoding(postcard::Error::DeserializeBadEncoding));
+        }
+        packed.drain(..head);
+        Ok(Toc { size, count, packed })
     }
-    let digest = Digest::of(payload);
-    if header[32..] != digest.as_bytes()[..] {
-        return Err(TocError::Hash);
-    }
-    Ok(Payload { bytes: payload, digest, unfolded })
 }
 
 fn unfold(payload: &[u8], promised: u64) -> Result<Vec<u8>, TocError> {
