@@ -34,7 +34,7 @@ pub enum Error {
         /// Its name in the configuration file.
         field: &'static str,
     },
-    /// A certificate or key named by `hosts.toml` cannot be used.
+    /// A certificate or key that `hosts.toml` or the configuration names cannot be used.
     #[error("cannot use the certificate or key {}: {cause}", path.display())]
     Certificate {
         /// The file.

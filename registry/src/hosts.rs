@@ -146,7 +146,7 @@ fn read_small(path: &Path) -> io::Result<Vec<u8>> {
 // === impl Pem ===
 
 impl Pem {
-    fn read(path: PathBuf) -> Result<Self, Error> {
+    pub(crate) fn read(path: PathBuf) -> Result<Self, Error> {
         match read_small(&path) {
             Ok(bytes) => Ok(Self { path, bytes }),
             Err(error) => Err(Error::Certificate { path, cause: CertificateFault::Read(error) }),

@@ -33,3 +33,4 @@ pub use push::Accepted;
 pub use reference::{Reference, ReferenceError, Selector};
 pub use referrers::Referrer;
 pub use repository::{MANIFEST_TYPES, Manifest, Object, Registry, Repository};
+pub use tls::Tls;

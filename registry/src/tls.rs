@@ -1,5 +1,5 @@
 //! TLS for one host: whom to believe, and who we are. Called when a client is made; no I/O but the system's root
-//! certificates, read once.
+//! certificates, read once, and the files that [`Tls`] is given.
 //!
 //! Go's TLS, and so containerd, takes a self-signed server certificate that the operator names as `ca`, even if it says of
 //! itself that it is a CA (what `openssl req -x509` makes). The strict verifier here refuses that, so such a certificate
@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashSet,
+    path::PathBuf,
     sync::{Arc, OnceLock},
 };
 
@@ -31,6 +32,15 @@ use crate::{
     error::CertificateFault,
     hosts::{Host, Identity, Pem},
 };
+
+/// TLS to what is no registry, by the same rules: whom to believe, and who we are, by files.
+#[derive(Debug, Default)]
+pub struct Tls {
+    roots: Roots,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
 
 /// The system's root certificates, read at first need.
 #[derive(Debug, Default)]
@@ -69,21 +79,24 @@ pub(crate) fn seed() {
 
 /// What reqwest is given for `host`.
 pub(crate) fn client_config(host: &Host, roots: &Roots, http2: bool) -> Result<ClientConfig, Error> {
+    let mut config = config(&host.ca, &host.identities, host.skip_verify, roots)?;
+    config.alpn_protocols = if http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
+    Ok(config)
+}
+
+fn config(ca: &[Pem], identities: &[Identity], skip: bool, roots: &Roots) -> Result<ClientConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let keys =
-        host.identities.iter().map(|identity| certified_key(identity, &provider)).collect::<Result<Vec<_>, _>>()?;
-    let verifier = Verifier::new(host, roots, provider.clone())?;
+    let keys = identities.iter().map(|identity| certified_key(identity, &provider)).collect::<Result<Vec<_>, _>>()?;
+    let verifier = Verifier::new(ca, skip, roots, provider.clone())?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider's own suites fit the protocol versions")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match keys.is_empty() {
+    Ok(match keys.is_empty() {
         true => builder.with_no_client_auth(),
         false => builder.with_client_cert_resolver(Arc::new(Identities(keys))),
-    };
-    config.alpn_protocols = if http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
-    Ok(config)
+    })
 }
 
 fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, Error> {
@@ -111,6 +124,30 @@ fn fault(pem: &Pem, cause: CertificateFault) -> Error {
     Error::Certificate { path: pem.path.clone(), cause }
 }
 
+// === impl Tls ===
+
+impl Tls {
+    /// By PEM files: certificates to believe besides the system's; the client's own certificate, and its key if that is in a file of its own.
+    pub fn new(ca: Option<PathBuf>, certificate: Option<PathBuf>, key: Option<PathBuf>) -> Self {
+        Self { roots: Roots::default(), ca, certificate, key }
+    }
+
+    /// What a connection is made with. Reads the files, each time, so that new ones take effect; the system's certificates once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Certificate`]: a file cannot be read or used.
+    pub fn client(&self) -> Result<Arc<ClientConfig>, Error> {
+        let read = |path: &PathBuf| Pem::read(path.clone());
+        let ca: Vec<Pem> = self.ca.iter().map(read).collect::<Result<_, _>>()?;
+        let identity = match &self.certificate {
+            Some(path) => Some(Identity { certificate: read(path)?, key: self.key.as_ref().map(read).transpose()? }),
+            None => None,
+        };
+        Ok(Arc::new(config(&ca, identity.as_slice(), false, &self.roots)?))
+    }
+}
+
 // === impl Roots ===
 
 impl Roots {
@@ -118,7 +155,7 @@ impl Roots {
         self.0.get_or_init(|| {
             let system = System::of(rustls_native_certs::load_native_certs().certs);
             if system.store.is_empty() {
-                warn!("no root certificates on this machine: only registries with a CA in hosts.toml can be reached by TLS");
+                warn!("no root certificates on this machine: only hosts whose CA is configured can be reached by TLS");
             }
             system
         })
@@ -136,18 +173,18 @@ impl System {
 // === impl Verifier ===
 
 impl Verifier {
-    fn new(host: &Host, roots: &Roots, provider: Arc<CryptoProvider>) -> Result<Self, Error> {
+    fn new(ca: &[Pem], skip: bool, roots: &Roots, provider: Arc<CryptoProvider>) -> Result<Self, Error> {
         let System { store, whole } = roots.get();
         let (mut store, system) = (store.clone(), Arc::clone(whole));
         let mut pinned = Vec::new();
-        for ca in &host.ca {
+        for ca in ca {
             for certificate in certificates(ca)? {
                 store.add(certificate.clone()).map_err(|error| fault(ca, error.into()))?;
                 pinned.push(certificate);
             }
         }
         let strict = WebPkiServerVerifier::builder_with_provider(store.into(), provider.clone()).build().ok();
-        Ok(Self { strict, pinned, system, skip: host.skip_verify, provider })
+        Ok(Self { strict, pinned, system, skip, provider })
     }
 }
 
@@ -169,7 +206,7 @@ impl ServerCertVerifier for Verifier {
         }
         let Some(strict) = &self.strict else {
             return Err(TlsError::General(
-                "this machine has no root certificates: install ca-certificates, or name a ca in hosts.toml".into(),
+                "this machine has no root certificates: install ca-certificates, or name its CA (hosts.toml, or share.redis.ca_file)".into(),
             ));
         };
         match strict.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
@@ -290,7 +327,7 @@ t2NDmIHJieH1bNPtl8H8S9KhAiehRANCAASwTjKlKoYmjhb1MRk5DcrUOzfMwMiV
         let own = der(&Certificates::self_signed().server);
         let verify = |roots: Vec<CertificateDer<'static>>, name: &'static str, now| {
             let roots = Roots(System::of(roots).into());
-            let verifier = Verifier::new(&host(), &roots, provider()).unwrap();
+            let verifier = Verifier::new(&[], false, &roots, provider()).unwrap();
             verifier.verify_server_cert(&own, &[], &name.try_into().unwrap(), &[], now).map(drop)
         };
         let (now, other) = (UnixTime::now(), der(&Certificates::self_signed().server));

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use silk_registry::Tls;
 
 use crate::ShareError;
 
@@ -35,6 +36,15 @@ pub struct RedisConfig {
     pub username: Option<String>,
     /// A file that holds the password and nothing else. Read at each connection, so that a new one takes effect.
     pub password_file: Option<PathBuf>,
+    /// Speak TLS. The server's certificate must be for the host that `address` names.
+    pub tls: bool,
+    /// A PEM file with certificates (a CA's, or the server's own) to believe besides the system's. Needs `tls`. Read at each
+    /// connection, as the client's certificate and its key are, so that new ones take effect.
+    pub ca_file: Option<PathBuf>,
+    /// A PEM file with a client certificate, for a Redis that asks for one (`tls-auth-clients`).
+    pub certificate_file: Option<PathBuf>,
+    /// A PEM file with the client certificate's key. Not set: it is in `certificate_file`.
+    pub private_key_file: Option<PathBuf>,
     /// The number of the database.
     pub database: u32,
     /// Milliseconds of silence after which Redis counts as away. A pull waits that long for it at most, once; then silk goes
@@ -73,6 +83,10 @@ impl Default for RedisConfig {
             address: None,
             username: None,
             password_file: None,
+            tls: false,
+            ca_file: None,
+            certificate_file: None,
+            private_key_file: None,
             database: 0,
             deadline_millis: 200,
             expiry_secs: 30 * 24 * 3600,
@@ -89,7 +103,7 @@ impl Default for ReferrersConfig {
 }
 
 impl Config {
-    /// A zero here would make every lookup fail: better said at start.
+    /// A zero here would make every lookup fail: better said at start; so is what can only be a mistake.
     pub(crate) fn validate(&self) -> Result<(), ShareError> {
         let fields = [
             ("share.redis.deadline_millis", self.redis.deadline_millis),
@@ -98,9 +112,20 @@ impl Config {
             ("share.redis.max_value_bytes", self.redis.max_value_bytes),
             ("share.referrers.deadline_millis", self.referrers.deadline_millis),
         ];
-        match fields.iter().find(|(_, value)| *value == 0) {
-            Some(&(field, _)) => Err(ShareError::ZeroSetting { field }),
-            None => Ok(()),
+        if let Some(&(field, _)) = fields.iter().find(|(_, value)| *value == 0) {
+            return Err(ShareError::ZeroSetting { field });
+        }
+        let redis = &self.redis;
+        let needs_tls = [
+            ("ca_file", &redis.ca_file),
+            ("certificate_file", &redis.certificate_file),
+            ("private_key_file", &redis.private_key_file),
+        ];
+        match needs_tls.iter().find(|(_, file)| file.is_some()) {
+            // What was meant to be encrypted would go in plain text.
+            Some((field, _)) if !redis.tls => Err(ShareError::WithoutTls { field }),
+            _ if redis.private_key_file.is_some() && redis.certificate_file.is_none() => Err(ShareError::KeyAlone),
+            _ => Ok(()),
         }
     }
 }
@@ -108,6 +133,10 @@ impl Config {
 impl RedisConfig {
     pub(crate) fn deadline(&self) -> Duration {
         Duration::from_millis(self.deadline_millis)
+    }
+
+    pub(crate) fn certificates(&self) -> Tls {
+        Tls::new(self.ca_file.clone(), self.certificate_file.clone(), self.private_key_file.clone())
     }
 }
 
@@ -126,5 +155,20 @@ mod tests {
         let config: Config = toml::from_str("[redis]\nexpiry_secs = 0").unwrap();
         assert!(config.validate().unwrap_err().to_string().contains("share.redis.expiry_secs"));
         Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn certificates_without_tls_are_a_mistake() {
+        let said = |text: &str| {
+            let config: Config = toml::from_str(&format!("[redis]\n{text}")).unwrap();
+            config.validate().map_err(|error| error.to_string())
+        };
+        for field in ["ca_file", "certificate_file", "private_key_file"] {
+            let error = said(&format!("{field} = '/x'")).unwrap_err();
+            assert!(error.contains(&format!("share.redis.{field}")) && error.contains("tls = true"), "{error}");
+        }
+        said("tls = true\nca_file = '/x'\ncertificate_file = '/y'").unwrap();
+        let alone = said("tls = true\nprivate_key_file = '/x'").unwrap_err();
+        assert!(alone.contains("share.redis.certificate_file"), "{alone}");
     }
 }

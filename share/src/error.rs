@@ -36,6 +36,21 @@ pub enum ShareError {
         /// As configured.
         address: String,
     },
+    /// A unix socket has no TLS, and no name that a certificate could be for.
+    #[error("share.redis.tls is for host:port: share.redis.address {address:?} is a unix socket")]
+    TlsOnSocket {
+        /// As configured.
+        address: String,
+    },
+    /// A certificate is configured, and TLS is not.
+    #[error("share.redis.{field} needs share.redis.tls = true")]
+    WithoutTls {
+        /// Its name in the configuration file.
+        field: &'static str,
+    },
+    /// A key without its certificate.
+    #[error("share.redis.private_key_file needs share.redis.certificate_file")]
+    KeyAlone,
     /// Referrers would be looked for, or pushed, of which none could ever be believed.
     #[error("share.referrers.discover and publish need share.key_file, or share.referrers.trust_unsigned")]
     NothingToTrust,
@@ -74,9 +89,13 @@ impl ShareError {
     pub fn class(&self) -> Class {
         match self {
             Self::KeyFile { .. } => Class::Internal,
-            Self::ZeroSetting { .. } | Self::WeakKey { .. } | Self::Address { .. } | Self::NothingToTrust => {
-                Class::Invalid
-            }
+            Self::ZeroSetting { .. }
+            | Self::WeakKey { .. }
+            | Self::Address { .. }
+            | Self::TlsOnSocket { .. }
+            | Self::WithoutTls { .. }
+            | Self::KeyAlone
+            | Self::NothingToTrust => Class::Invalid,
         }
     }
 }

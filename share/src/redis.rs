@@ -73,7 +73,12 @@ impl Redis {
         let Some(address) = &config.address else { return Ok(None) };
         let address = Address::parse(address)?;
         let name = format!("redis {address}");
-        let door = Arc::new(Door { address, config: config.clone(), scripts: Arc::new(Scripts::default()) });
+        let tls = match (&address, config.tls) {
+            (_, false) => None,
+            (Address::Tcp(_), true) => Some(Arc::new(config.certificates())),
+            (Address::Unix(_), true) => return Err(ShareError::TlsOnSocket { address: address.to_string() }),
+        };
+        let door = Arc::new(Door { address, config: config.clone(), scripts: Arc::new(Scripts::default()), tls });
         let link = Link::start(Arc::clone(&door));
         Ok(Some(Self { name, config: config.clone(), keys: Arc::clone(keys), door, link, damaged: Mutex::default() }))
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio_rustls::rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -91,6 +91,8 @@ fn params(names: &[&str]) -> CertificateParams {
 
 fn ca_params(names: &[&str]) -> CertificateParams {
     let mut params = params(names);
+    // OpenSSL takes what has its issuer's name for signed by itself.
+    params.distinguished_name.push(DnType::CommonName, "silk's test CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params
 }

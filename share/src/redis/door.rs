@@ -13,16 +13,23 @@ use std::{
 };
 
 use redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, aio::MultiplexedConnection};
+use silk_registry::Tls;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    task::spawn_blocking,
     time::{Instant, timeout, timeout_at},
+};
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{Error as TlsFault, pki_types::ServerName},
 };
 
 use super::scripts::Scripts;
 use crate::{RedisConfig, ShareError};
 
-/// How long connecting, logging in and loading the scripts may take, in deadlines: that is four round trips.
+/// How long connecting, logging in and loading the scripts may take, in deadlines: that is four round trips, and one or two more for TLS.
 const CONNECT_DEADLINES: u32 = 5;
 /// How long a lookup may take while bytes keep coming, in deadlines. Ten of 200 ms are 200 MB at 1 Gbit/s, more than any
 /// answer.
@@ -45,6 +52,8 @@ pub(super) struct Door {
     pub address: Address,
     pub config: RedisConfig,
     pub scripts: Arc<Scripts>,
+    /// None: in plain text.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// An open connection.
@@ -113,6 +122,11 @@ impl Door {
         let deadline = self.config.deadline() * CONNECT_DEADLINES;
         match timeout(deadline, self.connect()).await {
             Ok(opened) => opened,
+            // A server that is not meant for TLS waits for the end of what it takes for a command.
+            Err(_) if self.tls.is_some() => Err(format!(
+                "it did not let silk in within {} ms: it may be slow, or not speak TLS there (share.redis.tls)",
+                deadline.as_millis()
+            )),
             Err(_) => Err(format!("it did not let silk in within {} ms", deadline.as_millis())),
         }
     }
@@ -124,7 +138,10 @@ impl Door {
                 let stream = TcpStream::connect(address).await.map_err(refused)?;
                 // Small requests, and somebody waits for each.
                 stream.set_nodelay(true).map_err(refused)?;
-                Box::new(stream)
+                match &self.tls {
+                    Some(tls) => Box::new(encrypt(tls, address, stream).await?),
+                    None => Box::new(stream),
+                }
             }
             Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(refused)?),
         };
@@ -144,9 +161,18 @@ impl Door {
         let mut driver: Driver = Box::pin(driver);
         tokio::select! {
             loaded = line.load(&self.scripts) => loaded.map_err(said)?,
-            () = &mut driver => return Err("it closed the connection".into()),
+            () = &mut driver => return Err(format!("it closed the connection: {}", self.why_closed())),
         }
         Ok((line, driver))
+    }
+
+    /// Why a server may hang up on what silk says first.
+    fn why_closed(&self) -> &'static str {
+        match self.tls {
+            // With TLS 1.3 a server looks at the client's certificate after the client has finished.
+            Some(_) => "it may want another client certificate (share.redis.certificate_file)",
+            None => "it may want TLS (share.redis.tls)",
+        }
     }
 
     async fn login(&self) -> Result<RedisConnectionInfo, String> {
@@ -168,6 +194,28 @@ impl Door {
         }
         Ok(login)
     }
+}
+
+/// TLS over `stream`, with the host of `address`.
+async fn encrypt(tls: &Arc<Tls>, address: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
+    let tls = Arc::clone(tls);
+    // It reads files.
+    let config = spawn_blocking(move || tls.client().map_err(|error| error.to_string())).await;
+    let config = config.map_err(|error| error.to_string())??;
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let name = ServerName::try_from(host).map_err(|error| format!("no certificate can be for its address: {error}"))?;
+    TlsConnector::from(config).connect(name, stream).await.map_err(|error| match tls_fault(&error) {
+        Some(TlsFault::InvalidCertificate(_)) => {
+            format!("its certificate is not believed (share.redis.ca_file): {error}")
+        }
+        Some(TlsFault::InvalidMessage(_)) => format!("it does not speak TLS (share.redis.tls): {error}"),
+        _ => format!("cannot connect by TLS: {error}"),
+    })
+}
+
+fn tls_fault(error: &io::Error) -> Option<&TlsFault> {
+    error.get_ref()?.downcast_ref()
 }
 
 // === impl Line ===

@@ -225,7 +225,7 @@ mod tests {
         let socket = dir.path().join("redis.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let config = RedisConfig { deadline_millis: 5000, ..RedisConfig::default() };
-        let door = Door { address: Address::Unix(socket), config, scripts: Arc::default() };
+        let door = Door { address: Address::Unix(socket), config, scripts: Arc::default(), tls: None };
         let link = Link::start(Arc::new(door));
         for _ in 0..12 {
             let hung_up = Instant::now();

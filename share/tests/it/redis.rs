@@ -8,7 +8,10 @@ use std::sync::{
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use silk_model::{Class, Digest};
-use silk_share::{Answer, Backend, BackendError, Found, Image, Item, Key, Published, Query, RedisConfig, State};
+use silk_share::{
+    Answer, Backend, BackendError, Config, Found, Image, Item, Key, Published, Query, RedisConfig, Share, State,
+};
+use silk_testkit::Certificates;
 
 use crate::{
     server::Server,
@@ -62,6 +65,76 @@ async fn over_tcp_as_well() {
     assert!(has(&share, 1).await);
     assert_eq!(server.say::<u64>("DBSIZE"), 0, "it is in database 3");
     assert_eq!(status(&share).name, format!("redis 127.0.0.1:{port}"));
+}
+
+#[tokio::test]
+async fn over_tls_with_certificates_of_both_sides() {
+    let certificates = Certificates::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = files.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (ca, server) = (file("ca.pem", &certificates.ca), file("server.pem", &certificates.server));
+    let key = file("server-key.pem", &certificates.server_key);
+    let client = file("client.pem", &format!("{}{}", certificates.client, certificates.client_key));
+    let lines = [
+        format!("tls-port {port}"),
+        "bind 127.0.0.1".to_owned(),
+        format!("tls-cert-file {}", server.display()),
+        format!("tls-key-file {}", key.display()),
+        format!("tls-ca-cert-file {}", ca.display()),
+        "tls-auth-clients yes".to_owned(),
+    ];
+    let server = Server::start(&lines.each_ref().map(String::as_str)).await;
+    let redis = |ca_file, certificate_file| RedisConfig {
+        address: Some(format!("localhost:{port}")),
+        tls: true,
+        ca_file,
+        certificate_file,
+        ..config(&server)
+    };
+    let share = share_with(redis(Some(ca.clone()), Some(client.clone())));
+    wait_up(&share).await;
+    // Larger than what TLS sends in one piece.
+    put(&share, 1, 1 << 20).await;
+    assert!(has(&share, 1).await);
+
+    let other = file("other.pem", &Certificates::new().ca);
+    let plain = RedisConfig { tls: false, ca_file: None, certificate_file: None, ..redis(None, None) };
+    for (what, config, said) in [
+        ("nobody told whom to believe", redis(None, Some(client.clone())), "share.redis.ca_file"),
+        ("another CA", redis(Some(other), Some(client.clone())), "share.redis.ca_file"),
+        ("a file that is not there", redis(Some(files.path().join("none.pem")), Some(client)), "none.pem"),
+        ("no client certificate", redis(Some(ca), None), "share.redis.certificate_file"),
+        ("no TLS", plain, "it may want TLS (share.redis.tls)"),
+    ] {
+        let share = share_with(config);
+        let why = || match status(&share).state {
+            State::Away { why, .. } => why,
+            State::Up { .. } => panic!("{what}: it is up"),
+        };
+        eventually(what, || why().contains(said)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_tls_is_said_to_be_none() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = Server::start(&[&format!("port {port}"), "bind 127.0.0.1"]).await;
+    let tls =
+        RedisConfig { address: Some(format!("127.0.0.1:{port}")), tls: true, deadline_millis: 100, ..config(&server) };
+    let share = share_with(tls.clone());
+    eventually(
+        "it does not speak TLS",
+        || matches!(status(&share).state, State::Away { why, .. } if why.contains("(share.redis.tls)")),
+    )
+    .await;
+    let redis = RedisConfig { address: Some(server.address()), ..tls };
+    let error = Share::new(&Config { redis, ..Config::default() }, Vec::new()).err().unwrap();
+    assert!(error.to_string().contains("unix socket"), "{error}");
 }
 
 #[tokio::test]
