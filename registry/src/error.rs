@@ -287,6 +287,17 @@ impl Error {
         matches!(self, Self::Unreachable { cause, .. } if cause.is_tls())
     }
 
+    /// Whether the same question may have another answer in a moment: the server's own trouble, or a connection that was cut. One that cannot
+    /// be made, or that wants silk to wait, is no blip.
+    pub(crate) fn is_blip(&self) -> bool {
+        match self {
+            Self::Status { status, retry_after: None, .. } => status.is_server_error() && is_transient(*status),
+            Self::Unreachable { cause, .. } => !cause.is_connect(),
+            Self::Wordless { .. } => true,
+            _ => false,
+        }
+    }
+
     /// What kind of trouble this is.
     pub fn class(&self) -> Class {
         match self {

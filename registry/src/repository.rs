@@ -38,6 +38,11 @@ pub const MANIFEST_TYPES: &[&str] = &[
     "application/vnd.docker.distribution.manifest.v2+json",
     "*/*",
 ];
+/// How often a registry is asked whether it lets silk in, and the wait between: one of several servers behind one name that fails, or
+/// one that is being replaced, must not cost a start that needs no more than that answer. Chosen: the waits are a fifth of the
+/// default deadline.
+const CHECKS: u32 = 3;
+const CHECK_PAUSE: Duration = Duration::from_millis(100);
 /// Hosts whose connections are kept before those that no pull uses are dropped.
 const MAX_ENDPOINTS: usize = 256;
 
@@ -212,8 +217,9 @@ impl Repository {
         }
     }
 
-    /// Whether a host answers for `object` and lets us in, within `deadline` in all and without retries. A host that waits for a
-    /// credential helper at that time does if the helper had a credential for it the last time.
+    /// Whether a host answers for `object` and lets us in, within `deadline` in all. Hosts that answer with trouble of their own, or cut the
+    /// connection, are asked [`CHECKS`] times; nothing else is asked twice. A host that waits for a credential helper at that time does
+    /// if the helper had a credential for it the last time.
     ///
     /// # Errors
     /// No host does; the error is the last host's, which is the registry itself.
@@ -226,34 +232,13 @@ impl Repository {
         let call = inner.call(Method::HEAD, path, what);
         let call = Call { accept: accept(MANIFEST_TYPES), ..call };
         let end = Instant::now() + deadline;
-        let mut order = inner.order(Needs::Pull, None)?;
-        order.sort_by_key(|host| inner.endpoints[*host].was_silent());
-        let mut last = None;
-        for (tried, &host) in order.iter().enumerate() {
-            // An even share of what is left: a mirror that is silent must not use up the registry's time.
-            let left = end.saturating_duration_since(Instant::now());
-            let share = left / (order.len() - tried) as u32;
-            let endpoint = &inner.endpoints[host];
-            let error = match timeout(share, probe(endpoint, &call)).await {
-                Ok(Ok(())) => {
-                    endpoint.set_silent(false);
-                    return Ok(());
-                }
-                Ok(Err(error)) => error,
-                // It has answered, and wants what a slow helper gave for it before.
-                Err(_) if endpoint.awaits_credentials() => return Ok(()),
-                Err(_) => {
-                    // The next image's time is not to be used up as well: one that is gone may swallow all that it is sent.
-                    // Layers may come from it all the same: one that is only slow is not told from it.
-                    endpoint.set_silent(true);
-                    Error::NoAnswer { asked: endpoint.asked(&call), after: share }
-                }
-            };
-            if last.as_ref().is_none_or(|(of, _)| *of < host) {
-                last = Some((host, error));
+        for _ in 1..CHECKS {
+            match inner.probe(&call, end).await {
+                Err(error) if error.is_blip() && Instant::now() + CHECK_PAUSE < end => sleep(CHECK_PAUSE).await,
+                answer => return answer,
             }
         }
-        Err(last.expect("`order` gives at least one host").1)
+        inner.probe(&call, end).await
     }
 
     /// A handle on a blob of `size` bytes. Nothing is asked until it is read.
@@ -357,6 +342,38 @@ impl Inner {
                 Err(Error::NoHost { registry: self.registry.clone(), needs })
             }
         }
+    }
+
+    /// Asks one host after the other until one answers as it should.
+    async fn probe(&self, call: &Call<'_>, end: Instant) -> Result<(), Error> {
+        let mut order = self.order(Needs::Pull, None)?;
+        order.sort_by_key(|host| self.endpoints[*host].was_silent());
+        let mut last = None;
+        for (tried, &host) in order.iter().enumerate() {
+            // An even share of what is left: a mirror that is silent must not use up the registry's time.
+            let left = end.saturating_duration_since(Instant::now());
+            let share = left / (order.len() - tried) as u32;
+            let endpoint = &self.endpoints[host];
+            let error = match timeout(share, probe(endpoint, call)).await {
+                Ok(Ok(())) => {
+                    endpoint.set_silent(false);
+                    return Ok(());
+                }
+                Ok(Err(error)) => error,
+                // It has answered, and wants what a slow helper gave for it before.
+                Err(_) if endpoint.awaits_credentials() => return Ok(()),
+                Err(_) => {
+                    // The next image's time is not to be used up as well: one that is gone may swallow all that it is sent.
+                    // Layers may come from it all the same: one that is only slow is not told from it.
+                    endpoint.set_silent(true);
+                    Error::NoAnswer { asked: endpoint.asked(call), after: share }
+                }
+            };
+            if last.as_ref().is_none_or(|(of, _)| *of < host) {
+                last = Some((host, error));
+            }
+        }
+        Err(last.expect("`order` gives at least one host").1)
     }
 
     /// Indices of the hosts that may be asked for a blob: `first` first, and after all others those that sent wrong bytes of it,

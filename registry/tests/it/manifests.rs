@@ -175,11 +175,28 @@ async fn a_probe_is_one_head_request() {
     repository.check(Object::Manifest(pushed.digest), DEADLINE).await.unwrap();
     assert_eq!(fake.count("^GET"), 1, "a registry without HEAD is asked with GET");
 
-    fake.fault_status("^HEAD", 503, 1);
-    let error = repository.check(Object::Manifest(pushed.digest), DEADLINE).await.unwrap_err();
-    assert_eq!(error.class(), Class::Transient, "no retries: {error}");
+    let before = fake.requests().len();
     let error = repository.check(Object::Blob(Digest::of(b"none")), DEADLINE).await.unwrap_err();
-    assert_eq!(error.class(), Class::NotFound);
+    assert_eq!((error.class(), fake.requests().len() - before), (Class::NotFound, 1));
+    fake.fault_status("^HEAD", 429, 1);
+    let error = repository.check(Object::Manifest(pushed.digest), DEADLINE).await.unwrap_err();
+    assert_eq!(error.class(), Class::Transient, "who wants silk to wait is not asked again at once: {error}");
+}
+
+#[tokio::test]
+async fn a_probe_outlives_a_servers_short_trouble() {
+    let fake = Fake::start().await;
+    let pushed = fake.push_image("app:latest", &ImageSpec::new());
+    let repository = World::new(&[&fake]).repository(&pushed.reference).await;
+    fake.fault_status("^HEAD", 503, 2);
+    repository.check(Object::Manifest(pushed.digest), DEADLINE).await.unwrap();
+    fake.fault("^HEAD", Fault::Close, 2);
+    repository.check(Object::Manifest(pushed.digest), DEADLINE).await.unwrap();
+
+    let before = fake.requests().len();
+    fake.fault_status("^HEAD", 503, ALWAYS);
+    let error = repository.check(Object::Manifest(pushed.digest), DEADLINE).await.unwrap_err();
+    assert_eq!((error.class(), fake.requests().len() - before), (Class::Transient, 3), "{error}");
 }
 
 #[tokio::test]
