@@ -45,8 +45,11 @@ pub trait LayerFiles: Sync {
     /// Length of a layer's tar in bytes; `None` unless it can be read, now or by waiting.
     fn size(&self, diff_id: &Digest) -> Option<u64>;
 
-    /// The file that serves a layer's data while bytes are missing; `None` when `data` has all of them.
-    fn served(&self, diff_id: &Digest) -> Option<PathBuf>;
+    /// The file that serves a layer's data while bytes are missing; `None` when nothing does.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn served(&self, diff_id: &Digest) -> Result<Option<PathBuf>, LayerError>;
 
     /// Does `data` have these bytes of the tar?
     fn has(&self, diff_id: &Digest, bytes: &Range<u64>) -> bool;
@@ -233,11 +236,11 @@ impl Views {
             }
             let failed = |source| ViewError::Mount { layer, source };
             self.viewed().insert(layer);
-            let (under, ground) = devices(files, &layers);
+            let (under, ground) = devices(files, &layers)?;
             let mountpoint = self.mounts.show(view, &path, &under, ground).map_err(failed)?;
             if self.lies() == lies {
                 // One of the layers below may have become whole meanwhile, and found nothing here to renew.
-                let (now, ground) = devices(files, &layers);
+                let (now, ground) = devices(files, &layers)?;
                 if now != under {
                     self.mounts.replace(&view.name(), &path, &now, ground).map_err(failed)?;
                 }
@@ -375,18 +378,21 @@ fn make(files: &dyn LayerFiles, view: &View, chain: &[Digest], tree: &Tree) -> R
     Ok(plan.sources().iter().filter_map(|source| whose(*source)).collect())
 }
 
-/// The data files of layers, and what a mount over them stands on. Each layer is asked for once: it may become whole at any time.
-fn devices(files: &dyn LayerFiles, layers: &[Digest]) -> (Vec<PathBuf>, Ground) {
+/// The data files of layers, and what a mount over them stands on. Each layer is asked for once: it may become whole at any time. Of one that
+/// nothing serves, and that has holes, a mount would show zeros.
+fn devices(files: &dyn LayerFiles, layers: &[Digest]) -> Result<(Vec<PathBuf>, Ground), ViewError> {
     let mut ground = Ground::Disk;
-    let mut device = |layer| match files.served(layer) {
-        Some(served) => {
+    let mut device = |layer: &Digest| match files.served(layer) {
+        Ok(Some(served)) => {
             ground = Ground::Served;
-            served
+            Ok(served)
         }
-        None => files.layer_path(layer).join("data"),
+        Ok(None) if files.has(layer, &(0..u64::MAX)) => Ok(files.layer_path(layer).join("data")),
+        Ok(None) => Err(ViewError::NotWhole(*layer)),
+        Err(source) => Err(ViewError::Layer { layer: *layer, source }),
     };
-    let devices = layers.iter().map(&mut device).collect();
-    (devices, ground)
+    let devices = layers.iter().map(&mut device).collect::<Result<_, _>>()?;
+    Ok((devices, ground))
 }
 
 fn toc(files: &dyn LayerFiles, layer: &Digest) -> Result<Toc, ViewError> {

@@ -134,9 +134,9 @@ impl LayerFiles for Files<'_> {
         self.0.store.size(diff_id).or_else(|| self.0.lazies.size(diff_id))
     }
 
-    fn served(&self, diff_id: &Digest) -> Option<PathBuf> {
-        let served = self.0.served.as_ref().ok().filter(|_| self.0.is_served(diff_id))?;
-        served.path(diff_id).inspect_err(|error| tracing::error!(%diff_id, %error, "a layer has no name")).ok()
+    fn served(&self, diff_id: &Digest) -> Result<Option<PathBuf>, LayerError> {
+        let Some(served) = self.0.served.as_ref().ok().filter(|_| self.0.is_served(diff_id)) else { return Ok(None) };
+        served.path(diff_id).map(Some).map_err(|e| LayerError::new(e.class(), e))
     }
 
     fn has(&self, diff_id: &Digest, bytes: &Range<u64>) -> bool {

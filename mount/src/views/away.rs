@@ -48,6 +48,8 @@ impl Views {
         then: impl FnOnce() -> R,
     ) -> Result<R, ViewError> {
         self.layers.take(diff_id, || {
+            // A view that is being mounted over its data on another layer's turn is not found below.
+            self.lies.fetch_add(1, Ordering::SeqCst);
             files.let_go(diff_id);
             // The kernel keeps damaged pages of a tree, and would show them in the next one of its number.
             self.take_layer(files, diff_id, &|name| self.mounts.disown(name))?;
@@ -153,10 +155,12 @@ impl Views {
             let mut outcome = Ok(());
             for (meta, name) in own.into_iter().chain(users) {
                 let layers = meta::wanted(&meta).unwrap_or_default();
-                let (devices, ground) = devices(files, &layers);
-                let replaced = self.mounts.replace(&name, &meta, &devices, ground);
+                let replaced = devices(files, &layers).and_then(|(devices, ground)| {
+                    let replaced = self.mounts.replace(&name, &meta, &devices, ground);
+                    replaced.map_err(|source| ViewError::Mount { layer: *diff_id, source })
+                });
                 // The others need not stay as they are.
-                outcome = outcome.and(replaced.map_err(|source| ViewError::Mount { layer: *diff_id, source }));
+                outcome = outcome.and(replaced);
             }
             outcome
         })

@@ -37,6 +37,10 @@ pub(crate) struct Layers {
     /// Whoever decodes waits until so many did at once, or gives up.
     pub(crate) together: u32,
     pub(crate) after_toc: Mutex<Option<AfterToc>>,
+    /// Whether bytes of the layers are missing, and nothing serves them.
+    pub(crate) holes: bool,
+    /// Whether the files that would serve them cannot be named.
+    pub(crate) nameless: bool,
 }
 
 impl LayerFiles for Layers {
@@ -72,12 +76,16 @@ impl LayerFiles for Layers {
         self.known.lock().unwrap().get(diff_id).map(|(_, size)| *size)
     }
 
-    fn served(&self, _: &Digest) -> Option<PathBuf> {
-        None
+    fn served(&self, _: &Digest) -> Result<Option<PathBuf>, LayerError> {
+        match self.nameless {
+            false => Ok(None),
+            true => Err(LayerError::new(Class::NoSpace, io::Error::other("no room for a name"))),
+        }
     }
 
-    fn has(&self, _: &Digest, _: &Range<u64>) -> bool {
-        true
+    /// Of a layer with holes, the names are here and the end is not.
+    fn has(&self, _: &Digest, bytes: &Range<u64>) -> bool {
+        !self.holes || bytes.end < u64::MAX
     }
 
     fn let_go(&self, _: &Digest) {}
@@ -93,7 +101,19 @@ impl Layers {
 
     pub(crate) fn at(root: &Path) -> Self {
         let (known, decoded, decoding, after_toc) = Default::default();
-        Self { root: root.to_owned(), _dir: None, known, decoded, decoding, entries: 10, together: 0, after_toc }
+        let root = root.to_owned();
+        Self {
+            root,
+            _dir: None,
+            known,
+            decoded,
+            decoding,
+            entries: 10,
+            together: 0,
+            after_toc,
+            holes: false,
+            nameless: false,
+        }
     }
 
     pub(crate) fn add(&self, tar: &Tar) -> Digest {

@@ -3,10 +3,10 @@
 use std::{collections::HashSet, fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use silk_layer::toc::Toc;
-use silk_model::Digest;
-use silk_mount::{ChainName, LayerFiles as _, RungChoice, Variant, View};
+use silk_model::{Class, Digest};
+use silk_mount::{ChainName, LayerFiles as _, RungChoice, Variant, View, ViewError};
 
-use crate::fake::{Layers, Tar, base};
+use crate::fake::{Layers, RUNGS, Tar, base, read};
 
 /// The table of contents of [`base`] with another mode of `etc`, and the true one.
 fn lie(layers: &Layers, base: Digest) -> [(Toc, u64); 2] {
@@ -95,5 +95,27 @@ fn privileged_views_of_chains_that_are_gone_go() {
         assert_eq!((shown(old), shown(new)), (false, true));
         let images = fs::read_dir(layers.layer_path(&top)).unwrap().map(|entry| entry.unwrap().file_name());
         assert_eq!(images.filter(|name| name.to_str().unwrap().starts_with("erofs-")).count(), 1);
+    }
+}
+
+/// A mount over its data would show zeros.
+#[test]
+fn privileged_a_layer_with_holes_that_nothing_serves_is_not_shown() {
+    for rung in RUNGS {
+        let mut layers = Layers::new();
+        let views = layers.views(rung);
+        let chain = [layers.add(&base())];
+        layers.holes = true;
+        let error = views.lowers(&layers, &chain).unwrap_err();
+        assert!(matches!(error, ViewError::NotWhole(layer) if layer == chain[0]), "{error}");
+        layers.nameless = true;
+        let error = views.lowers(&layers, &chain).unwrap_err();
+        assert!(error.class() == Class::NoSpace && error.to_string().contains("no room for a name"), "{error}");
+        (layers.holes, layers.nameless) = (false, false);
+        views.lowers(&layers, &chain).unwrap();
+        // Made anew, it keeps what it has.
+        layers.holes = true;
+        views.renew_layer(&layers, &chain[0], false).unwrap_err();
+        assert_eq!(read(&views.lowers(&layers, &chain).unwrap()[0].join("bin")), "busybox");
     }
 }
