@@ -399,7 +399,10 @@ impl Puller {
     pub fn retain(&self, keep: impl Fn(&ImageSpec) -> bool) -> Result<(), StoreError> {
         let mut gone = Vec::new();
         lock(&self.images).retain(|name, image| {
-            let Some(spec) = image.spec.get() else { return true };
+            let Some(spec) = image.spec.get() else {
+                // A claim that its caller gave up while it was looked at.
+                return Arc::strong_count(image) > 1 || lock(&image.claimed).elapsed() <= SETTLED;
+            };
             if keep(spec) {
                 image.held.store(true, Ordering::Relaxed);
                 return true;

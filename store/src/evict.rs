@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use silk_model::{Digest, metrics::METRICS};
 
-use crate::{Config, Store, StoreError, drop_data, remove_dir};
+use crate::{Config, Store, StoreError, drop_data, record, remove_dir};
 
 /// A layer that may be dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +48,8 @@ impl Store {
                 last_used: record.last_used,
             })
             .collect();
-        unused.sort_by_key(|u| (u.last_used, u.diff_id));
+        let now = record::now();
+        unused.sort_by_key(|u| (record::by_use(u.last_used, now), u.diff_id));
         unused
     }
 
@@ -123,7 +124,8 @@ impl Store {
         let writing = self.writing();
         let records = self.records();
         let absent = records.iter().filter(|(id, r)| !r.whole && !writing.contains(*id));
-        let mut known: Vec<_> = absent.map(|(id, r)| (r.last_used, *id)).collect();
+        let now = record::now();
+        let mut known: Vec<_> = absent.map(|(id, r)| (record::by_use(r.last_used, now), *id)).collect();
         drop(records);
         if known.len() <= self.config.known_layers {
             return Ok(());

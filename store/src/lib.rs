@@ -54,6 +54,7 @@ pub use profiles::Profiles;
 pub use record::{Facts, LayerRecord};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+pub use settle::Synced;
 use silk_layer::toc::{Payload, Toc, TocError};
 use silk_model::Digest;
 pub use slots::Slots;
@@ -210,11 +211,17 @@ impl Store {
     /// that it gave up since: it makes its file shorter as records go, and with the end goes what was reserved behind it.
     ///
     /// # Errors
-    /// When it does not.
+    /// When it does not, or its file is gone: the sooner this process ends, the less is lost with it.
     pub fn check(&self) -> Result<(), StoreError> {
         let path = self.root.join("silk.redb");
-        let file = fs::OpenOptions::new().write(true).open(&path);
-        database::reserve(&file.map_err(|e| StoreError::io("open", &path, e))?);
+        match fs::OpenOptions::new().write(true).open(&path) {
+            Ok(file) => database::reserve(&file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoreError::io("open", &path, error));
+            }
+            // No descriptor is left, say: those who read through silkd need not lose it for that.
+            Err(error) => tracing::warn!(path = %path.display(), %error, "no blocks are reserved for the database now"),
+        }
         self.db.begin_write().map_err(StoreError::db)?.abort().map_err(StoreError::db)
     }
 

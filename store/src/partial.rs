@@ -274,7 +274,7 @@ impl Partial {
     }
 
     /// Makes the layer whole once no span is missing: all of them verified, an index that leads to the diff ID is the
-    /// proof of the bytes. `toc` is what the caller has read in them. Not durable yet: see [`Store::settle`].
+    /// proof of the bytes. `toc` is what the caller has read in them. Not durable yet: see [`Store::sync`].
     ///
     /// # Errors
     /// [`StoreError::Absent`] when a span is missing; what the file system or the database says.

@@ -7,7 +7,10 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Tab
 use silk_layer::profile::{Profile, decode, encode};
 use silk_model::Digest;
 
-use crate::{StoreError, record::now};
+use crate::{
+    StoreError,
+    record::{by_use, now},
+};
 
 /// Manifest digest, or what stands for a repository, to seconds since 1970 (8 bytes, little endian) and the encoded profile.
 const PROFILES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("profiles");
@@ -75,11 +78,12 @@ impl Profiles {
     }
 
     fn make_room(&self, table: &mut Table<'_, &'static [u8; 32], &'static [u8]>) -> Result<(), StoreError> {
+        let now = now();
         while table.len().map_err(StoreError::db)? > self.max {
             let mut oldest: Option<(u64, [u8; 32])> = None;
             for row in table.iter().map_err(StoreError::db)? {
                 let (key, value) = row.map_err(StoreError::db)?;
-                let row = (time(value.value()), *key.value());
+                let row = (by_use(time(value.value()), now), *key.value());
                 oldest = Some(oldest.map_or(row, |oldest| oldest.min(row)));
             }
             let Some((_, oldest)) = oldest else { break };

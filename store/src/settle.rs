@@ -13,33 +13,46 @@ use std::{
 
 use silk_model::Digest;
 
-use crate::{Finding, LayerRecord, Store, StoreError, fsck};
+use crate::{Facts, Finding, LayerRecord, Store, StoreError, fsck};
 
 /// In the directory of a layer whose sync failed. Not synced itself: what is not durable is not believed after a crash anyway.
 const UNSYNCED: &str = "unsynced";
 
+/// Layers whose files the disk has.
+#[derive(Debug)]
+#[must_use = "the next silkd reads them back otherwise"]
+pub struct Synced {
+    layers: Vec<(Digest, Facts)>,
+    failed: Option<StoreError>,
+}
+
 impl Store {
-    /// Makes whole layers durable: syncs their files and directories, then says so in the database. Blocks for as long
-    /// as the disk needs; call it where nothing waits.
+    /// Syncs the files and directories of whole layers, for [`Store::note`]. Blocks for as long as the disk needs, and holds up nobody but those who sync, too: call it
+    /// where nothing waits.
+    pub fn sync(&self, diff_ids: &[Digest]) -> Synced {
+        let _alone = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut synced = Synced { layers: Vec::new(), failed: None };
+        for id in diff_ids {
+            let Some(record) = self.record(id).filter(|r| r.whole && !r.durable) else { continue };
+            match self.to_disk(id) {
+                Ok(()) => synced.layers.push((*id, record.facts)),
+                // One that was evicted meanwhile; the others are synced all the same.
+                Err(error) => synced.failed = Some(error),
+            }
+        }
+        synced
+    }
+
+    /// Says in the database what was synced. Everything that writes there waits meanwhile.
     ///
     /// # Errors
     /// What the file system or the database says: the layers stay usable for this boot. [`StoreError::Lost`] when a sync failed and
     /// the disk does not have the layer: see [`Store::lost`].
-    pub fn settle(&self, diff_ids: &[Digest]) -> Result<(), StoreError> {
-        let _alone = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut synced = Vec::new();
-        let mut failed = None;
-        for id in diff_ids {
-            let Some(record) = self.record(id).filter(|r| r.whole && !r.durable) else { continue };
-            match self.to_disk(id) {
-                Ok(()) => synced.push((*id, record.facts)),
-                // One that was evicted meanwhile; the others are synced all the same.
-                Err(error) => failed = Some(error),
-            }
-        }
+    pub fn note(&self, synced: Synced) -> Result<(), StoreError> {
+        let Synced { layers, failed } = synced;
         let _changing = self.changing();
         // Only what was synced: a layer that was evicted and fetched again meanwhile took another time.
-        let changed: Vec<_> = synced
+        let changed: Vec<_> = layers
             .into_iter()
             .filter_map(|(id, facts)| {
                 let now = self.record(&id).filter(|r| r.whole && r.facts == facts)?;

@@ -66,7 +66,7 @@ fn a_layer_is_kept_verbatim_with_holes_and_found_again() {
         fs::metadata(&path).unwrap().blocks() * 512 <= 64 << 10,
         "zeros take no space, but for the blocks that a cut divides"
     );
-    store.settle(&[id]).unwrap();
+    store.note(store.sync(&[id])).unwrap();
     drop(store);
     let store = open(root.path());
     assert_eq!(store.size(&id), Some(bytes.len() as u64));
@@ -137,7 +137,7 @@ fn files_that_are_older_than_their_record_are_read_back() {
     let root = tempfile::tempdir().unwrap();
     let store = open(root.path());
     let (good, old) = (put(&store, &[1; 20_000]), put(&store, &[2; 20_000]));
-    store.settle(&[good, old]).unwrap();
+    store.note(store.sync(&[good, old])).unwrap();
     for id in [good, old] {
         fs::write(store.layer_path(&id).join("present"), "marks").unwrap();
     }
@@ -170,7 +170,7 @@ fn settle_failing(store: &Store, id: &Digest) {
     let dir = store.layer_path(id);
     fs::rename(dir.join("index"), dir.join("away")).unwrap();
     std::os::unix::fs::symlink("/dev/null", dir.join("index")).unwrap();
-    assert!(store.settle(&[*id]).is_err());
+    assert!(store.note(store.sync(&[*id])).is_err());
     fs::rename(dir.join("away"), dir.join("index")).unwrap();
 }
 
@@ -194,7 +194,7 @@ fn what_failed_to_sync_is_read_back_before_it_is_believed() {
     let store = open(root.path());
     assert!(store.whole(&good), "the disk has it");
     assert!(!store.whole(&lost), "the disk does not");
-    store.settle(&[good, lost]).unwrap();
+    store.note(store.sync(&[good, lost])).unwrap();
     assert!(store.record(&good).unwrap().durable);
     drop(store);
     let store = open(root.path());
@@ -212,13 +212,13 @@ fn a_sync_that_goes_well_after_one_that_failed_proves_nothing() {
     }
     lose_a_page(&store, &lost);
     // Another image that has the layers became ready.
-    assert!(matches!(store.settle(&[good, lost]), Err(StoreError::Lost(id)) if id == lost));
+    assert!(matches!(store.note(store.sync(&[good, lost])), Err(StoreError::Lost(id)) if id == lost));
     assert!(store.record(&good).unwrap().durable && !store.record(&lost).unwrap().durable);
     assert_eq!(store.lost(), [lost]);
     store.evict(&lost).unwrap();
     assert!(store.lost().is_empty());
     put(&store, &[2; 20_000]);
-    store.settle(&[lost]).unwrap();
+    store.note(store.sync(&[lost])).unwrap();
     assert!(store.record(&lost).unwrap().durable, "nothing is held against the next");
 }
 
@@ -301,6 +301,30 @@ fn a_layer_on_its_way_is_not_forgotten() {
     writer.finish(&Toc::new(5, []), &index(b"again"), facts(b"again")).unwrap();
     assert!(store.whole(&again));
     assert!(!store.layer_path(&other).exists());
+}
+
+/// By a clock that was ahead, or one that is behind now.
+#[test]
+fn what_was_used_in_the_future_is_forgotten_first() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path(), Config { known_layers: 2, ..Config::default() }).unwrap();
+    let now = record::now();
+    let known = |name: &[u8], last_used| {
+        let record = LayerRecord {
+            whole: false,
+            durable: false,
+            boot: store.boot,
+            last_used,
+            from: String::new(),
+            facts: facts(name),
+        };
+        (Digest::of(name), record)
+    };
+    let [ahead, old, new] = [known(b"ahead", now + 1_000_000), known(b"old", 5), known(b"new", now)];
+    store.persist(&[ahead.clone(), old.clone(), new.clone()]).unwrap();
+    store.forget_oldest().unwrap();
+    let left = [&ahead, &old, &new].map(|(id, _)| store.record(id).is_some());
+    assert_eq!(left, [false, true, true]);
 }
 
 #[test]

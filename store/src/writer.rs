@@ -72,7 +72,7 @@ impl LayerWriter {
     }
 
     /// Makes the layer exist, if the index that was made of the very bytes that were appended leads to its diff ID. It is not
-    /// durable yet: see [`Store::settle`].
+    /// durable yet: see [`Store::sync`].
     ///
     /// # Errors
     /// [`StoreError::WrongDiffId`] when the bytes are not the layer's; what the file system or the database says. After an
