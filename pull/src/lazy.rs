@@ -321,7 +321,7 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
         }
     });
     // Unmounting may wait for them.
-    let forgotten = lazy.while_readers_wait(forgotten).await;
+    let forgotten = lazy.while_readers_wait(forgotten, || None).await;
     let said = match forgotten {
         Ok((said, Ok(()))) => said,
         Ok((said, Err(error))) => {
@@ -336,8 +336,9 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
         // Its hosts may be others than when the layer was opened.
         let repository = road.repository.renewed().await.ok().flatten();
         let repository = repository.as_ref().unwrap_or(&road.repository);
-        let streamed = lazy.while_readers_wait(road.streams.pull(&lazy.spec, repository, road.trip.as_deref()));
-        match streamed.await {
+        let stream = road.streams.pull(&lazy.spec, repository, road.trip.as_deref());
+        let received = || road.streams.get(&diff_id).map(|job| job.counts.received());
+        match lazy.while_readers_wait(stream, received).await {
             Ok(()) => {
                 road.judge(&lazy, said, &fault.to_string()).await;
                 break;
@@ -348,7 +349,7 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
                 lazy.not_streamed(&error);
                 match error.class {
                     Class::Transient | Class::NoSpace => {
-                        lazy.while_readers_wait(tokio::time::sleep(STREAM_AGAIN.start)).await;
+                        lazy.while_readers_wait(tokio::time::sleep(STREAM_AGAIN.start), || None).await;
                     }
                     class => {
                         lazy.while_readers_fail(&error, unless_whole(&store, &diff_id, again)).await;

@@ -186,7 +186,12 @@ fn sentence(layer: &Layer, rung: Rung) -> String {
         "" => "; names and index: learned or proved on this node".to_owned(),
         from => format!("; names and index: from {from}"),
     };
-    format!("{how}{known} ({} of {} bytes, {} bytes of tar)", layer.blob_received, layer.blob_size, layer.data_bytes)
+    let trouble = match layer.error.as_str() {
+        "" => String::new(),
+        trouble => format!("; now: {trouble}"),
+    };
+    let Layer { blob_received, blob_size, data_bytes, .. } = layer;
+    format!("{how}{known} ({blob_received} of {blob_size} bytes, {data_bytes} bytes of tar){trouble}")
 }
 
 fn verdict(image: &Image, rung: Rung) -> String {

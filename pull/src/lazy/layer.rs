@@ -42,8 +42,7 @@ mod ground;
 mod take;
 mod tend;
 
-/// Waits before a range that failed is fetched again.
-const BACKOFF: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(8);
+use tend::Trouble;
 
 /// A range whose content is wrong is fetched this often again, and from each other host that may have it, before the index is blamed.
 const REPEATS: u32 = 1;
@@ -115,6 +114,10 @@ pub struct Arrived {
 struct Work {
     coming: HashSet<usize>,
     waiting: Vec<Waiting>,
+    /// When bytes of the layer came last, whoever wanted them.
+    came: Option<Instant>,
+    /// Compressed bytes of the stream that takes the spans' place, when they were counted last.
+    streamed: u64,
     /// Where the background goes on: behind what was read last.
     cursor: usize,
     /// The span after the last demand's, and how many spans the run of demands that meets there had.
@@ -147,33 +150,9 @@ enum Ground {
     Nowhere,
 }
 
-#[derive(Debug, Clone)]
-struct Trouble {
-    cause: Arc<str>,
-    class: Class,
-    /// What did not come.
-    run: Range<usize>,
-    /// When the request that failed was made.
-    tried: Instant,
-    next_try: Instant,
-    in_a_row: u32,
-}
-
-impl Trouble {
-    /// Is a read of these spans to be refused now? Not when it was asked since: what kept the last request from its bytes may be over; nor
-    /// for another read's sake, whose request one of many servers may have refused. Credentials, or a blob that is gone, do not come back by
-    /// waiting; a registry does, and space on the disk.
-    fn refuses(&self, read: &Waiting, spans: &Range<usize>) -> bool {
-        let is_its = spans.start < self.run.end && self.run.start < spans.end;
-        let is_final = !matches!(self.class, Class::Transient | Class::Corrupt | Class::NoSpace);
-        is_its && is_final && read.asked <= self.tried
-    }
-}
-
 struct Waiting {
     bytes: Range<u64>,
     asked: Instant,
-    until: Instant,
     answer: Answer,
 }
 
@@ -366,8 +345,7 @@ impl Lazy {
             Ground::Whole(file) => return answer_from(file, &bytes, answer, self),
             Ground::Nowhere => return answer(Err(self.abandoned())),
         };
-        let asked = Instant::now();
-        work.waiting.push(Waiting { bytes, asked, until: asked + self.read_wait, answer });
+        work.waiting.push(Waiting { bytes, asked: Instant::now(), answer });
         drop(work);
         for run in runs {
             self.spawn(run, Wanted::Now, None);
@@ -402,7 +380,7 @@ impl Lazy {
     pub(super) fn has_come(self: &Arc<Self>, span: usize) {
         let mut work = self.work();
         work.coming.remove(&span);
-        work.trouble = None;
+        (work.trouble, work.came) = (None, Some(Instant::now()));
         self.sources.came();
         let ready = work.waiting.extract_if(.., |w| self.has(&w.bytes)).collect::<Vec<_>>();
         drop(work);
@@ -437,9 +415,6 @@ impl Lazy {
             // Of the disk's trouble no other repository knows more.
             let is_its = matches!(error, RangeError::Registry(_) | RangeError::Content { .. });
             let is_last = !is_its || self.sources.failed(blob);
-            // A reader that comes now is to see some tries before its time is over.
-            let longest = BACKOFF.end.min(self.read_wait / 4);
-            let wait = BACKOFF.start.saturating_mul(1 << (in_a_row - 1).min(16)).min(longest);
             tracing::warn!(image = self.image, blob = %self.spec.blob, %error, in_a_row, "a range of a layer did not arrive");
             let cause: Arc<str> = error.to_string().into();
             // Spans come in order: the first that did not is the one that is wrong. A host that has another blob says nothing of the index.
@@ -451,9 +426,10 @@ impl Lazy {
                     work.fault = Some(Arc::clone(&cause));
                 }
             }
-            let (class, wait) = if is_last { (error.class(), wait) } else { (Class::Transient, Duration::ZERO) };
-            let next_try = Instant::now() + wait;
-            work.trouble = Some(Trouble { cause, class, run, tried, next_try, in_a_row });
+            let class = if is_last { error.class() } else { Class::Transient };
+            let waits = if is_last { self.waits(class, in_a_row) } else { [Duration::ZERO; 2] };
+            let [next_try, next_by_itself] = waits.map(|wait| Instant::now() + wait);
+            work.trouble = Some(Trouble { cause, class, run, tried, next_try, next_by_itself, in_a_row });
         }
         drop(work);
         self.happened();

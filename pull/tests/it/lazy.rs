@@ -1,6 +1,10 @@
 //! Layers that another node knows: mounted at once, read before their bytes are here, whole in the end.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use crate::node::{Node, eventually};
 use silk_layer::{
@@ -269,6 +273,68 @@ async fn a_read_is_refused_after_its_time_with_the_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_read_waits_for_a_registry_that_lets_nobody_in() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(13, 3_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    // With it the time between two tries is short, too.
+    let node = Node::with(|config| config.read_wait_secs = 4);
+    node.learn_from(&teacher, &pushed);
+    registry.fault_status(&blobs(&pushed), 403, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    let error = node.read(&id, 0, 4096).await.unwrap_err();
+    assert!(error.class == Class::Denied && error.to_string().contains("403"), "{error}");
+    let healed = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        registry.heal();
+    };
+    let (read, ()) = tokio::join!(node.read(&id, 0, 4096), healed);
+    assert_eq!(read.unwrap(), tar[..4096]);
+    node.whole(&id).await;
+}
+
+/// All of a layer of one zstd frame comes in one piece, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_waits_longer_while_bytes_come() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(15, 12_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Zstd).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::with(|config| config.read_wait_secs = 2);
+    node.learn_from(&teacher, &pushed);
+    registry.fault(&blobs(&pushed), Fault::Slow(2 << 20), ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    let began = Instant::now();
+    assert_eq!(node.read(&id, 11_000_000, 4096).await.unwrap(), tar[11_000_000..11_004_096]);
+    assert!(began.elapsed() > Duration::from_secs(4), "it came too soon to tell: {:?}", began.elapsed());
+    node.whole(&id).await;
+}
+
+/// What nobody reads is asked for by one request at a time, and ever more rarely where waiting hardly helps.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_refuses_is_not_asked_in_bursts() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(16, 12_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    let node = Node::with(|config| config.range_bytes = 1 << 20);
+    node.learn_from(&teacher, &pushed);
+    registry.fault_status(&blobs(&pushed), 403, ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    // Those under way together fail together, and the next try is eight seconds later.
+    registry.wait_for(&blobs(&pushed), 6).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let first = registry.count(&blobs(&pushed));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let asked = registry.count(&blobs(&pushed)) - first;
+    assert!((1..=3).contains(&asked), "{asked} requests in 10 s");
+    registry.heal();
+    assert_eq!(node.read(&id, 0, 4096).await.unwrap(), tar[..4096]);
+    node.whole(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_is_given_up_leaves_what_is_known() {
     let registry = Fake::start().await;
     let tar = tar(&[("noise", &noise(11, 3_000_000))]);
@@ -372,12 +438,12 @@ async fn a_read_is_not_refused_for_what_was_before_it() {
     let id = pushed.layers[0].diff_id;
     let node = Node::new();
     node.learn_from(&teacher, &pushed);
-    registry.fault_status(&blobs(&pushed), 403, ALWAYS);
+    registry.fault(&blobs(&pushed), Fault::error(404, "BLOB_UNKNOWN", "it is gone"), ALWAYS);
     node.pull(&pushed).await.unwrap();
     // The second by a request that was made for it.
     for _ in 0..2 {
         let error = node.read(&id, 0, 4096).await.unwrap_err();
-        assert!(error.class == Class::Denied && error.to_string().contains("403"), "{error}");
+        assert!(error.class == Class::NotFound && error.to_string().contains("it is gone"), "{error}");
     }
     registry.heal();
     assert_eq!(node.read(&id, 0, 4096).await.unwrap(), tar[..4096]);

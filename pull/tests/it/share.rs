@@ -317,7 +317,7 @@ fn text() -> Vec<u8> {
     chosen.chunks(4).flat_map(|c| [&words[usize::from(c[0]) * 12..][..12], c].concat()).collect()
 }
 
-/// What others say of the layer is no good, and the blob comes at a drip: a read waits as long as it may, and no longer.
+/// What others say of the layer is no good, and the blob comes slowly: a read waits for as long as bytes come, and no longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_of_a_layer_that_is_streamed_after_all_has_its_time() {
     let registry = Fake::start().await;
@@ -331,8 +331,12 @@ async fn a_read_of_a_layer_that_is_streamed_after_all_has_its_time() {
     registry.fault("GET .*/blobs/", Fault::Slow(150_000), silk_testkit::ALWAYS);
     node.pull(&pushed).await.unwrap();
     eventually("it is streamed", || node.lazies.get(&id).is_some() && node.lazies.size(&id).is_none()).await;
-    let read = tokio::time::timeout(Duration::from_secs(10), node.read(&id, tar.len() as u64 - 5000, 5000));
-    let error = read.await.expect("it is answered").unwrap_err().to_string();
+    let mut read = Box::pin(node.read(&id, tar.len() as u64 - 5000, 5000));
+    tokio::time::timeout(Duration::from_secs(3), &mut read).await.expect_err("bytes come, and it waits for more");
+    registry.heal();
+    registry.fault("GET .*/blobs/", Fault::NoAnswer, silk_testkit::ALWAYS);
+    let error =
+        tokio::time::timeout(Duration::from_secs(20), read).await.expect("it is answered").unwrap_err().to_string();
     assert!(error.contains("in time"), "{error}");
     registry.heal();
 }

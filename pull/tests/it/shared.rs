@@ -145,7 +145,7 @@ async fn a_layer_comes_from_the_repository_of_whoever_has_it() {
     let id = first.layers[0].diff_id;
     let teacher = Node::new();
     teacher.pull(&first).await.unwrap();
-    let node = Node::new();
+    let node = Node::with(|config| config.read_wait_secs = 2);
     node.learn_from(&teacher, &first);
     registry.fault("GET .*library/a/blobs/", Fault::status(403), ALWAYS);
     node.pull(&first).await.unwrap();

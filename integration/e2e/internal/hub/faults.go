@@ -42,6 +42,16 @@ func Status(status int, code string) Fault {
 	}
 }
 
+// Private lets in who brings this user and this password.
+func Private(user, password string) Fault {
+	return func(w http.ResponseWriter, r Request) bool {
+		if name, secret, ok := r.BasicAuth(); ok && name == user && secret == password {
+			return false
+		}
+		return Status(http.StatusUnauthorized, "UNAUTHORIZED")(w, r)
+	}
+}
+
 // Instead serves other bytes under the blob's digest, ranges included.
 func Instead(data []byte) Fault {
 	return func(w http.ResponseWriter, r Request) bool {

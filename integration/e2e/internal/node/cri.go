@@ -63,6 +63,13 @@ func (n *Node) PullCRI(ctx context.Context, ref string) error {
 	return err
 }
 
+// PullCRIAs pulls an image with what a pod's imagePullSecrets hold.
+func (n *Node) PullCRIAs(ctx context.Context, ref string, login Login) error {
+	auth := &runtime.AuthConfig{Username: login.User, Password: login.Password}
+	_, err := n.Images.PullImage(ctx, &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: ref}, Auth: auth})
+	return err
+}
+
 // RunContainer creates a container in a pod and starts it.
 func (n *Node) RunContainer(ctx context.Context, pod string, sandbox *runtime.PodSandboxConfig, ref string, command ...string) (id string, err error) {
 	if id, err = n.CreateContainer(ctx, pod, sandbox, 0, ref, command...); err != nil {

@@ -17,12 +17,53 @@ import (
 
 // Registry is Debian's docker-registry on a loopback port, with its store in a folder of the test's.
 type Registry struct {
-	Host string
-	t    scope.Scope
+	Host  string
+	t     scope.Scope
+	users string
+	login *Login
 }
+
+// Login lets somebody into a private registry.
+type Login struct {
+	User, Password string
+	// line is what htpasswd -B prints for them.
+	line string
+}
+
+// Logins with different passwords.
+var (
+	OldLogin = Login{"silk", "first", "silk:$2b$05$abcdefghijklmnopqrstuu3rQZA.e/048YzLTJ55aycWHfqo0a49W\n"}
+	NewLogin = Login{"silk", "second", "silk:$2b$05$abcdefghijklmnopqrstuuKbPhTOR7Pvo59BRa0eQ090CMHpax.C6\n"}
+)
 
 // StartRegistry starts it until the test ends.
 func StartRegistry(t scope.Scope) *Registry {
+	t.Helper()
+	r := newRegistry(t)
+	r.start("")
+	return r
+}
+
+// StartPrivateRegistry starts one that lets nobody in but the holder of a login.
+func StartPrivateRegistry(t scope.Scope, login Login) *Registry {
+	t.Helper()
+	r := newRegistry(t)
+	r.users = filepath.Join(t.TempDir(), "htpasswd")
+	r.Admit(login)
+	r.start(fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s}}\n", r.users))
+	return r
+}
+
+// Admit makes a login the only one that is good, from now on.
+func (r *Registry) Admit(login Login) {
+	r.t.Helper()
+	if err := os.WriteFile(r.users, []byte(login.line), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	r.login = &login
+}
+
+func newRegistry(t scope.Scope) *Registry {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -30,10 +71,16 @@ func StartRegistry(t scope.Scope) *Registry {
 	}
 	r := &Registry{Host: listener.Addr().String(), t: t}
 	listener.Close()
+	return r
+}
+
+func (r *Registry) start(settings string) {
+	t := r.t
+	t.Helper()
 	dir := t.TempDir()
 	config := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\nlog: {level: error}\n",
-		filepath.Join(dir, "store"), r.Host)
+	text := fmt.Sprintf("version: 0.1\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\nlog: {level: error}\n%s",
+		filepath.Join(dir, "store"), r.Host, settings)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +90,6 @@ func StartRegistry(t scope.Scope) *Registry {
 	}
 	t.Cleanup(process.Kill)
 	Eventually(t, "the registry answers", func() error { return r.do(http.MethodGet, r.url(""), "", nil, http.StatusOK, nil) })
-	return r
 }
 
 // Push pushes an image and returns its reference.
@@ -95,6 +141,9 @@ func (r *Registry) do(method, target, contentType string, body io.Reader, want i
 		return err
 	}
 	request.Header.Set("Content-Type", contentType)
+	if r.login != nil {
+		request.SetBasicAuth(r.login.User, r.login.Password)
+	}
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return err

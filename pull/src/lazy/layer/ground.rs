@@ -2,7 +2,9 @@
 
 use std::{fmt, fs::File, time::Instant};
 
-use super::{super::life::changed, Ground, Lazy, ReadError, Waiting, answer_from};
+use silk_model::Class;
+
+use super::{super::life::changed, Ground, Lazy, ReadError, answer_from};
 
 impl Lazy {
     /// The index is not to be trusted: readers wait for the stream that takes its place.
@@ -12,13 +14,17 @@ impl Lazy {
         self.lane.cool(self.spec.diff_id);
     }
 
-    /// Does the work of the stream while readers wait for it, each as long as it may.
-    pub(in super::super) async fn while_readers_wait<R>(&self, stream: impl Future<Output = R>) -> R {
+    /// Does the work of the stream while readers wait for it, each as long as it may; `received` counts the stream's bytes.
+    pub(in super::super) async fn while_readers_wait<R>(
+        &self,
+        stream: impl Future<Output = R>,
+        received: impl Fn() -> Option<u64>,
+    ) -> R {
         let late = async {
             let mut events = self.events.subscribe();
             loop {
                 events.borrow_and_update();
-                let next = self.refuse_late();
+                let next = self.refuse_late(received());
                 changed(&mut events, next).await;
             }
         };
@@ -29,10 +35,12 @@ impl Lazy {
     }
 
     /// Refuses reads that have waited long enough; tells when the next one has.
-    fn refuse_late(&self) -> Option<Instant> {
-        let (now, mut work) = (Instant::now(), self.work());
-        let late: Vec<_> = work.waiting.extract_if(.., |read| read.until <= now).collect();
-        let next = work.waiting.iter().map(|read| read.until).min();
+    fn refuse_late(&self, received: Option<u64>) -> Option<Instant> {
+        let mut work = self.work();
+        if let Some(received) = received.filter(|received| *received != work.streamed) {
+            (work.streamed, work.came) = (received, Some(Instant::now()));
+        }
+        let (late, next) = work.take_late(self.read_wait);
         drop(work);
         self.refuse_all(late, None);
         next
@@ -92,11 +100,20 @@ impl Lazy {
 
     /// The stream ended with the layer's data file: reads are answered from it.
     pub(in super::super) fn streamed(&self, file: File) {
-        let mut work = self.work();
-        for Waiting { bytes, answer, .. } in std::mem::take(&mut work.waiting) {
-            answer_from(&file, &bytes, answer, self);
+        // Those who wait read by a descriptor of their own, when nobody else waits for what is under way here.
+        let own = file.try_clone();
+        let waiting = {
+            let mut work = self.work();
+            work.ground = Ground::Whole(file);
+            std::mem::take(&mut work.waiting)
+        };
+        match own {
+            Ok(own) => waiting.into_iter().for_each(|w| answer_from(&own, &w.bytes, w.answer, self)),
+            Err(error) => {
+                let error = self.refuse(Class::Internal, &error);
+                waiting.into_iter().for_each(|w| (w.answer)(Err(error.clone())));
+            }
         }
-        work.ground = Ground::Whole(file);
     }
 
     /// Nobody uses the layer any more: who waits for its bytes does not get them.

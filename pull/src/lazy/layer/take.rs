@@ -89,8 +89,14 @@ impl Lazy {
     /// says when to look again.
     pub(in super::super) fn next_run(&self) -> Result<Option<Range<usize>>, Instant> {
         let mut work = self.work();
-        if let Some(at) = work.trouble.as_ref().map(|t| t.next_try).filter(|at| *at > Instant::now()) {
-            return Err(at);
+        if let Some(at) = work.trouble.as_ref().map(|t| t.next_by_itself) {
+            if at > Instant::now() {
+                return Err(at);
+            }
+            // One finds out whether it is over.
+            if !work.coming.is_empty() {
+                return Ok(None);
+            }
         }
         if work.no_ranges {
             return Ok(self.take_all(&mut work));
