@@ -89,6 +89,11 @@ impl Default for Containerd {
     }
 }
 
+/// Chosen: ten years are for ever, and can be added to any clock.
+const MOST_SECONDS: u64 = 10 * 365 * 24 * 3600;
+/// Chosen: far above what a machine has threads and connections for.
+const MOST_AT_ONCE: usize = 1 << 16;
+
 impl Config {
     /// Reads the file; one that is not there is the defaults only where nobody named it.
     pub fn load(path: &Path, named: bool) -> anyhow::Result<Self> {
@@ -104,6 +109,8 @@ impl Config {
         log_filter(&config.log)?;
         let Self { pull, store, mount, .. } = &config;
         ensure!(pull.first_contact_millis > 0, "pull.first_contact_millis is 0: no registry answers in no time");
+        ensure!(pull.read_wait_secs > 0, "pull.read_wait_secs is 0: no byte that is not here comes in no time");
+        config.bounded()?;
         ensure!(
             store.keep_free_percent < 100,
             "store.keep_free_percent is {}: it has to be less than 100",
@@ -115,6 +122,40 @@ impl Config {
             mount.open_files
         );
         Ok(config)
+    }
+
+    /// What clocks and semaphores cannot count would end a pull or a read much later.
+    fn bounded(&self) -> anyhow::Result<()> {
+        let Self { pull, registry, share, .. } = self;
+        let times = [
+            ("pull.first_contact_millis", pull.first_contact_millis / 1000),
+            ("pull.read_wait_secs", pull.read_wait_secs),
+            ("pull.retry_min_secs", pull.retry_min_secs),
+            ("pull.retry_max_secs", pull.retry_max_secs),
+            ("registry.connect_timeout_secs", registry.connect_timeout_secs),
+            ("registry.response_timeout_secs", registry.response_timeout_secs),
+            ("registry.stall_timeout_secs", registry.stall_timeout_secs),
+            ("registry.credential_helper_timeout_secs", registry.credential_helper_timeout_secs),
+            ("registry.give_up_after_secs", registry.give_up_after_secs),
+            ("registry.retry_delay_ms", registry.retry_delay_ms / 1000),
+            ("share.redis.deadline_millis", share.redis.deadline_millis / 1000),
+            ("share.redis.expiry_secs", share.redis.expiry_secs),
+            ("share.referrers.deadline_millis", share.referrers.deadline_millis / 1000),
+        ];
+        for (name, seconds) in times {
+            ensure!(seconds <= MOST_SECONDS, "{name} is {seconds} s: the most is {MOST_SECONDS} s, ten years");
+        }
+        let counts = [
+            ("pull.layers_at_once", pull.layers_at_once),
+            ("pull.layers_under_way", pull.layers_under_way),
+            ("pull.ranges_at_once", pull.ranges_at_once),
+            ("pull.demand_ranges", pull.demand_ranges),
+            ("pull.profile_ranges", pull.profile_ranges),
+        ];
+        for (name, count) in counts {
+            ensure!(count <= MOST_AT_ONCE, "{name} is {count}: the most is {MOST_AT_ONCE}");
+        }
+        Ok(())
     }
 }
 
@@ -145,6 +186,11 @@ mod tests {
         assert!(said("log = 'warning'").contains("\"warning\" is no level"));
         assert!(said("log = 'info,silk_pull'").contains("silk_pull=debug"));
         assert!(said("[pull]\nfirst_contact_millis = 0").contains("pull.first_contact_millis"));
+        assert!(said("[pull]\nread_wait_secs = 0").contains("pull.read_wait_secs is 0"));
+        assert!(said("[pull]\nread_wait_secs = 9000000000000000000").contains("ten years"));
+        assert!(said("[registry]\nconnect_timeout_secs = 400000000").contains("registry.connect_timeout_secs"));
+        assert!(said("[share.redis]\ndeadline_millis = 9000000000000000000").contains("share.redis.deadline_millis"));
+        assert!(said("[pull]\ndemand_ranges = 65537").contains("the most is 65536"));
         assert!(said("[store]\nkeep_free_percent = 100").contains("store.keep_free_percent is 100"));
         assert!(said("[mount]\nopen_files = 9000000").contains("mount.open_files"));
         for good in
