@@ -109,6 +109,13 @@ impl Attempts {
         }
     }
 
+    /// So long nobody was asked, because others had all connections to the host: that is no lack of progress.
+    pub(crate) fn queued(&mut self, time: Duration) {
+        if let Some(since) = &mut self.since {
+            *since += time;
+        }
+    }
+
     /// How long to wait before the next attempt, or the error that ends the request.
     pub(crate) fn failed(&mut self, error: Error, now: Instant) -> Result<Duration, Error> {
         self.failures += 1;
@@ -250,9 +257,11 @@ mod tests {
             attempts.progressed();
         }
         attempts.failed(cut(), now).unwrap();
+        attempts.queued(Duration::from_secs(200));
+        attempts.failed(cut(), now + Duration::from_secs(300)).unwrap();
         assert!(matches!(
-            attempts.failed(cut(), now + Duration::from_secs(120)),
-            Err(Error::GaveUp { attempts: 2, .. })
+            attempts.failed(cut(), now + Duration::from_secs(320)),
+            Err(Error::GaveUp { attempts: 3, .. })
         ));
     }
 

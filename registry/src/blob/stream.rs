@@ -139,8 +139,10 @@ impl BlobStream {
         }
         if self.permit.as_ref().is_none_or(|(of, _)| *of != host) {
             self.permit = None;
+            let queued = Instant::now();
             let permit = self.blob.inner.repository.endpoints[host].permit(self.urgent).await;
             self.permit = Some((host, permit));
+            self.attempts()?.queued(queued.elapsed());
         }
         let body = self.blob.open(host, &self.left).await.map_err(|error| self.as_refused(error))?;
         if self.ranges_only && body.skip > self.left.end - self.left.start {
