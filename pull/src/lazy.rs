@@ -268,10 +268,11 @@ impl Lazies {
         Some(lazy)
     }
 
-    /// Stops to fill a layer and drops its bytes; what is known of it stays. Blocks for the disk.
+    /// Stops to fill a layer and drops its bytes; what is known of it stays, unless that was just found to be no good. Blocks for the disk.
     pub fn give_up(&self, diff_id: &Digest) {
+        let lied = self.get(diff_id).is_some_and(|lazy| !lazy.is_indexed());
         let Some(lazy) = self.stop(diff_id) else { return };
-        if let Err(error) = lazy.partial.discard(false) {
+        if let Err(error) = lazy.partial.discard(lied) {
             tracing::warn!(%diff_id, %error, "could not drop the bytes of a layer");
         }
     }
