@@ -109,6 +109,35 @@ impl Slots {
         write.commit().map_err(StoreError::db)
     }
 
+    /// How many names have numbers.
+    pub fn count(&self) -> usize {
+        self.known().by_name.len()
+    }
+
+    /// Forgets the names that are not to be kept: should one come again, it gets a number of its own.
+    ///
+    /// # Errors
+    /// When the database cannot be written: all are as before.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) -> Result<(), StoreError> {
+        let _giving = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<_> = self.known().by_name.keys().filter(|name| !keep(name)).cloned().collect();
+        let write = self.db.begin_write().map_err(StoreError::db)?;
+        {
+            let mut table = write.open_table(SLOTS).map_err(StoreError::db)?;
+            for name in &gone {
+                table.remove(name.as_str()).map_err(StoreError::db)?;
+            }
+        }
+        write.commit().map_err(StoreError::db)?;
+        let mut known = self.known();
+        for name in gone {
+            if let Some(slot) = known.by_name.remove(&name) {
+                known.by_slot.remove(&slot);
+            }
+        }
+        Ok(())
+    }
+
     /// The number of a name that has one.
     pub fn find(&self, name: &str) -> Option<u32> {
         self.known().by_name.get(name).copied()
@@ -149,6 +178,21 @@ mod tests {
         let again = Slots::open(db).unwrap();
         assert_eq!(again.of_all(&["c", "d", "a"]).unwrap(), [3, 4, 2]);
         assert_eq!(again.name(3).as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn names_that_are_forgotten_leave_their_numbers_unused() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Arc::new(Database::create(dir.path().join("db")).unwrap());
+        let slots = Slots::open(Arc::clone(&db)).unwrap();
+        slots.of_all(&["a", "b", "c"]).unwrap();
+        slots.retain(|name| name == "b").unwrap();
+        for slots in [slots, Slots::open(db).unwrap()] {
+            assert_eq!((slots.count(), slots.find("a"), slots.find("b"), slots.name(3)), (1, None, Some(2), None));
+            slots.of("a").unwrap();
+            assert!(slots.find("a").unwrap() > 3);
+            slots.retain(|name| name == "b").unwrap();
+        }
     }
 
     #[test]

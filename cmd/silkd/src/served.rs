@@ -123,6 +123,11 @@ impl Served {
         self.files.open_files()
     }
 
+    /// Names of layers and trees towards the kernel.
+    pub fn slots(&self) -> &Slots {
+        &self.files.slots
+    }
+
     /// The file that serves a layer's data. Names it when it has no name yet.
     ///
     /// # Errors

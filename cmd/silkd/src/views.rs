@@ -16,6 +16,10 @@ use silk_store::Store;
 
 use crate::served::Served;
 
+/// Names of layers and trees from which on those that are gone are forgotten, at the next start. Chosen: some 4 MB, and four times what is known
+/// of layers by default (`store.known_layers`).
+const MOST_NAMES: usize = 16_384;
+
 /// Layers of the store as mounts.
 #[derive(Debug)]
 pub struct StoreViews {
@@ -107,8 +111,19 @@ impl StoreViews {
         Ok(())
     }
 
-    /// Takes away what an earlier process left mounted of layers that are gone. Blocks.
+    /// Takes away what an earlier process left mounted of layers that are gone, and, of too many, the names of what was served of them: no mount of
+    /// this process knows them yet. Blocks.
     pub fn sweep(&self) -> Result<(), ViewError> {
+        if let Ok(served) = &self.served
+            && served.slots().count() > MOST_NAMES
+        {
+            let known: Vec<_> = self.store.list().into_iter().map(|(id, _)| id).collect();
+            let mut keep = self.views.names(&Files(self), &known)?;
+            keep.extend(known.iter().map(Digest::hex));
+            if let Err(error) = served.slots().retain(|name| keep.contains(name)) {
+                tracing::warn!(%error, "names of layers that are gone stay");
+            }
+        }
         let whole: Vec<_> = self.store.list().into_iter().filter(|(_, r)| r.whole).map(|(id, _)| id).collect();
         self.views.sweep(&Files(self), &whole)
     }

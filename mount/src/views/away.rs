@@ -166,6 +166,18 @@ impl Views {
         })
     }
 
+    /// The names of all views of these layers that there are images of.
+    ///
+    /// # Errors
+    /// When a layer's directory cannot be read.
+    pub fn names(&self, files: &dyn LayerFiles, layers: &[Digest]) -> Result<HashSet<String>, ViewError> {
+        let mut names = HashSet::new();
+        for layer in layers {
+            names.extend(images(&files.layer_path(layer), layer)?.into_iter().map(|(_, name)| name.to_string()));
+        }
+        Ok(names)
+    }
+
     /// Takes away the views that an earlier process left of layers that are not whole any more. `whole` are those
     /// that are.
     ///
