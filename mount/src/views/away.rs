@@ -48,12 +48,17 @@ impl Views {
         then: impl FnOnce() -> R,
     ) -> Result<R, ViewError> {
         self.layers.take(diff_id, || {
-            // A view that is being mounted over its data on another layer's turn is not found below.
+            // A view that is being mounted over its data on another layer's turn may not be found: it undoes itself.
             self.lies.fetch_add(1, Ordering::SeqCst);
             files.let_go(diff_id);
             // The kernel keeps damaged pages of a tree, and would show them in the next one of its number.
-            self.take_layer(files, diff_id, &|name| self.mounts.disown(name))?;
-            Ok(then())
+            let disown: Hide<'_> = &|name| self.mounts.disown(name);
+            self.take_layer(files, diff_id, disown)?;
+            let done = then();
+            // One that was made anew since then and before the data was gone.
+            self.lies.fetch_add(1, Ordering::SeqCst);
+            self.hide_users(diff_id, &|user| user.layers.contains(diff_id), disown)?;
+            Ok(done)
         })
     }
 
