@@ -153,6 +153,7 @@ impl Door {
             ErrorKind::AuthenticationFailed => {
                 "it refused the user or the password (share.redis.username, share.redis.password_file)".to_owned()
             }
+            _ if error.is_io_error() => format!("{error}{}", self.why_closed()),
             _ => error.to_string(),
         };
         let (connection, driver) =
@@ -161,17 +162,18 @@ impl Door {
         let mut driver: Driver = Box::pin(driver);
         tokio::select! {
             loaded = line.load(&self.scripts) => loaded.map_err(said)?,
-            () = &mut driver => return Err(format!("it closed the connection: {}", self.why_closed())),
+            () = &mut driver => return Err(format!("it closed the connection{}", self.why_closed())),
         }
         Ok((line, driver))
     }
 
     /// Why a server may hang up on what silk says first.
     fn why_closed(&self) -> &'static str {
-        match self.tls {
+        match (&self.tls, &self.address) {
             // With TLS 1.3 a server looks at the client's certificate after the client has finished.
-            Some(_) => "it may want another client certificate (share.redis.certificate_file)",
-            None => "it may want TLS (share.redis.tls)",
+            (Some(_), _) => ": it may want another client certificate (share.redis.certificate_file)",
+            (None, Address::Tcp(_)) => ": it may want TLS (share.redis.tls)",
+            (None, Address::Unix(_)) => "",
         }
     }
 

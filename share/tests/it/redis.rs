@@ -103,7 +103,7 @@ async fn over_tls_with_certificates_of_both_sides() {
     assert!(has(&share, 1).await);
 
     let other = file("other.pem", &Certificates::new().ca);
-    let plain = RedisConfig { tls: false, ca_file: None, certificate_file: None, ..redis(None, None) };
+    let plain = RedisConfig { tls: false, database: 1, ..redis(None, None) };
     for (what, config, said) in [
         ("nobody told whom to believe", redis(None, Some(client.clone())), "share.redis.ca_file"),
         ("another CA", redis(Some(other), Some(client.clone())), "share.redis.ca_file"),
