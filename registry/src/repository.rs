@@ -217,8 +217,8 @@ impl Repository {
         }
     }
 
-    /// Whether a host answers for `object` and lets us in, within `deadline` in all. Hosts that answer with trouble of their own, or cut the
-    /// connection, are asked [`CHECKS`] times; nothing else is asked twice. A host that waits for a credential helper at that time does
+    /// Whether a host answers for `object` and lets us in, within `deadline` in all. If the registry itself has trouble of its own, or cuts the
+    /// connection, all are asked again, three times in all. A host that waits for a credential helper at that time does
     /// if the helper had a credential for it the last time.
     ///
     /// # Errors
@@ -234,7 +234,10 @@ impl Repository {
         let end = Instant::now() + deadline;
         for _ in 1..CHECKS {
             match inner.probe(&call, end).await {
-                Err(error) if error.is_blip() && Instant::now() + CHECK_PAUSE < end => sleep(CHECK_PAUSE).await,
+                // With the last moments nobody could answer, and would count as silent.
+                Err(error) if error.is_blip() && Instant::now() + CHECK_PAUSE + deadline / 4 < end => {
+                    sleep(CHECK_PAUSE).await;
+                }
                 answer => return answer,
             }
         }
