@@ -22,8 +22,8 @@ pub(crate) fn later(store: &Arc<Store>, diff_ids: Vec<Digest>, of: String) {
     let store = Arc::downgrade(store);
     tokio::spawn(async move {
         tokio::time::sleep(AFTER).await;
-        let Some(store) = store.upgrade() else { return };
         let Ok(_turn) = TURN.acquire().await else { return };
+        let Some(store) = store.upgrade() else { return };
         let settled = tokio::task::spawn_blocking(move || {
             let lowered = priority::lowered(Behind::All);
             let synced = store.sync(&diff_ids);

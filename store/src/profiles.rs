@@ -80,7 +80,7 @@ impl Profiles {
     fn make_room(&self, table: &mut Table<'_, &'static [u8; 32], &'static [u8]>) -> Result<(), StoreError> {
         let now = now();
         while table.len().map_err(StoreError::db)? > self.max {
-            let mut oldest: Option<(u64, [u8; 32])> = None;
+            let mut oldest: Option<((u64, u64), [u8; 32])> = None;
             for row in table.iter().map_err(StoreError::db)? {
                 let (key, value) = row.map_err(StoreError::db)?;
                 let row = (by_use(time(value.value()), now), *key.value());

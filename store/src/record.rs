@@ -53,13 +53,14 @@ impl LayerRecord {
     }
 }
 
-/// Seconds since 1970.
 /// Orders what may go by its last use. What was used in the future, by a clock that was ahead then or is behind now, goes first: else it would
-/// stay for good, and what comes now would go in its place.
-pub(crate) fn by_use(last_used: u64, now: u64) -> u64 {
-    if last_used > now { 0 } else { last_used }
+/// stay for good, and what comes now would go in its place. An hour is no more than clocks are set by.
+pub(crate) fn by_use(last_used: u64, now: u64) -> (u64, u64) {
+    const SET_BY: u64 = 3600;
+    (if last_used > now.saturating_add(SET_BY) { 0 } else { last_used }, last_used)
 }
 
+/// Seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
