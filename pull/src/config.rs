@@ -55,8 +55,8 @@ pub struct Config {
     /// Mount layers that are known (learned on this node or by a peer) before their bytes are here, and fetch what is read
     /// first. `false` streams every layer and waits for it.
     pub lazy: bool,
-    /// Seconds that a read of bytes that are not here waits for a registry that does not answer, or does not let silk in any more; then it
-    /// fails with EIO. Where the registry says that the blob is gone, it fails at once.
+    /// Seconds that a read of bytes that are not here waits for a registry that does not answer, or does not let silk in any more, since something of
+    /// what it waits for came last; then it fails with EIO. Where the registry says that the blob is gone, it fails at once.
     pub read_wait_secs: u64,
 }
 

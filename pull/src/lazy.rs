@@ -345,14 +345,17 @@ async fn live(lazy: Arc<Lazy>, road: Road) {
                 break;
             }
             Err(error) => {
+                let cause = error.to_string();
                 let error = lazy.refuse(error.class(), &error);
-                tracing::error!(%error, again = again.as_secs(), "reads fail");
-                lazy.not_streamed(&error);
+                tracing::error!(%error, again = again.as_secs(), "a layer does not come");
                 match error.class {
-                    Class::Transient | Class::NoSpace => {
+                    // Who reads goes on waiting, for its time.
+                    Class::Transient | Class::NoSpace | Class::Denied => {
+                        lazy.stream_failed(&error, &cause);
                         lazy.while_readers_wait(tokio::time::sleep(STREAM_AGAIN.start), || None).await;
                     }
                     class => {
+                        lazy.not_streamed(&error);
                         lazy.while_readers_fail(&error, unless_whole(&store, &diff_id, again)).await;
                         if class == Class::Corrupt {
                             // Each try fetches the blob to its end, and nothing says that it would be another one now.

@@ -6,7 +6,7 @@ use silk_model::{Class, Digest};
 use silk_registry::Object;
 
 use super::{Failure, Image, Puller, State};
-use crate::{ImageError, ImageSpec, LayerError, Refused};
+use crate::{ImageError, ImageSpec, LayerError, ReadError, Refused};
 
 /// containerd prepares a layer of an image.
 #[derive(Debug, Clone)]
@@ -51,10 +51,15 @@ impl Image {
     /// although it lacks the layers, and containerd may have credentials that silk has not: it is left to pull.
     pub(super) fn shut_out(&self) -> Option<String> {
         let state = self.state.borrow();
-        let State::Failed(Failure { error: ImageError::Layer { source, .. }, .. }) = &*state else { return None };
-        let LayerError::Registry(cause) = &**source else { return None };
-        let is_final = matches!(cause.class(), Class::Denied | Class::NotFound | Class::Unsupported);
-        is_final.then(|| format!("its last pull by silk failed: {cause}"))
+        let State::Failed(Failure { error, .. }) = &*state else { return None };
+        let is_registrys = match error {
+            ImageError::Layer { source, .. } => matches!(**source, LayerError::Registry(_)),
+            // Bytes that are needed to show a layer, and did not come.
+            ImageError::Show { source, .. } => source.source.is::<ReadError>(),
+            ImageError::Unknown(_) | ImageError::Recent(_) => false,
+        };
+        let is_final = matches!(error.class(), Class::Denied | Class::NotFound | Class::Unsupported);
+        (is_registrys && is_final).then(|| format!("its last pull by silk failed: {error}"))
     }
 }
 

@@ -101,7 +101,7 @@ impl Puller {
         for (diff_id, from) in pieces.collect::<BTreeSet<_>>() {
             let Some(lazy) = self.lazies.get(&diff_id) else { continue };
             let (to, came) = oneshot::channel();
-            lazy.read(from, BROUGHT_AT_ONCE, Box::new(move |read| drop(to.send(read.map(drop)))));
+            lazy.bring(from, BROUGHT_AT_ONCE, Box::new(move |read| drop(to.send(read.map(drop)))));
             // Without an answer (silkd stops) it turns out where they are shown.
             came.await.unwrap_or(Ok(()))?;
         }

@@ -114,8 +114,6 @@ pub struct Arrived {
 struct Work {
     coming: HashSet<usize>,
     waiting: Vec<Waiting>,
-    /// When bytes of the layer came last, whoever wanted them.
-    came: Option<Instant>,
     /// Compressed bytes of the stream that takes the spans' place, when they were counted last.
     streamed: u64,
     /// Where the background goes on: behind what was read last.
@@ -153,6 +151,10 @@ enum Ground {
 struct Waiting {
     bytes: Range<u64>,
     asked: Instant,
+    /// When something of what it waits for came last, or when it was asked.
+    moved: Instant,
+    /// A container's: it waits for whoever has to let silk in.
+    patient: bool,
     answer: Answer,
 }
 
@@ -324,6 +326,15 @@ impl Lazy {
     /// Reads `len` bytes of the data file at `offset`; less only at its end. Answers at once when they are here, else when
     /// they have come or cannot.
     pub fn read(self: &Arc<Self>, offset: u64, len: usize, answer: Answer) {
+        self.answer_when_here(offset, len, true, answer);
+    }
+
+    /// As [`Lazy::read`] for a pull, which has others to turn to where nobody lets silk in: it is refused at once then.
+    pub(crate) fn bring(self: &Arc<Self>, offset: u64, len: usize, answer: Answer) {
+        self.answer_when_here(offset, len, false, answer);
+    }
+
+    fn answer_when_here(self: &Arc<Self>, offset: u64, len: usize, patient: bool, answer: Answer) {
         self.last_read.store(self.made.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
         let bytes = offset..(offset + len as u64);
         if self.has(&bytes) {
@@ -345,7 +356,8 @@ impl Lazy {
             Ground::Whole(file) => return answer_from(file, &bytes, answer, self),
             Ground::Nowhere => return answer(Err(self.abandoned())),
         };
-        work.waiting.push(Waiting { bytes, asked: Instant::now(), answer });
+        let asked = Instant::now();
+        work.waiting.push(Waiting { bytes, asked, moved: asked, patient, answer });
         drop(work);
         for run in runs {
             self.spawn(run, Wanted::Now, None);
@@ -380,7 +392,8 @@ impl Lazy {
     pub(super) fn has_come(self: &Arc<Self>, span: usize) {
         let mut work = self.work();
         work.coming.remove(&span);
-        (work.trouble, work.came) = (None, Some(Instant::now()));
+        work.trouble = None;
+        self.moved(&mut work, span);
         self.sources.came();
         let ready = work.waiting.extract_if(.., |w| self.has(&w.bytes)).collect::<Vec<_>>();
         drop(work);

@@ -327,18 +327,49 @@ async fn a_read_of_a_layer_that_is_streamed_after_all_has_its_time() {
     let peer = Peer::new();
     let (_, lie) = LIES[4];
     peer.say(&altered(&known[0], lie));
-    let node = Node::sharing_with(vec![peer], |config| (config.range_bytes, config.read_wait_secs) = (200_000, 1));
-    registry.fault("GET .*/blobs/", Fault::Slow(150_000), silk_testkit::ALWAYS);
+    let node = Node::sharing_with(vec![peer], |config| {
+        (config.range_bytes, config.ranges_at_once, config.read_wait_secs) = (200_000, 2, 4);
+    });
+    registry.fault("GET .*/blobs/", Fault::Slow(50_000), silk_testkit::ALWAYS);
     node.pull(&pushed).await.unwrap();
     eventually("it is streamed", || node.lazies.get(&id).is_some() && node.lazies.size(&id).is_none()).await;
     let mut read = Box::pin(node.read(&id, tar.len() as u64 - 5000, 5000));
-    tokio::time::timeout(Duration::from_secs(3), &mut read).await.expect_err("bytes come, and it waits for more");
+    tokio::time::timeout(Duration::from_secs(8), &mut read).await.expect_err("bytes come, and it waits for more");
     registry.heal();
     registry.fault("GET .*/blobs/", Fault::NoAnswer, silk_testkit::ALWAYS);
-    let error =
-        tokio::time::timeout(Duration::from_secs(20), read).await.expect("it is answered").unwrap_err().to_string();
+    let error = tokio::time::timeout(Duration::from_secs(20), read).await.expect("it is answered");
+    let error = error.map(|bytes| bytes.len()).unwrap_err().to_string();
     assert!(error.contains("in time"), "{error}");
     registry.heal();
+}
+
+/// And nobody lets silk in meanwhile: it waits for that, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_a_layer_that_is_streamed_after_all_waits_for_credentials() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("text", &text())]);
+    let (pushed, known) = taught(&registry, "library/app:1", &[(&tar, Compression::Gzip)]).await;
+    let id = pushed.layers[0].diff_id;
+    let peer = Peer::new();
+    let (_, lie) = LIES[4];
+    peer.say(&altered(&known[0], lie));
+    let node = Node::sharing_with(vec![peer], |config| config.range_bytes = 200_000);
+    registry.fault("GET .*/blobs/", Fault::Slow(75_000), silk_testkit::ALWAYS);
+    node.pull(&pushed).await.unwrap();
+    eventually("it is streamed", || node.lazies.get(&id).is_some() && node.lazies.size(&id).is_none()).await;
+    registry.heal();
+    registry.fault("GET .*/blobs/", Fault::status(403), silk_testkit::ALWAYS);
+    let mut read = Box::pin(node.read(&id, tar.len() as u64 - 5000, 5000));
+    let lazy = node.lazies.get(&id).unwrap();
+    let refused = async {
+        eventually("the stream was refused", || lazy.trouble().is_some_and(|trouble| trouble.contains("403"))).await;
+    };
+    tokio::select! {
+        () = refused => {}
+        answer = &mut read => panic!("the read did not wait: {answer:?}"),
+    }
+    registry.heal();
+    assert_eq!(read.await.unwrap(), tar[tar.len() - 5000..]);
 }
 
 /// A mirror that is away never sends wrong bytes: what others say is found to be no good all the same.

@@ -1,10 +1,10 @@
 //! How a layer stops being filled by its spans: its index is no good, a stream takes its place, nobody fills it any more.
 
-use std::{fmt, fs::File, time::Instant};
+use std::{fmt, fs::File, sync::Arc, time::Instant};
 
 use silk_model::Class;
 
-use super::{super::life::changed, Ground, Lazy, ReadError, answer_from};
+use super::{super::life::changed, Ground, Lazy, ReadError, Trouble, answer_from};
 
 impl Lazy {
     /// The index is not to be trusted: readers wait for the stream that takes its place.
@@ -38,12 +38,26 @@ impl Lazy {
     fn refuse_late(&self, received: Option<u64>) -> Option<Instant> {
         let mut work = self.work();
         if let Some(received) = received.filter(|received| *received != work.streamed) {
-            (work.streamed, work.came) = (received, Some(Instant::now()));
+            (work.streamed, work.trouble) = (received, None);
+            let now = Instant::now();
+            work.waiting.iter_mut().for_each(|read| read.moved = now);
         }
         let (late, next) = work.take_late(self.read_wait);
+        let trouble = work.trouble.clone();
         drop(work);
-        self.refuse_all(late, None);
+        self.refuse_all(late, trouble.as_ref());
         next
+    }
+
+    /// The stream is tried again soon: readers wait for that, and are told this if their time is over before. A pull is told now.
+    pub(in super::super) fn stream_failed(&self, error: &ReadError, cause: &str) {
+        let (now, mut work) = (Instant::now(), self.work());
+        let pulls: Vec<_> = work.waiting.extract_if(.., |read| !read.patient).collect();
+        let (cause, run) = (Arc::from(cause), 0..0);
+        let class = error.class;
+        work.trouble = Some(Trouble { cause, class, run, tried: now, next_try: now, next_by_itself: now, in_a_row: 1 });
+        drop(work);
+        pulls.into_iter().for_each(|w| (w.answer)(Err(error.clone())));
     }
 
     /// Waits, while whoever reads is told at once why the layer does not come.

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, time::Instant};
 
-use super::{super::scheduler::NEAR, Ground, Lazy, Work};
+use super::{super::scheduler::NEAR, Ground, Lazy, Work, tend::BACKOFF};
 
 /// Spans before a read that the rest fetches first, and then those behind it: loaders read a library's end and then what lies
 /// before it, and modules of a package come in any order. Two were little worse, eight no better.
@@ -89,14 +89,13 @@ impl Lazy {
     /// says when to look again.
     pub(in super::super) fn next_run(&self) -> Result<Option<Range<usize>>, Instant> {
         let mut work = self.work();
-        if let Some(at) = work.trouble.as_ref().map(|t| t.next_by_itself) {
-            if at > Instant::now() {
-                return Err(at);
+        if let Some(trouble) = &mut work.trouble {
+            let now = Instant::now();
+            if trouble.next_by_itself > now {
+                return Err(trouble.next_by_itself);
             }
             // One finds out whether it is over.
-            if !work.coming.is_empty() {
-                return Ok(None);
-            }
+            trouble.next_by_itself = now + BACKOFF.end;
         }
         if work.no_ranges {
             return Ok(self.take_all(&mut work));

@@ -11,7 +11,7 @@ use silk_model::Class;
 use super::{Lazy, Waiting, Work};
 
 /// Waits before a range that failed is fetched again.
-const BACKOFF: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(8);
+pub(super) const BACKOFF: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(8);
 /// The longest wait where nobody reads and waiting alone hardly helps: a password that is wrong, a blob that is gone, a full disk. Chosen: a
 /// node with sixty such layers asks once a second.
 const BY_ITSELF: Duration = Duration::from_secs(60);
@@ -48,19 +48,22 @@ impl Trouble {
     /// a while later, and some registries refuse those who ask too often.
     fn refuses(&self, read: &Waiting, spans: &Range<usize>) -> bool {
         let is_its = spans.start < self.run.end && self.run.start < spans.end;
-        let is_final = !matches!(self.class, Class::Transient | Class::Corrupt | Class::NoSpace | Class::Denied);
+        let is_final = match self.class {
+            Class::Transient | Class::Corrupt | Class::NoSpace => false,
+            Class::Denied => !read.patient,
+            _ => true,
+        };
         is_its && is_final && read.asked <= self.tried
     }
 }
 
 impl Work {
-    /// Takes the reads that have waited long enough; tells when the next one has. That is `patience` after a read was asked, or after bytes of the
-    /// layer came last: a slow link is no outage.
+    /// Takes the reads that have waited long enough; tells when the next one has. That is `patience` after a read was asked, or after something of what
+    /// it waits for came last: a slow link is no outage.
     pub(super) fn take_late(&mut self, patience: Duration) -> (Vec<Waiting>, Option<Instant>) {
-        let (now, came) = (Instant::now(), self.came);
-        let deadline = |read: &Waiting| came.map_or(read.asked, |came| came.max(read.asked)) + patience;
-        let late = self.waiting.extract_if(.., |read| deadline(read) <= now).collect();
-        (late, self.waiting.iter().map(deadline).min())
+        let now = Instant::now();
+        let late = self.waiting.extract_if(.., |read| read.moved + patience <= now).collect();
+        (late, self.waiting.iter().map(|read| read.moved + patience).min())
     }
 }
 
@@ -80,13 +83,30 @@ impl Lazy {
         }
         let mut runs = Vec::new();
         if trouble.as_ref().is_none_or(|t| t.next_try <= now) {
-            let wanted: Vec<_> = work.waiting.iter().map(|w| w.bytes.clone()).collect();
+            // Who is not let in asks once: some registries count that.
+            let most = trouble.as_ref().filter(|t| t.class == Class::Denied).map_or(usize::MAX, |_| 1);
+            let wanted: Vec<_> = work.waiting.iter().take(most).map(|w| w.bytes.clone()).collect();
             runs = wanted.iter().flat_map(|bytes| self.take(&mut work, self.spans(bytes))).collect();
         }
         let next_try = trouble.as_ref().map(|t| t.next_try).filter(|at| *at > now);
         drop(work);
         self.refuse_all(over, trouble.as_ref());
         Ok(Todo { runs, wake: [deadline, next_try].into_iter().flatten().min() })
+    }
+
+    /// A span has come. What comes before others in a segment leads to them, and all of a layer in one piece to the rest of it.
+    pub(super) fn moved(&self, work: &mut Work, span: usize) {
+        let index = self.partial.index();
+        let (segment, now) = (index.segment(span), Instant::now());
+        let is_stream = work.stream.as_ref().is_some_and(|run| run.contains(&span));
+        for read in &mut work.waiting {
+            let spans = self.spans(&read.bytes);
+            let needs =
+                !spans.is_empty() && { spans.start < segment.end && segment.start < index.segment(spans.end - 1).end };
+            if is_stream || needs {
+                read.moved = now;
+            }
+        }
     }
 
     /// How long to wait after so many failures in a row: for those who read, and for nobody.
