@@ -240,13 +240,14 @@ impl Puller {
             State::Idle | State::Failed(_) => false,
         };
         if !settled {
+            let whole = spec.layers.iter().all(|layer| self.store.whole(&layer.diff_id));
+            // Where nothing of it is silk's yet.
+            if spec.layers[..claim.below].iter().all(|layer| self.lazies.is_here(&layer.diff_id))
+                && let Some(why) = image.shut_out(here, whole)
+            {
+                return Err(Refused::Registry(why));
+            }
             if !here {
-                // Where nothing of it is silk's yet.
-                if spec.layers[..claim.below].iter().all(|layer| self.lazies.is_here(&layer.diff_id))
-                    && let Some(why) = image.shut_out()
-                {
-                    return Err(Refused::Registry(why));
-                }
                 let ahead = self.ask_ahead(&image, &spec).await;
                 self.first_contact(&spec).instrument(spans::part!("first contact")).await?;
                 // The pull takes the answer.

@@ -47,15 +47,16 @@ pub struct Claimed {
 }
 
 impl Image {
-    /// Why silk could not pull it lately, if no registry let it have a layer. First contacts ask for the manifest only, which a mirror may have
-    /// although it lacks the layers, and containerd may have credentials that silk has not: it is left to pull.
-    pub(super) fn shut_out(&self) -> Option<String> {
+    /// Why silk could not pull it lately, if no registry let it have a layer that is not `here`, or bytes of one that is not `whole`. First contacts
+    /// ask for the manifest only, which a mirror may have although it lacks the layers, and containerd may have credentials that silk has
+    /// not: it is left to pull.
+    pub(super) fn shut_out(&self, here: bool, whole: bool) -> Option<String> {
         let state = self.state.borrow();
         let State::Failed(Failure { error, .. }) = &*state else { return None };
         let is_registrys = match error {
-            ImageError::Layer { source, .. } => matches!(**source, LayerError::Registry(_)),
-            // Bytes that are needed to show a layer, and did not come.
-            ImageError::Show { source, .. } => source.source.is::<ReadError>(),
+            ImageError::Layer { source, .. } => !here && matches!(**source, LayerError::Registry(_)),
+            // Bytes without which a layer that is known cannot be shown.
+            ImageError::Show { source, .. } => !whole && source.source.is::<ReadError>(),
             ImageError::Unknown(_) | ImageError::Recent(_) => false,
         };
         let is_final = matches!(error.class(), Class::Denied | Class::NotFound | Class::Unsupported);

@@ -294,6 +294,24 @@ async fn a_read_waits_for_a_registry_that_lets_nobody_in() {
     node.whole(&id).await;
 }
 
+/// Bytes that a pull needs itself, to show the layer, are another matter: containerd may have credentials that silk has not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_cannot_be_shown_without_what_is_denied_is_left_to_containerd() {
+    let registry = Fake::start().await;
+    let tar = tar(&[("noise", &noise(17, 3_000_000))]);
+    let (teacher, pushed) = taught(&registry, &tar, Compression::Plain).await;
+    let id = pushed.layers[0].diff_id;
+    // A read would wait for five minutes.
+    let node = Node::new();
+    node.learn_from(&teacher, &pushed);
+    node.show_needs(id, 1_000_000..1_000_100);
+    registry.fault_status(&blobs(&pushed), 403, ALWAYS);
+    let error = tokio::time::timeout(Duration::from_secs(60), node.pull(&pushed)).await.unwrap().unwrap_err();
+    assert!(error.class() == Class::Denied && error.to_string().contains("403"), "{error}");
+    let refused = node.claim(&pushed).await.unwrap_err();
+    assert!(refused.to_string().contains("403"), "{refused}");
+}
+
 /// All of a layer of one zstd frame comes in one piece, in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_waits_longer_while_bytes_come() {

@@ -101,9 +101,9 @@ impl Lazy {
         let is_stream = work.stream.as_ref().is_some_and(|run| run.contains(&span));
         for read in &mut work.waiting {
             let spans = self.spans(&read.bytes);
-            let needs =
-                !spans.is_empty() && { spans.start < segment.end && segment.start < index.segment(spans.end - 1).end };
-            if is_stream || needs {
+            let is_its =
+                !spans.is_empty() && spans.start < segment.end && segment.start < index.segment(spans.end - 1).end;
+            if is_stream || is_its {
                 read.moved = now;
             }
         }
