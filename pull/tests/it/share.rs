@@ -12,6 +12,7 @@ use silk_layer::{
     profile::{FADES_AFTER, GRAIN, Profile, Seen, decode, encode},
     toc::{self, Entry, Toc},
 };
+use silk_model::Digest;
 use silk_share::{Backend, Key};
 use silk_store::Known;
 use silk_testkit::{ALWAYS, Compression, Fake, Fault, ImageSpec, LayerSpec, Pushed, PushedLayer, noise, tar};
@@ -317,22 +318,28 @@ fn text() -> Vec<u8> {
     chosen.chunks(4).flat_map(|c| [&words[usize::from(c[0]) * 12..][..12], c].concat()).collect()
 }
 
-/// What others say of the layer is no good, and the blob comes slowly: a read waits for as long as bytes come, and no longer.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_read_of_a_layer_that_is_streamed_after_all_has_its_time() {
-    let registry = Fake::start().await;
+/// A node with a layer that is streamed, because what others say of it is no good, and slowly; its diff ID and its tar.
+async fn streamed_after_all(registry: &Fake, read_wait_secs: u64) -> (Node, Digest, Vec<u8>) {
     let tar = tar(&[("text", &text())]);
-    let (pushed, known) = taught(&registry, "library/app:1", &[(&tar, Compression::Gzip)]).await;
+    let (pushed, known) = taught(registry, "library/app:1", &[(&tar, Compression::Gzip)]).await;
     let id = pushed.layers[0].diff_id;
     let peer = Peer::new();
     let (_, lie) = LIES[4];
     peer.say(&altered(&known[0], lie));
     let node = Node::sharing_with(vec![peer], |config| {
-        (config.range_bytes, config.ranges_at_once, config.read_wait_secs) = (200_000, 2, 4);
+        (config.range_bytes, config.ranges_at_once, config.read_wait_secs) = (200_000, 2, read_wait_secs);
     });
     registry.fault("GET .*/blobs/", Fault::Slow(50_000), silk_testkit::ALWAYS);
     node.pull(&pushed).await.unwrap();
     eventually("it is streamed", || node.lazies.get(&id).is_some() && node.lazies.size(&id).is_none()).await;
+    (node, id, tar)
+}
+
+/// The blob comes slowly: a read waits for as long as bytes come, and no longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_a_layer_that_is_streamed_after_all_has_its_time() {
+    let registry = Fake::start().await;
+    let (node, id, tar) = streamed_after_all(&registry, 4).await;
     let mut read = Box::pin(node.read(&id, tar.len() as u64 - 5000, 5000));
     tokio::time::timeout(Duration::from_secs(8), &mut read).await.expect_err("bytes come, and it waits for more");
     registry.heal();
@@ -347,16 +354,7 @@ async fn a_read_of_a_layer_that_is_streamed_after_all_has_its_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_of_a_layer_that_is_streamed_after_all_waits_for_credentials() {
     let registry = Fake::start().await;
-    let tar = tar(&[("text", &text())]);
-    let (pushed, known) = taught(&registry, "library/app:1", &[(&tar, Compression::Gzip)]).await;
-    let id = pushed.layers[0].diff_id;
-    let peer = Peer::new();
-    let (_, lie) = LIES[4];
-    peer.say(&altered(&known[0], lie));
-    let node = Node::sharing_with(vec![peer], |config| config.range_bytes = 200_000);
-    registry.fault("GET .*/blobs/", Fault::Slow(75_000), silk_testkit::ALWAYS);
-    node.pull(&pushed).await.unwrap();
-    eventually("it is streamed", || node.lazies.get(&id).is_some() && node.lazies.size(&id).is_none()).await;
+    let (node, id, tar) = streamed_after_all(&registry, 300).await;
     registry.heal();
     registry.fault("GET .*/blobs/", Fault::status(403), silk_testkit::ALWAYS);
     let mut read = Box::pin(node.read(&id, tar.len() as u64 - 5000, 5000));
